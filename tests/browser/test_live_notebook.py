@@ -1,0 +1,126 @@
+"""The first notebook in a real JupyterLab: a person moves a slider, presses Train, watches, stops."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from browser_lab import TOKEN, jupyter_lab
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = "01-vblora-live.ipynb"
+LONG = 120_000  # milliseconds: for a kernel's first imports on a busy machine
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder / "notebooks")
+    with jupyter_lab(folder / "notebooks", folder) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser, lab):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.goto(f"{lab}/lab/tree/{NOTEBOOK}?token={TOKEN}")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
+    yield page
+    context.close()
+
+
+def run_cells_until(page, locator):
+    """Press Shift+Enter from the first cell on, until `locator` is there."""
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.keyboard.press("Escape")
+    for _ in range(12):
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(300)
+        if page.locator(".jp-Notebook .jp-mod-selected .cm-content", has_text="train(").count():
+            break  # the next cell would train from code
+    locator.wait_for(timeout=LONG)
+
+
+def test_a_person_trains_live_and_stops(page, screenshots):
+    panel = page.locator(".vblora-panel")
+    run_cells_until(page, panel)
+    status = panel.locator(".vblora-status")
+    assert "ready" in status.inner_text()
+    overflow = "e => [...e.querySelectorAll('*'), e].some(x => x.scrollWidth > x.clientWidth + 1 && getComputedStyle(x).overflowX === 'auto')"
+    assert not page.locator(".jp-WindowedPanel-outer").first.evaluate(
+        "e => e.scrollWidth > e.clientWidth"
+    )
+
+    # A slider: its value goes to the kernel and comes back as the number beside it.
+    topk = panel.locator(".widget-inline-hbox", has_text="topk")
+    assert topk.locator(".widget-readout").inner_text() == "2"
+    topk.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    assert topk.locator(".widget-readout").inner_text() == "3"
+
+    panel.get_by_role("button", name="Train").scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "1-ready.png")
+    panel.get_by_role("button", name="Train").click()
+    page.get_by_text("▶ training").wait_for()
+
+    # Loss and heatmap move while it trains.
+    loss, heatmap = panel.locator("canvas").nth(0), panel.locator("canvas").nth(1)
+    steps = panel.locator(".vblora-steps")
+    wait_for_step(page, 3)
+    before = picture(loss), picture(heatmap)
+    at = steps.inner_text()
+    wait_for_step(page, 10)
+    assert steps.inner_text() != at
+    assert picture(loss) != before[0]
+    assert picture(heatmap) != before[1]
+
+    # The kernel answers another cell meanwhile.
+    page.locator(".jp-Notebook .jp-mod-selected").first.click()
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    page.keyboard.type("print(6 * 7)")
+    page.keyboard.press("Control+Enter")
+    page.locator(".jp-OutputArea-output pre", has_text="42").wait_for()
+    assert "training" in status.inner_text()
+
+    panel.get_by_role("button", name="Stop").scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "2-training.png")
+    panel.get_by_role("button", name="Stop").click()
+    page.get_by_text("■ stopped").wait_for()
+    assert panel.get_by_role("button", name="Train").is_enabled()
+    stopped_at = steps.inner_text()
+    page.wait_for_timeout(1000)
+    assert steps.inner_text() == stopped_at
+
+    # Hovering reads out what the selection says, on both charts.
+    heatmap.scroll_into_view_if_needed()
+    heatmap.hover(position={"x": 300, "y": 200})
+    assert "of bank vector" in panel.locator(".vblora-readout").nth(1).inner_text()
+    page.screenshot(path=screenshots / "3-stopped.png")
+
+    # Training again starts from nothing.
+    panel.get_by_role("button", name="Train").click()
+    page.get_by_text("▶ training").wait_for()
+    wait_for_step(page, 2)
+    panel.get_by_role("button", name="Stop").click()
+    page.get_by_text("■ stopped").wait_for()
+
+
+def picture(canvas) -> str:
+    return canvas.evaluate("canvas => canvas.toDataURL()")
+
+
+def wait_for_step(page, step: int) -> None:
+    page.wait_for_function(
+        """step => {
+          const text = document.querySelector(".vblora-steps")?.textContent ?? "";
+          return Number(text.split(" ")[1]) >= step;
+        }""",
+        arg=step,
+        timeout=LONG,
+    )

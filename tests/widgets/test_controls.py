@@ -1,0 +1,78 @@
+"""What the controls offer fits the model: PEFT's own tuner accepts every vector length offered."""
+
+import pytest
+from scripted import small_opt
+from peft import VBLoRAConfig as PeftVBLoRAConfig
+from peft import get_peft_model as peft_get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.train import LearningRates
+from vblora_lab.widgets.controls import Controls
+
+
+def controls_for(model, **config):
+    return Controls(
+        model, VBLoRAConfig(**config), steps=45, batch_size=6, learning_rates=LearningRates(),
+        seed=0,
+    )  # fmt: skip
+
+
+def test_modules_and_presets_of_opt(opt):
+    controls = controls_for(opt)
+    names = ("fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj")
+    assert sorted(controls.targets.options) == sorted(names)
+    assert controls.preset.options == ("query and value", "attention", "all linear", "own choice")
+    chosen = {}
+    for preset in controls.preset.options[:3]:
+        controls.preset.value = preset
+        chosen[preset] = sorted(controls.targets.value)
+    assert chosen == {
+        "query and value": ["q_proj", "v_proj"],
+        "attention": ["k_proj", "out_proj", "q_proj", "v_proj"],
+        "all linear": sorted(names),
+    }
+
+
+def test_a_model_with_conv1d_and_no_output_layer_among_the_modules():
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+    controls = controls_for(gpt2)
+    assert controls.targets.options == ("c_attn", "c_proj", "c_fc")
+    assert controls.vector_length.options == (4, 8, 16)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["fc1"], ["q_proj", "fc2"]])
+def test_every_length_offered_is_one_that_peft_accepts_and_no_other_is(opt, targets):
+    offered = controls_for(opt, target_modules=targets).vector_length.options
+    assert offered
+    for length in range(4, 65):
+        config = PeftVBLoRAConfig(r=1, num_vectors=4, vector_length=length, target_modules=targets)
+        if length in offered:
+            peft_get_peft_model(small_opt(), config)
+        else:
+            with pytest.raises(ValueError, match="divisible"):
+                peft_get_peft_model(small_opt(), config)
+
+
+def test_without_modules_the_lengths_stay_and_the_config_names_none(opt):
+    controls = controls_for(opt, target_modules=["q_proj"])
+    offered = controls.vector_length.options
+    controls.targets.value = ()
+    assert controls.vector_length.options == offered
+    assert not controls.config().target_modules
+
+
+def test_values_between_the_usual_ones_are_kept(opt):
+    controls = controls_for(opt, num_vectors=90, topk=9, r=20, target_modules="all-linear")
+    config = controls.config()
+    assert (config.num_vectors, config.topk, config.r) == (90, 9, 20)
+    assert len(config.target_modules) == 6
+    assert (controls.steps.value, controls.batch_size.value) == (45, 6)
+
+
+def test_every_control_of_a_field_explains_itself(opt):
+    controls = controls_for(opt)
+    for name in ("r", "num_vectors", "vector_length", "topk"):
+        control = getattr(controls, name)
+        told = getattr(control, "tooltip", None) or getattr(control, "description_tooltip", None)
+        assert told == VBLoRAConfig.__dataclass_fields__[name].metadata["help"]

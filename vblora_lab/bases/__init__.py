@@ -1,0 +1,142 @@
+"""Base models: mini-OPT, which ships with the lab, and anything that a model hub or cache has."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import get_session
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging
+
+from vblora_lab.errors import BaseModelError
+
+MINI_OPT = "mini-opt"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+class Base(NamedTuple):
+    """A pretrained causal language model and its tokenizer (which pads on the left)."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+
+def load_base(
+    name: str | Path = MINI_OPT,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Base:
+    """Load a base model and its tokenizer, ready for training an adapter on.
+
+    Args:
+        name: "mini-opt" (shipped, needs no network), a hub name such as "facebook/opt-125m" (from
+            the hub, or from the local cache), or a local folder.
+        device: where to put it; a CUDA device where there is one, by default.
+        dtype: of the weights in memory.
+
+    Raises:
+        BaseModelError: it is neither here nor to be had; the message says what to do.
+    """
+    where = str(_ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
+    local = Path(where).is_dir()
+    try:
+        if not local and not _cached(where):
+            _check_hub(where)
+        with _progress_bars(not local):
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, local_files_only=local or _cached(where)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, padding_side="left", local_files_only=local or _cached(where)
+            )
+    except (OSError, ValueError) as error:
+        raise BaseModelError(_what_to_do(str(name))) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = str(name)
+    model.eval()
+    return Base(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """A second model over the same weight memory, so that adapting one leaves the other as it is.
+
+    Modules are copied, and each parameter becomes a new `nn.Parameter` on the old storage; buffers
+    are copied. The biases, which a config can ask to train, are copied too. Only writing into a
+    shared weight in place would be seen by both.
+    """
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        data = parameter.data.clone() if name.endswith("bias") else parameter.data
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def _cached(name: str) -> bool:
+    """Whether the hub's cache on this machine holds the model, its weights included."""
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return False
+    return (folder / "config.json").exists() and any(
+        next(folder.glob(pattern), None) for pattern in ("*.safetensors", "*.bin")
+    )
+
+
+def _check_hub(name: str) -> None:
+    """Raise `BaseModelError` at once where the hub is out of reach, instead of a minute later."""
+    if _is_misspelt(name):
+        raise BaseModelError(_what_to_do(name))
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception as error:  # whichever HTTP client huggingface_hub uses has its own errors
+        raise BaseModelError(_what_to_do(name)) from error
+
+
+@contextlib.contextmanager
+def _progress_bars(wanted: bool) -> Iterator[None]:
+    """Loading from a local folder takes no time worth a bar."""
+    were_on = logging.is_progress_bar_enabled()
+    if not wanted:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
+def _is_misspelt(name: str) -> bool:
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), [MINI_OPT], cutoff=0.7)
+    return bool(close) and "/" not in name
+
+
+def _what_to_do(name: str) -> str:
+    if _is_misspelt(name):
+        return f"no base model is called {name!r}; did you mean {MINI_OPT!r}?"
+    if Path(name).is_dir():
+        return (
+            f"the folder {name!r} does not hold a causal language model that transformers can "
+            "load; it needs at least config.json, the weights (model.safetensors) and a tokenizer"
+        )
+    return (
+        f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched from the "
+        "model hub. Check the name; or go online once and call load_base again; or copy the "
+        "model's folder to this machine and pass its path; or use the model that ships with the "
+        f"lab: load_base({MINI_OPT!r})."
+    )
+
+
+__all__ = ["MINI_OPT", "Base", "load_base", "share_weights"]

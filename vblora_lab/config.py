@@ -1,0 +1,353 @@
+"""VBLoRAConfig: the 15 fields of a VB-LoRA adapter, as PEFT names them, checked when it is made.
+
+Each field carries its own rules in its metadata (`help`, and `at_least` or `below` where a number
+is bounded), so that a form or a command line can be built from `dataclasses.fields`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import math
+import numbers
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig, PeftType, TaskType
+
+from vblora_lab.errors import ConfigError
+
+BIAS_MODES = ("none", "all", "vblora_only")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass
+class VBLoRAConfig(PeftConfig):
+    """Configuration of a VB-LoRA adapter, field for field PEFT's.
+
+    `adapter_config.json` written here loads in PEFT and the other way round. A value that can't be
+    meant raises `ConfigError` at once; a value that is legal but stops learning warns.
+    """
+
+    r: int = field(
+        default=4,
+        metadata={"help": "Rank of the update B @ A of each adapted layer.", "at_least": 1},
+    )
+    num_vectors: int = field(
+        default=256,
+        metadata={
+            "help": "Vectors in the bank that all adapted layers share.",
+            "at_least": 1,
+            "below": 2**31,
+        },
+    )
+    vector_length: int = field(
+        default=256,
+        metadata={
+            "help": "Length of a bank vector; must divide the input and output size of every "
+            "adapted layer.",
+            "at_least": 1,
+        },
+    )
+    topk: int = field(
+        default=2,
+        metadata={
+            "help": "Bank vectors mixed into one sub-vector; at most num_vectors. 2 suits most.",
+            "at_least": 1,
+        },
+    )
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Modules to adapt: a list of names or name endings, a regular expression for "
+            "the whole name, 'all-linear', or nothing for PEFT's choice for this kind of model."
+        },
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Modules to leave alone: a list of names or endings, or a regular expression."
+        },
+    )
+    save_only_topk_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Store the chosen indices and topk - 1 weights instead of all logits: far "
+            "smaller, but for inference and merging only."
+        },
+    )
+    vblora_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability of dropping an input of the adapter.",
+            "at_least": 0.0,
+            "below": 1.0,
+        },
+    )
+    fan_in_fan_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether weights are stored (in, out), as in GPT-2's Conv1D. Read from the "
+            "adapted layers; kept so that the file says it."
+        },
+    )
+    bias: str = field(
+        default="none",
+        metadata={"help": "Biases to train: none, all, or the adapted layers' (vblora_only)."},
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Other modules to train and store whole, such as a new classification head."
+        },
+    )
+    init_vector_bank_bound: float = field(
+        default=0.02,
+        metadata={
+            "help": "The bank starts uniform in [-bound, bound]; 0 would stop learning.",
+            "at_least": 0.0,
+        },
+    )
+    init_logits_std: float = field(
+        default=0.1,
+        metadata={
+            "help": "The logits start normal with this standard deviation.",
+            "at_least": 0.0,
+        },
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the layers to adapt; needs target_modules as a list.",
+            "at_least": 0,
+        },
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the list of layers ('layers', 'h') that layers_to_transform counts in."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("task_type", self.task_type, [task.value for task in TaskType], optional=True)
+        super().__post_init__()
+        self.peft_type = PeftType.VBLORA
+        self.validate()
+        if not self.inference_mode:
+            self._warn_if_nothing_would_learn()
+
+    def validate(self) -> None:
+        """Check every field, and bring numbers to int or float and lists to sets as PEFT does.
+
+        Called on construction, and again before an adapter is injected, since fields can be set.
+
+        Raises:
+            ConfigError: names the field, its value and what is allowed.
+        """
+        for spec in dataclasses.fields(VBLoRAConfig):
+            if spec.type == "int":
+                setattr(self, spec.name, _whole_number(spec, getattr(self, spec.name)))
+            elif spec.type == "float":
+                setattr(self, spec.name, _real_number(spec, getattr(self, spec.name)))
+            elif spec.type == "bool" and not isinstance(getattr(self, spec.name), bool):
+                value = getattr(self, spec.name)
+                raise ConfigError(f"{spec.name}={value!r}: must be True or False.")
+        if self.topk > self.num_vectors:
+            raise ConfigError(
+                f"topk={self.topk}: can't choose {self.topk} vectors from a bank of num_vectors="
+                f"{self.num_vectors}; topk may be at most {self.num_vectors}."
+            )
+        _check_choice("bias", self.bias, BIAS_MODES)
+        self.target_modules = _names_or_regex("target_modules", self.target_modules)
+        if self.target_modules == set():
+            raise ConfigError("target_modules=[]: adapts nothing; name a module, or leave it out.")
+        self.exclude_modules = _names_or_regex("exclude_modules", self.exclude_modules)
+        self._validate_modules_to_save()
+        self._validate_layers()
+
+    def _validate_modules_to_save(self) -> None:
+        names = self.modules_to_save
+        if isinstance(names, str):
+            raise ConfigError(f"modules_to_save={names!r}: must be a list; write [{names!r}].")
+        if names is not None:
+            self.modules_to_save = _strings("modules_to_save", names)
+
+    def _validate_layers(self) -> None:
+        layers = self.layers_to_transform
+        if layers is not None:
+            spec = next(f for f in dataclasses.fields(self) if f.name == "layers_to_transform")
+            if isinstance(layers, (list, tuple, set, range)):
+                self.layers_to_transform = [_whole_number(spec, layer) for layer in layers]
+            else:
+                self.layers_to_transform = _whole_number(spec, layers)
+            if isinstance(self.target_modules, str):
+                raise ConfigError(
+                    f"layers_to_transform={layers!r}: has no effect when target_modules is a "
+                    f"string ({self.target_modules!r}); list the module names, or put the layer "
+                    r"numbers into the expression, as in '.*\.layers\.(0|1)\..*_proj'."
+                )
+        pattern = self.layers_pattern
+        if pattern is None:
+            return
+        if not isinstance(pattern, str):
+            self.layers_pattern = _strings("layers_pattern", pattern)
+        if pattern and layers is None:
+            raise ConfigError(
+                f"layers_pattern={pattern!r}: says where layers_to_transform counts, but "
+                "layers_to_transform isn't given; set it, for example to [0, 1], or leave both out."
+            )
+        for expression in [pattern] if isinstance(pattern, str) else pattern:
+            _check_regex("layers_pattern", expression)
+
+    def _warn_if_nothing_would_learn(self) -> None:
+        if self.init_vector_bank_bound == 0:
+            warnings.warn(
+                "init_vector_bank_bound=0: the bank starts as zeros, so A, B and every gradient "
+                "are zero and stay zero; use a small bound such as 0.02.",
+                stacklevel=4,
+            )
+        if self.init_logits_std == 0:
+            warnings.warn(
+                "init_logits_std=0: all logits start equal, so every sub-vector chooses the same "
+                f"{self.topk} vectors; use a small deviation such as 0.1.",
+                stacklevel=4,
+            )
+        if self.topk == 1:
+            warnings.warn(
+                "topk=1: the softmax of a single logit is always 1, so the logits get no gradient "
+                "and the choice of vectors never changes; only the bank learns. Use topk=2.",
+                stacklevel=4,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dict; names that PEFT keeps as sets come sorted, so files don't vary."""
+        values = super().to_dict()
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> VBLoRAConfig:
+        """Make a config from the content of an adapter_config.json.
+
+        PEFT looks the class up in its own table here; this one is always this class.
+
+        Raises:
+            ConfigError: the file is for another PEFT method, or a value in it can't be meant.
+        """
+        peft_type = kwargs.get("peft_type", PeftType.VBLORA)
+        if peft_type != PeftType.VBLORA:
+            raise ConfigError(
+                f"peft_type={peft_type!r}: this is no VB-LoRA adapter (peft_type 'VBLORA'); load "
+                "it with peft.PeftModel.from_pretrained."
+            )
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            warnings.warn(
+                f"adapter_config.json has fields that this version doesn't know and ignores: "
+                f"{', '.join(unknown)}. It was probably written by a newer PEFT.",
+                stacklevel=2,
+            )
+        return cls(**{name: value for name, value in kwargs.items() if name in known})
+
+
+def as_vblora_config(config: PeftConfig) -> VBLoRAConfig:
+    """A copy of a VB-LoRA config as this package's class; PEFT's own class is welcome too.
+
+    Raises:
+        ConfigError: the config is for another method.
+    """
+    if isinstance(config, VBLoRAConfig):
+        return copy.deepcopy(config)
+    if getattr(config, "peft_type", None) != PeftType.VBLORA:
+        raise ConfigError(
+            f"config is a {type(config).__name__}: must be a VBLoRAConfig; for other methods use "
+            "peft.get_peft_model."
+        )
+    names = [spec.name for spec in dataclasses.fields(VBLoRAConfig)]
+    return VBLoRAConfig(**{name: copy.deepcopy(getattr(config, name)) for name in names})
+
+
+def _check_choice(name: str, value: Any, choices: Iterable[str], optional: bool = False) -> None:
+    choices = list(choices)
+    if (optional and value is None) or value in choices:
+        return
+    # Spelling first, then letter case: 'lora_only' should find 'vblora_only', 'None' find 'none'.
+    near = difflib.get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1)
+    hint = next((f" Did you mean {c!r}?" for c in choices if c.lower() in near), "")
+    allowed = ", ".join(map(repr, choices))
+    raise ConfigError(f"{name}={value!r}: must be one of {allowed}.{hint}")
+
+
+def _bounds(spec: dataclasses.Field) -> str:
+    rules = [
+        text.format(spec.metadata[key])
+        for key, text in (("at_least", "at least {}"), ("below", "below {}"))
+        if key in spec.metadata
+    ]
+    return " and ".join(rules)
+
+
+def _check_bounds(spec: dataclasses.Field, value: float) -> None:
+    lowest, limit = spec.metadata.get("at_least", -math.inf), spec.metadata.get("below", math.inf)
+    if not lowest <= value < limit:
+        # Below its lower bound, the nearest valid value is known; above, only the rule is.
+        nearest = f"; the nearest is {lowest}" if value < lowest else ""
+        raise ConfigError(f"{spec.name}={value!r}: must be {_bounds(spec)}{nearest}.")
+
+
+def _whole_number(spec: dataclasses.Field, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        near = ""
+        if is_number and math.isfinite(value):
+            near = f"; the nearest is {max(round(value), spec.metadata['at_least'])}"
+        raise ConfigError(
+            f"{spec.name}={value!r}: must be a whole number, {_bounds(spec)}, "
+            f"not {type(value).__name__}{near}."
+        )
+    _check_bounds(spec, int(value))
+    return int(value)
+
+
+def _real_number(spec: dataclasses.Field, value: Any) -> float:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ConfigError(f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.")
+    _check_bounds(spec, float(value))
+    return float(value)
+
+
+def _strings(name: str, values: Any) -> list[str]:
+    """Names as a list; a lone string is no list, and an empty string no name."""
+    if not isinstance(values, (list, tuple, set, frozenset)):
+        raise ConfigError(f"{name}={values!r}: must be a list of names.")
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{name}={values!r}: {value!r} is not a name.")
+    return list(values)
+
+
+def _names_or_regex(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        _check_regex(name, value)
+        return value
+    return set(_strings(name, value))  # a set is what PEFT holds
+
+
+def _check_regex(name: str, value: str) -> None:
+    if not value:
+        raise ConfigError(f"{name}='': is empty; give names, or leave it out.")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(
+            f"{name}={value!r}: is not a regular expression ({error}). To name modules, give a "
+            "list of names."
+        ) from error

@@ -1,0 +1,21 @@
+"""Data-to-text tasks in the E2E format: generated, or read from CSV; and how they are scored."""
+
+from vblora_lab.data.domains import DOMAINS, get_domain
+from vblora_lab.data.meaning import format_mr, parse_mr
+from vblora_lab.data.metrics import bleu, slot_error_rate, slot_errors
+from vblora_lab.data.task import Example, Task, load_task, make_task, read_csv
+
+__all__ = [
+    "DOMAINS",
+    "Example",
+    "Task",
+    "bleu",
+    "format_mr",
+    "get_domain",
+    "load_task",
+    "make_task",
+    "parse_mr",
+    "read_csv",
+    "slot_error_rate",
+    "slot_errors",
+]

@@ -1,0 +1,154 @@
+"""Data-to-text tasks: pairs of a meaning representation and what to say.
+
+`load_task` gives one of the lab's own domains, generated from a seed, or a CSV file in the format
+of the E2E NLG challenge.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vblora_lab.data.domains import DOMAINS, RESTAURANTS, get_domain
+from vblora_lab.data.grammar import Domain, describe, draw_facts
+from vblora_lab.data.meaning import format_mr, parse_mr
+from vblora_lab.errors import DataError
+
+TRAIN_PAIRS = 4800
+HELD_OUT = 300
+REFERENCES = 3  # held-out meaning representations have several references, as in E2E
+
+
+@dataclass(frozen=True)
+class Example:
+    """A meaning representation (`format_mr`'s text) and the texts that say it."""
+
+    mr: str
+    references: tuple[str, ...]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return parse_mr(self.mr)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Three splits that share no meaning representation, and the domain that scores the texts."""
+
+    name: str
+    domain: Domain
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    @property
+    def pairs(self) -> int:
+        """The number of (meaning representation, reference) pairs in all splits."""
+        splits = (self.train, self.validation, self.test)
+        return sum(len(example.references) for split in splits for example in split)
+
+
+def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
+    """A task by domain name ("restaurants", "hotels", "museums", "films") or from a CSV file.
+
+    seed: draws the generated task, or how the CSV file's MRs are split. Raises `DataError` for an
+    unknown name and for a file that is not in the E2E format.
+    """
+    if str(name) in DOMAINS:
+        return make_task(get_domain(str(name)), seed=seed)
+    path = Path(name)
+    if path.suffix.lower() == ".csv" or path.exists():
+        return split_examples(path.stem, RESTAURANTS, read_csv(path), seed=seed)
+    raise DataError(
+        f"no task is called {str(name)!r}, and there is no such CSV file; "
+        f"choose one of {sorted(DOMAINS)} or the path of a file with the columns mr and ref"
+    )
+
+
+def make_task(domain: Domain, *, seed: int = 0) -> Task:
+    """Generate a task of `TRAIN_PAIRS` + 2 x `HELD_OUT` distinct MRs from a seed."""
+    rng = random.Random(f"{domain.name}/{seed}")
+    seen: set[frozenset[tuple[str, str]]] = set()
+
+    def draw(count: int, references: int) -> tuple[Example, ...]:
+        examples = []
+        while len(examples) < count:
+            facts = draw_facts(domain, rng)
+            if frozenset(facts.items()) in seen:
+                continue
+            seen.add(frozenset(facts.items()))
+            texts = tuple(describe(domain, facts, rng) for _ in range(references))
+            examples.append(Example(format_mr(facts), texts))
+        return tuple(examples)
+
+    return Task(
+        domain.name,
+        domain,
+        train=draw(TRAIN_PAIRS, 1),
+        validation=draw(HELD_OUT, REFERENCES),
+        test=draw(HELD_OUT, REFERENCES),
+    )
+
+
+def read_csv(path: str | Path) -> tuple[Example, ...]:
+    """Read a CSV file in the format of E2E or cleaned E2E: the columns ``mr`` and ``ref``.
+
+    Rows with the same MR, in whatever order its slots are written, become one example with several
+    references; other columns are ignored. Raises `DataError` naming the file and the line.
+    """
+    groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"mr", "ref"} - set(reader.fieldnames or ())
+            if missing:
+                raise DataError(
+                    f"{path}: no column {' and no column '.join(sorted(missing))}; "
+                    f"the file has {list(reader.fieldnames or ())}, the E2E format has mr and ref"
+                )
+            for row in reader:
+                _add_row(groups, row, path, reader.line_num)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: can't be read as a UTF-8 CSV file: {error}") from error
+    if not groups:
+        raise DataError(f"{path}: no rows below the header")
+    return tuple(Example(mr, tuple(references)) for mr, references in groups.values())
+
+
+def _add_row(
+    groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]],
+    row: dict[str, str | None],
+    path: str | Path,
+    line: int,
+) -> None:
+    mr, reference = (row["mr"] or "").strip(), (row["ref"] or "").strip()
+    if not reference:
+        raise DataError(f"{path}, line {line}: the ref column is empty")
+    try:
+        key = frozenset(parse_mr(mr).items())
+    except DataError as error:
+        raise DataError(f"{path}, line {line}: {error}") from error
+    groups.setdefault(key, (mr, []))[1].append(reference)
+
+
+def split_examples(
+    name: str, domain: Domain, examples: Sequence[Example], *, seed: int = 0
+) -> Task:
+    """Split by meaning representation: a tenth (at least 1) to validation, as many to test."""
+    if len(examples) < 3:
+        raise DataError(
+            f"{name}: {len(examples)} different meaning representations are too few to split "
+            "into train, validation and test; give at least 3"
+        )
+    shuffled = random.Random(seed).sample(list(examples), len(examples))
+    held_out = min(max(1, len(shuffled) // 10), HELD_OUT)
+    return Task(
+        name,
+        domain,
+        train=tuple(shuffled[2 * held_out :]),
+        validation=tuple(shuffled[:held_out]),
+        test=tuple(shuffled[held_out : 2 * held_out]),
+    )

@@ -1,0 +1,37 @@
+"""Exceptions of vblora_lab: each names the field, the value and what would be right."""
+
+
+class VBLoRAError(Exception):
+    """Whatever this package raises on purpose; catch it to catch them all."""
+
+
+class ConfigError(VBLoRAError, ValueError):
+    """A field of a `VBLoRAConfig` has a value that can't be meant."""
+
+
+class TargetError(VBLoRAError, ValueError):
+    """A model and a config don't fit: no such module, or one that can't be cut into tiles."""
+
+
+class CheckpointError(VBLoRAError, ValueError):
+    """A file or folder is not a VB-LoRA adapter, or not one that fits this model or this use."""
+
+
+class MergeError(VBLoRAError, ValueError):
+    """An adapter can't be added to the weights of the base model."""
+
+
+class SelectionError(VBLoRAError, ValueError):
+    """Two selections, or a selection and a model, don't belong together."""
+
+
+class BaseModelError(VBLoRAError, OSError):
+    """A base model can't be had: neither shipped, nor cached, nor within reach."""
+
+
+class DataError(VBLoRAError, ValueError):
+    """A data set, a meaning representation or a domain can't be read as one."""
+
+
+class SessionError(VBLoRAError, RuntimeError):
+    """A training session is asked for something that its state doesn't allow."""

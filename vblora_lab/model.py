@@ -1,0 +1,415 @@
+"""VBLoRAModel: puts VB-LoRA layers into a model and owns the bank that they share.
+
+Everything that can be wrong is found before the first layer is replaced (see `targets`); should
+something still fail on the way, the model is put back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from vblora_lab import checkpoint
+from vblora_lab.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.errors import ConfigError, MergeError, TargetError
+from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
+from vblora_lab.targets import DEFAULT_TARGETS, resolve
+
+
+def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, VBLoRALayer]:
+    """The layers that carry an adapter, by their names in the base model, in its order."""
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    if isinstance(model, PeftModel):
+        model = model.base_model
+    if isinstance(model, BaseTuner):
+        model = model.model
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, VBLoRALayer) and adapter_name in module.topk
+    }
+
+
+class VBLoRAModel(BaseTuner):
+    """A model with VB-LoRA adapters. Usually made by `vblora_lab.get_peft_model`.
+
+    Args:
+        model: the base model; its linear layers are replaced in place.
+        peft_config: the first adapter's config, or a dict with it under its name. Copied.
+        adapter_name: name of the first adapter.
+
+    Attributes:
+        vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
+            holds this same ParameterDict.
+
+    Raises:
+        ConfigError, TargetError: before anything is changed.
+    """
+
+    uses_shared_state = True
+    prefix = "vblora_"
+    tuner_layer_cls = VBLoRALayer
+    target_module_mapping = cast(dict[str, list[str]], DEFAULT_TARGETS)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig | dict[str, PeftConfig],
+        adapter_name: str,
+        **kwargs: Any,
+    ) -> None:
+        if any(isinstance(module, VBLoRALayer) for module in model.modules()):
+            raise TargetError(
+                "this model already carries VB-LoRA adapters. Add another with "
+                "peft_model.add_adapter(name, config), or start afresh from peft_model.unload()."
+            )
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+
+    # --- injection
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        self.vblora_vector_bank = nn.ParameterDict()
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Check the config of this adapter against the model, then inject it, or change nothing.
+
+        See PEFT's BaseTuner.inject_adapter for the arguments.
+
+        Raises:
+            ConfigError, TargetError: what doesn't fit, and what would.
+        """
+        try:
+            _check_adapter_name(adapter_name)
+            # A copy, so that what is filled in here never shows in the caller's config.
+            config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
+            self.peft_config[adapter_name] = config
+            with restored_on_error(model, adapter_name):
+                device = cast(Tensor, next(iter(targets.values())).weight).device
+                bank = torch.empty(config.num_vectors, config.vector_length)
+                nn.init.uniform_(
+                    bank, -config.init_vector_bank_bound, config.init_vector_bank_bound
+                )
+                bank = bank.to("meta" if low_cpu_mem_usage else device)
+                self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
+                super().inject_adapter(
+                    model,
+                    adapter_name,
+                    low_cpu_mem_usage=low_cpu_mem_usage,
+                    state_dict=state_dict,
+                )
+                self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        except BaseException:
+            self.peft_config.pop(adapter_name, None)
+            if adapter_name in self.vblora_vector_bank:
+                del self.vblora_vector_bank[adapter_name]
+            raise
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        with_bias = [name for name in self.peft_config if self._config_of(name).bias != "none"]
+        if len(with_bias) > 1:
+            raise ConfigError(
+                f"bias={self._config_of(with_bias[-1]).bias!r}: another adapter of this model "
+                "trains biases already, and there is only one set of them; use bias='none'."
+            )
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: VBLoRAConfig,  # inject_adapter made it one
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, Linear):
+            target.update_layer(
+                adapter_name, self.vblora_vector_bank, peft_config.r, config=peft_config
+            )
+            return
+        layer = Linear(target, self.vblora_vector_bank, adapter_name, peft_config)
+        setattr(parent, target_name, layer.train(target.training))
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Bring an adapter to the dtype of the layers it adapts, but to float32 at least.
+
+        In place: parameters keep their identity and their requires_grad.
+
+        Args:
+            adapter_name: which adapter.
+            autocast_adapter_dtype: False to keep half precision where the base layer has it.
+        """
+        for layer in adapted_layers(self, adapter_name).values():
+            dtype = layer.base_weight().dtype
+            if not dtype.is_floating_point or dtype.itemsize == 1:  # quantised, or float8
+                dtype = torch.float32
+            if autocast_adapter_dtype:
+                dtype = torch.promote_types(dtype, torch.float32)
+            for name in layer.adapter_layer_names:
+                parameter = getattr(layer, name)[adapter_name]
+                parameter.data = parameter.data.to(dtype)
+
+    # --- merging: all layers or none
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        for name, module in self.model.named_modules():
+            if isinstance(module, VBLoRALayer):
+                dtype = module.base_weight().dtype
+                if not dtype.is_floating_point:
+                    raise MergeError(
+                        f"can't merge into {name}: its weight is quantised ({dtype}). Load the "
+                        "base model unquantised to merge."
+                    )
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """Add adapters to the base weights in place; `unmerge_adapter` gives the old ones back.
+
+        Args:
+            adapter_names: which; the active ones if not given.
+            safe_merge: look at every merged weight first, and merge none if one isn't finite.
+
+        Raises:
+            MergeError: nothing was merged.
+        """
+        if safe_merge:
+            self._check_merged_weights(adapter_names)
+        super().merge_adapter(adapter_names)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:  # PEFT's annotation; it returns the base model
+        if merge and safe_merge:
+            self._check_merged_weights(adapter_names)
+        return super()._unload_and_optionally_merge(
+            merge=merge, progressbar=progressbar, adapter_names=adapter_names
+        )
+
+    def _check_merged_weights(self, adapter_names: list[str] | None) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, Linear):
+                try:
+                    module.merged_weight(adapter_names, safe_merge=True)
+                except MergeError as error:
+                    raise MergeError(f"{name}: {error}") from error
+
+    # --- several adapters in one batch
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Within, layers read `adapter_names`: one adapter, or "__base__", per sample.
+
+        Raises:
+            ConfigError: in training mode, or for an adapter that isn't there.
+        """
+        adapter_names = kwargs.get("adapter_names")
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ConfigError("adapter_names: a mixed batch is for inference; call model.eval().")
+        unknown = sorted(set(adapter_names) - {NO_ADAPTER, *self.peft_config})
+        if unknown:
+            raise ConfigError(
+                f"adapter_names: no adapter is called {', '.join(map(repr, unknown))}; there are "
+                f"{', '.join(map(repr, self.peft_config))}, and {NO_ADAPTER!r} for none."
+            )
+        hook = partial(_pass_adapter_names, list(adapter_names))
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, (VBLoRALayer, AuxiliaryTrainingWrapper))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # --- sizes
+
+    def get_nb_savable_parameters(self, adapter: str = "default") -> tuple[int, int]:
+        """Numbers that storing an adapter takes, counted in float32: (bank and logits, others).
+
+        The others are biases and modules_to_save. Small integers of the top-k format count as the
+        part of a float32 that they take.
+        """
+        config = self._config_of(adapter)
+        vblora = self._vblora_bytes(adapter, config.save_only_topk_weights, float_bytes=4)
+        others = sum(tensor.numel() for tensor in self._other_stored_tensors(adapter))
+        return vblora // 4, others
+
+    def print_savable_parameters(self, adapter: str = "default") -> None:
+        """Print what `get_nb_savable_parameters` counts."""
+        vblora, others = self.get_nb_savable_parameters(adapter)
+        print(
+            f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} "
+            f"|| total params to-be-saved: {vblora + others:,d}"
+        )
+
+    def stored_bytes(self, adapter: str = "default", only_topk: bool | None = None) -> int:
+        """Bytes of all tensors that storing an adapter writes (the file adds a short header).
+
+        Args:
+            adapter: which adapter.
+            only_topk: in the top-k format; as config.save_only_topk_weights says if not given.
+        """
+        if only_topk is None:
+            only_topk = self._config_of(adapter).save_only_topk_weights
+        float_bytes = self.vblora_vector_bank[adapter].element_size()
+        others = sum(tensor.nbytes for tensor in self._other_stored_tensors(adapter))
+        return self._vblora_bytes(adapter, only_topk, float_bytes) + others
+
+    def lora_stored_bytes(self, adapter: str = "default") -> int:
+        """Bytes of the tensors of a float32 LoRA adapter of the same rank on the same layers."""
+        config = self._config_of(adapter)
+        return checkpoint.lora_stored_bytes(self._features(adapter).values(), config.r)
+
+    def _vblora_bytes(self, adapter: str, only_topk: bool, float_bytes: int) -> int:
+        config = self._config_of(adapter)
+        sub_vectors = checkpoint.count_sub_vectors(
+            self._features(adapter).values(), config.r, config.vector_length
+        )
+        return checkpoint.vblora_stored_bytes(
+            sub_vectors,
+            config.num_vectors,
+            config.vector_length,
+            config.topk,
+            only_topk,
+            float_bytes,
+        )
+
+    def _config_of(self, adapter: str) -> VBLoRAConfig:
+        if adapter not in self.peft_config:
+            there = ", ".join(map(repr, self.peft_config))
+            raise ConfigError(f"no adapter is called {adapter!r}; there are {there}.")
+        return cast(VBLoRAConfig, self.peft_config[adapter])
+
+    def _features(self, adapter: str) -> dict[str, tuple[int, int]]:
+        return _features(adapted_layers(self, adapter))
+
+    def _other_stored_tensors(self, adapter: str) -> list[Tensor]:
+        state_dict = self.state_dict()
+        config = self._config_of(adapter)
+        tensors = dict(self._get_learnable_bias_state_dict(self, state_dict, config))
+        for name, module in self.named_modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                prefix = f"{name}."
+                inner = {
+                    key.removeprefix(prefix): tensor
+                    for key, tensor in state_dict.items()
+                    if key.startswith(prefix)
+                }
+                stored = module.adapter_state_dict(adapter, inner)  # type: ignore[call-arg]
+                tensors.update({prefix + key: tensor for key, tensor in stored.items()})
+        return list(tensors.values())
+
+    # --- files; PEFT calls these with the PeftModel
+
+    @classmethod
+    def _get_adapter_state_dict(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        config: VBLoRAConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        logits = {
+            key: tensor
+            for key, tensor in state_dict.items()
+            if key.endswith(tuple(f".{name}.{adapter_name}" for name in checkpoint.LOGITS))
+        }
+        result = checkpoint.packed(logits, config.topk) if config.save_only_topk_weights else logits
+        # The bank is in the state dict once per layer; the file has it once, under the model.
+        bank = f"{checkpoint.BANK_KEY}.{adapter_name}"
+        result[bank] = state_dict[bank]
+        result.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
+        return result
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        for suffix in (checkpoint.INDICES, checkpoint.WEIGHTS):
+            if key.endswith(f".{adapter_name}{suffix}"):
+                return key.removesuffix(f".{adapter_name}{suffix}") + suffix
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(  # type: ignore[override]
+        cls,
+        model: nn.Module,
+        config: VBLoRAConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+        features = _features(adapted_layers(model, adapter_name))
+        checkpoint.check_shapes(found, config, features, where=f"the file of {adapter_name!r}")
+        full = checkpoint.unpacked(state_dict, config.num_vectors)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+
+
+def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def _check_adapter_name(name: str) -> None:
+    taken = isinstance(name, str) and hasattr(nn.ParameterDict, name)
+    if not isinstance(name, str) or not name or "." in name or taken or name == NO_ADAPTER:
+        raise ConfigError(
+            f"adapter_name={name!r}: must be a word without dots that no parameter dictionary "
+            "uses itself (such as 'keys' or 'values')."
+        )
+
+
+def _pass_adapter_names(
+    names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: tell a layer which adapter each row of its input is for."""
+    rows = args[0].shape[0]
+    if rows % len(names):
+        raise ConfigError(f"adapter_names: {len(names)} names for a batch of {rows} samples.")
+    # Beam search repeats each sample, and some models flatten (batch, length) into rows: either
+    # way the rows of one sample stay together.
+    repeated = [name for name in names for _ in range(rows // len(names))]
+    return args, {**kwargs, "adapter_names": repeated}
+
+
+@contextmanager
+def restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """If the block fails, undo whatever it did to the modules and flags of the model."""
+    modules = {module: dict(module._modules) for module in model.modules()}
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, children in modules.items():
+            if isinstance(module, VBLoRALayer) and adapter_name in module.topk:
+                module.delete_adapter(adapter_name)
+            if not isinstance(module, nn.ModuleDict):
+                module._modules.clear()
+                module._modules.update(children)
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+        raise

@@ -1,0 +1,230 @@
+"""Figures that stay: a run's loss, and what its sub-vectors take from the bank.
+
+Every function is pure: numbers in, a `matplotlib.figure.Figure` out. Nothing here touches pyplot,
+so nothing is shown, no global state changes, and any thread may draw.
+"""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+if TYPE_CHECKING:
+    from vblora_lab.selection import Selection, SubVectors
+    from vblora_lab.train.trace import Trace
+
+INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
+BLUE, ORANGE = "#1d6fa5", "#c2570c"
+SMOOTH_OVER = 10
+"""How many steps the smoothed loss is the mean of."""
+
+WEIGHTS = LinearSegmentedColormap.from_list(
+    "weights", colormaps["YlGnBu"](np.linspace(0.3, 1.0, 256))
+)
+"""Pale green to dark blue. Lightness falls steadily, so it reads without colour vision and in grey;
+it starts away from white, which means "not chosen"."""
+
+_CSS_INCH = 96  # pixels in an inch of a web page
+_PIXEL_RATIO = 2  # PNG pixels for each of them, so that a figure is sharp on a dense screen
+
+
+class LabFigure(Figure):
+    """A `Figure` that a notebook shows as a PNG, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        png = io.BytesIO()
+        self.savefig(png, format="png", dpi=_CSS_INCH * _PIXEL_RATIO)
+        width, height = (round(inches * _CSS_INCH) for inches in self.get_size_inches())
+        return png.getvalue(), {"width": width, "height": height}
+
+
+def smooth(losses: np.ndarray, over: int = SMOOTH_OVER) -> np.ndarray:
+    """Mean of each loss and the `over - 1` before it (of as many as there are, at the start).
+
+    Args:
+        losses: (n,) one loss per step.
+        over: Length of the window, in steps.
+
+    Returns:
+        (n,) float64.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(losses, dtype=np.float64)])
+    end = np.arange(1, len(sums))
+    start = np.maximum(end - over, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def loss_curve(trace: Trace) -> Figure:
+    """Training loss of every step, its mean over the last steps, and the evaluation losses.
+
+    Args:
+        trace: Steps and losses (n,), evaluation steps and losses (m,), all in nats per token.
+    """
+    figure, axes = _figure(8.0, 3.6)
+    axes.plot(trace.steps, trace.losses, color=BLUE, alpha=0.35, linewidth=1, label="each batch")
+    label = f"mean of the last {SMOOTH_OVER}"
+    axes.plot(trace.steps, smooth(trace.losses), color=BLUE, linewidth=2.2, label=label)
+    if len(trace.eval_steps):
+        axes.plot(
+            trace.eval_steps, trace.eval_losses, color=ORANGE, linestyle="none", marker="D",
+            markersize=6.5, markeredgecolor="white", label="validation", zorder=4,
+        )  # fmt: skip
+    axes.set(xlabel="training step", ylabel="loss (nats per token)")
+    axes.set_title("Training loss", loc="left", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return figure
+
+
+def selection_heatmap(selection: Selection) -> Figure:
+    """One row for each sub-vector, one column for each bank vector; colour is the weight.
+
+    A row has `topk` coloured cells, the bank vectors it mixes; white means not chosen. Where rows
+    are thinner than a line of print, their cells are drawn taller than the row: none is lost.
+    """
+    rows, columns = len(selection.sub_vectors), selection.num_vectors
+    body = float(np.clip(0.052 * rows, 3.6, 11.0))  # inches
+    figure, axes = _figure(9.0, body + 1.1)
+
+    # Ascending weight, so that where thin rows overlap the strongest cell lies on top.
+    weights = selection.weights.ravel()
+    order = np.argsort(weights, kind="stable")
+    row = np.repeat(np.arange(rows), selection.indices.shape[1])[order]
+    column = selection.indices.ravel()[order]
+    tall = max(0.5, 0.011 * rows / body)  # half a cell, in rows: 0.022 inches at least
+    wide = max(0.5, 0.011 * columns / 6.5)
+    corners = np.array([(-wide, -tall), (wide, -tall), (wide, tall), (-wide, tall)])
+    cells = PolyCollection(
+        np.stack([column, row], axis=-1)[:, None, :] + corners,
+        array=weights[order], cmap=WEIGHTS, norm=Normalize(0, 1), linewidths=0,
+    )  # fmt: skip
+    axes.add_collection(cells)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xlabel="bank vector")
+    axes.xaxis.set_major_locator(_eighths(columns))
+    _label_rows(axes, selection.sub_vectors, body)
+    axes.set_title("What each sub-vector takes from the bank", loc="left", color=INK)
+    bar = figure.colorbar(cells, ax=axes, aspect=body * 6, pad=0.015, fraction=0.02)
+    bar.set_label("weight in the mixture (white: not chosen)", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    return figure
+
+
+def usage_histogram(selection: Selection) -> Figure:
+    """How much each bank vector is used: its weights summed over all sub-vectors."""
+    usage, counts = selection.usage(), selection.counts()
+    figure, axes = _figure(8.0, 3.2)
+    axes.bar(np.arange(selection.num_vectors), usage, width=1.0, color=BLUE, linewidth=0)
+    even = len(selection.sub_vectors) / selection.num_vectors
+    label = f"{even:.2g}: the share of each, were all used alike"
+    axes.axhline(even, color=ORANGE, linewidth=1.4, linestyle="--", label=label)
+    axes.set(xlabel="bank vector", ylabel="summed weight", xlim=(-0.5, selection.num_vectors - 0.5))
+    used = int(np.count_nonzero(counts))
+    title = f"{used} of {selection.num_vectors} bank vectors are in use"
+    axes.set_title(title, loc="left", color=INK)
+    axes.xaxis.set_major_locator(_eighths(selection.num_vectors))
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right", borderpad=0,
+                bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    return figure
+
+
+class RowGroup(NamedTuple):
+    """Neighbouring sub-vectors that share a label: a layer, a module in it, or its A or B."""
+
+    level: int  # 0 layer, 1 module, 2 matrix
+    first: int  # row of its first sub-vector
+    count: int
+    text: str
+
+
+def row_groups(sub_vectors: SubVectors) -> list[RowGroup]:
+    """The labels beside the rows of a heatmap: layers, then modules, then matrices, top to bottom.
+
+    A module is named by what follows its layer number ("self_attn.q_proj"), and by its last part
+    alone ("q_proj") if no other module ends so.
+    """
+    named = [
+        name.partition(f".{layer}.")[2] or name
+        for name, layer in zip(sub_vectors.modules, _layer_of_modules(sub_vectors), strict=True)
+    ]
+    endings: dict[str, set[str]] = {}
+    for name in named:
+        endings.setdefault(name.rpartition(".")[2], set()).add(name)
+    short = [e if len(endings[e := name.rpartition(".")[2]]) == 1 else name for name in named]
+
+    module, matrix = sub_vectors.module, sub_vectors.matrix
+    layer = np.where(sub_vectors.layer < 0, -1 - module, sub_vectors.layer)  # no number: alone
+    groups = []
+    for level, keys in enumerate([(layer,), (layer, module), (layer, module, matrix)]):
+        changes = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+        edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(module)]
+        for first, end in pairwise(edges):
+            number = sub_vectors.layer[first]
+            text = (
+                f"layer {number}" if number >= 0 else "",
+                short[module[first]],
+                str(matrix[first]),
+            )[level]
+            groups.append(RowGroup(level, first, end - first, text))
+    return groups
+
+
+def _layer_of_modules(sub_vectors: SubVectors) -> np.ndarray:
+    """(number of modules,) the layer number of each module, -1 if it has none."""
+    layers = np.full(len(sub_vectors.modules), -1)
+    layers[sub_vectors.module] = sub_vectors.layer
+    return layers
+
+
+def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:
+    """Write the row groups left of the axes, where they are as tall as print, and rule them off."""
+    across = axes.get_yaxis_transform()  # x in shares of the axes' width, y in rows
+    inches_per_row = body / len(sub_vectors)
+    columns = [(-0.155, "left", 9.0), (-0.09, "left", 8.0), (-0.012, "right", 7.0)]
+    rules = []
+    for level, first, count, text in row_groups(sub_vectors):
+        x, align, size = columns[level]
+        if count * inches_per_row > size / 72:
+            axes.text(
+                x, first + (count - 1) / 2, text, transform=across, fontsize=size, va="center",
+                ha=align, color=INK if level == 0 else FAINT,
+            )  # fmt: skip
+        if first and level < 2:
+            start = columns[level][0] if level == 0 else 0.0
+            rules.append((level, [(start, first - 0.5), (1.0, first - 0.5)]))
+    for level, width in ((1, 0.4), (0, 1.0)):
+        lines = [line for at, line in rules if at == level]
+        axes.add_collection(
+            LineCollection(lines, colors=RULE, linewidths=width, transform=across, clip_on=False),
+            autolim=False,
+        )
+    axes.set_yticks([])
+    axes.set_ylabel("sub-vector, by layer, module and matrix")
+    axes.yaxis.set_label_coords(-0.17, 0.5)
+
+
+def _eighths(columns: int) -> MultipleLocator:
+    """Ticks at eighths of the bank: its sizes are powers of two more often than of ten."""
+    return MultipleLocator(max(1, columns // 8))
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of that size in inches, with one plain pair of axes."""
+    figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    axes.xaxis.label.set(color=INK, size=10)
+    axes.yaxis.label.set(color=INK, size=10)
+    return figure, axes

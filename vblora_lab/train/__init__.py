@@ -1,0 +1,38 @@
+"""Fine-tuning with VB-LoRA on the HF Trainer, told as events."""
+
+from vblora_lab.train.callback import EventCallback
+from vblora_lab.train.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Listener,
+    Sample,
+    Sampled,
+    Selected,
+    Started,
+    Stepped,
+)
+from vblora_lab.train.generate import write_samples, write_texts
+from vblora_lab.train.optimizer import LearningRates, make_optimizer
+from vblora_lab.train.session import TrainingSession
+from vblora_lab.train.trace import Trace, TraceRecorder
+
+__all__ = [
+    "EventCallback",
+    "Evaluated",
+    "Event",
+    "Finished",
+    "LearningRates",
+    "Listener",
+    "Sample",
+    "Sampled",
+    "Selected",
+    "Started",
+    "Stepped",
+    "Trace",
+    "TraceRecorder",
+    "TrainingSession",
+    "make_optimizer",
+    "write_samples",
+    "write_texts",
+]

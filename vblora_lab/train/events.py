@@ -1,0 +1,90 @@
+"""What a training session says while it runs.
+
+Whoever wants to know listens: a widget, a progress bar, the trace recorder and a test are all
+functions of one event, called in the training thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from vblora_lab.selection import Selection, SubVectors
+
+Reason = Literal["completed", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated text beside what was asked for; ``slot_errors`` as `data.slot_errors`."""
+
+    mr: str
+    reference: str
+    text: str
+    slot_errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first event: what is about to be trained. Sizes in bytes, `checkpoint.stored_bytes`."""
+
+    total_steps: int
+    sub_vectors: SubVectors
+    num_vectors: int
+    topk: int
+    trained_parameters: int
+    stored_bytes: int
+    lora_stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step is done; speeds are means since the first step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rates: dict[str, float]
+    tokens_per_second: float
+    steps_per_second: float
+    eta_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Which bank vectors every sub-vector chooses after ``step`` steps."""
+
+    step: int
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Mean cross-entropy per completion token (nats) on validation examples."""
+
+    step: int
+    eval_loss: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Greedy generations for the same few validation MRs, before and after training."""
+
+    step: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event, however it ended."""
+
+    reason: Reason
+    step: int
+    seconds: float
+    error: BaseException | None = None
+
+
+Event = Started | Stepped | Selected | Evaluated | Sampled | Finished
+Listener = Callable[[Event], None]

@@ -1,0 +1,70 @@
+"""Greedy generation for meaning representations, and samples with their slot errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from vblora_lab.data import Example
+from vblora_lab.data.grammar import Domain
+from vblora_lab.data.metrics import slot_errors
+from vblora_lab.train.events import Sample
+from vblora_lab.train.prompts import prompt
+
+
+@torch.no_grad()
+def write_texts(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    mrs: Sequence[str],
+    *,
+    max_new_tokens: int = 80,
+    batch_size: int = 64,
+) -> list[str]:
+    """The model's greedy text for each MR, in order. Leaves the model's train/eval mode as it was.
+
+    MRs of similar length are generated together, so that little is padded.
+    """
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    device = next(model.parameters()).device
+    order = sorted(range(len(mrs)), key=lambda i: len(mrs[i]))
+    texts = [""] * len(mrs)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            batch = tokenizer(
+                [prompt(mrs[i]) for i in picked],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                return_token_type_ids=False,
+            ).to(device)
+            output = model.generate(**batch, generation_config=settings)
+            new = output[:, batch["input_ids"].shape[1] :]
+            for i, text in zip(picked, tokenizer.batch_decode(new, True), strict=True):
+                texts[i] = text.strip()
+    finally:
+        model.train(was_training)
+    return texts
+
+
+def write_samples(
+    model: nn.Module, tokenizer: Tokenizer, domain: Domain, examples: Sequence[Example]
+) -> tuple[Sample, ...]:
+    """Generate for each example and note what the text gets wrong."""
+    texts = write_texts(model, tokenizer, [example.mr for example in examples])
+    return tuple(
+        Sample(e.mr, e.references[0], text, slot_errors(domain, e.facts, text))
+        for e, text in zip(examples, texts, strict=True)
+    )

@@ -1,0 +1,60 @@
+"""The optimizer of the VB-LoRA paper: the bank and the logits learn at their own rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from vblora_lab.errors import ConfigError
+
+WARM_UP = 0.06  # share of the steps in which the rates rise; then they fall linearly to 0
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates by kind of parameter.
+
+    The defaults for bank and logits are those of the VB-LoRA paper (arXiv 2405.15179, appendix);
+    ``other`` is for whatever else is trained: heads, biases, or the parameters of another method.
+    """
+
+    bank: float = 1e-3
+    logits: float = 1e-2
+    other: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            rate = getattr(self, field.name)
+            if not isinstance(rate, int | float) or not math.isfinite(rate) or rate < 0:
+                raise ConfigError(
+                    f"learning rate {field.name}={rate!r} must be a number of 0 or more; "
+                    f"the default is {field.default}"
+                )
+
+
+def make_optimizer(model: nn.Module, rates: LearningRates) -> torch.optim.AdamW:
+    """AdamW without weight decay, one named group each for bank, logits and other parameters.
+
+    Only parameters that require gradients are in it, and only groups that have any.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"bank": [], "logits": [], "other": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_kind(name)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": params, "lr": getattr(rates, kind), "name": kind}
+            for kind, params in groups.items()
+            if params
+        ],
+        weight_decay=0.0,
+    )
+
+
+def _kind(name: str) -> str:
+    if "vblora_vector_bank" in name:
+        return "bank"
+    return "logits" if "vblora_logits" in name else "other"

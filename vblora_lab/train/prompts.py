@@ -1,0 +1,68 @@
+"""From examples to tensors: ``MR -> text``, with the loss on the text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from vblora_lab.data import Example
+from vblora_lab.errors import DataError
+
+SEPARATOR = " ->"
+IGNORED = -100  # the label that transformers' loss leaves out
+
+
+def prompt(mr: str) -> str:
+    """What the model is given: the meaning representation and an arrow."""
+    return mr + SEPARATOR
+
+
+def encode(tokenizer: Tokenizer, mr: str, reference: str, max_length: int) -> dict[str, list[int]]:
+    """One training row: ``input_ids`` and ``labels``, in which the prompt is `IGNORED`.
+
+    Raises `DataError` where the row is longer than the model's ``max_length`` positions.
+    """
+    start = tokenizer(prompt(mr))["input_ids"]
+    rest = tokenizer(" " + reference, add_special_tokens=False)["input_ids"]
+    rest = [*rest, tokenizer.eos_token_id]
+    if len(start) + len(rest) > max_length:
+        raise DataError(
+            f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
+            f"positions; shorten or drop {mr!r}"
+        )
+    return {"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest}
+
+
+def encode_all(
+    tokenizer: Tokenizer, examples: Sequence[Example], max_length: int
+) -> list[dict[str, list[int]]]:
+    """One row for every pair of a meaning representation and a reference."""
+    return [
+        encode(tokenizer, example.mr, reference, max_length)
+        for example in examples
+        for reference in example.references
+    ]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows on the right to the longest of the batch: three int64 tensors (batch, length)."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            "input_ids": torch.full((len(rows), length), self.pad_token_id),
+            "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+            "labels": torch.full((len(rows), length), IGNORED),
+        }
+        for i, row in enumerate(rows):
+            count = len(row["input_ids"])
+            batch["input_ids"][i, :count] = torch.tensor(row["input_ids"])
+            batch["attention_mask"][i, :count] = 1
+            batch["labels"][i, :count] = torch.tensor(row["labels"])
+        return batch

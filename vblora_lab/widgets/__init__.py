@@ -1,0 +1,22 @@
+"""Widgets for notebooks: a bank heatmap, a loss chart, and a panel that trains live.
+
+Names are resolved when they are first used: a heatmap of a stored selection needs no trainer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vblora_lab.widgets.bank_heatmap import BankHeatmap
+    from vblora_lab.widgets.live import LiveTraining
+    from vblora_lab.widgets.loss_chart import LossChart
+
+__all__ = ["BankHeatmap", "LiveTraining", "LossChart"]
+
+_HOMES = {"BankHeatmap": "bank_heatmap", "LiveTraining": "live", "LossChart": "loss_chart"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,212 @@
+"""The panel's sliders and lists: they hold values and turn them into a config, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets
+from torch import nn
+
+from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
+from vblora_lab.targets import resolve, vector_lengths
+from vblora_lab.train import LearningRates
+
+BANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+SHORTEST_VECTOR = 4
+"""Shorter ones are not offered: the logits to train would outnumber LoRA's weights many times."""
+QUERY_OR_VALUE = {"q_proj", "v_proj", "q_lin", "v_lin", "query", "value", "q", "v", "c_attn"}
+OWN_CHOICE = "own choice"
+HOW_TO_READ = """<div class="vblora-help">
+<p>Next to each target's frozen weight, LoRA trains two thin matrices, A and B, of rank r.</p>
+<p>VB-LoRA cuts the rows of A and the columns of B into sub-vectors, and makes each of them by mixing
+topk vectors of one bank, which the whole model shares.</p>
+<p>Each row of the map is a sub-vector. Its coloured cells are the bank vectors it mixes, darker (on a
+dark page: lighter) for more weight. The bars above add up each column.</p></div>"""
+
+
+class Controls:
+    """The settings of a run.
+
+    Args:
+        model: The base model; its linear layers are what can be targeted.
+        config: First values of the adapter's settings.
+        steps, batch_size, learning_rates, seed: First values of the run's settings.
+
+    `box` is the widget; `config()` and `learning_rates()` are what it says, and each control can be
+    read and set by its name (`steps.value`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: VBLoRAConfig,
+        *,
+        steps: int,
+        batch_size: int,
+        learning_rates: LearningRates,
+        seed: int,
+    ):
+        # Full name -> layer; PEFT's "all-linear" leaves out the one that makes the predictions.
+        everything = VBLoRAConfig(target_modules=ALL_LINEAR, vector_length=1)
+        _, self._linears = resolve(model, everything)
+        self._config = config
+        self._rates = learning_rates
+        self._presets = target_presets(self._linears)
+        names = self._presets["all linear"]
+        chosen = _as_names(config.target_modules, names) or next(iter(self._presets.values()))
+
+        self.r = _slider("r", config.r, 1, 16, _help("r"))
+        self.num_vectors = _dropdown(
+            "bank vectors", config.num_vectors, BANK_SIZES, _help("num_vectors")
+        )
+        self.vector_length = ipywidgets.Dropdown(
+            description="vector length", **_style(_help("vector_length"))
+        )
+        self.topk = _slider("topk", config.topk, 1, 8, _help("topk"))
+        self.preset = ipywidgets.Dropdown(
+            options=[*self._presets, OWN_CHOICE], description="targets", **_style()
+        )
+        self.targets = ipywidgets.SelectMultiple(
+            options=names, value=tuple(chosen), rows=min(6, len(names)),
+            description="modules", **_style(_help("target_modules")),
+        )  # fmt: skip
+        self.bank_rate = _rate("bank", learning_rates.bank)
+        self.logits_rate = _rate("logits", learning_rates.logits)
+        self.steps = ipywidgets.BoundedIntText(
+            value=steps, min=1, max=100_000, step=10, description="steps", **_style()
+        )
+        self.batch_size = _dropdown("batch size", batch_size, BATCH_SIZES)
+        self.seed = ipywidgets.BoundedIntText(
+            value=seed, min=0, max=2**31 - 1, description="seed", **_style()
+        )
+        self._offer_vector_lengths(config.vector_length)
+        self._name_preset()
+        self.preset.observe(self._on_preset, "value")
+        self.targets.observe(self._on_targets, "value")
+        self.box = ipywidgets.VBox(
+            [
+                _group("Adapter"), self.r, self.num_vectors, self.vector_length, self.topk,
+                self.preset, _after_group(self.targets),
+                _group("Learning rates"), self.bank_rate, _after_group(self.logits_rate),
+                _group("Run"), self.steps, self.batch_size, _after_group(self.seed),
+                _group("How to read it"), ipywidgets.HTML(HOW_TO_READ),
+            ]
+        )  # fmt: skip
+        self.box.add_class("vblora-controls")
+
+    def config(self) -> VBLoRAConfig:
+        """The adapter that the controls describe. Raises `ConfigError` if they don't fit."""
+        return replace(
+            self._config,
+            r=self.r.value,
+            num_vectors=self.num_vectors.value,
+            vector_length=self.vector_length.value,
+            topk=self.topk.value,
+            target_modules=list(self.targets.value),
+        )
+
+    def learning_rates(self) -> LearningRates:
+        return LearningRates(
+            bank=self.bank_rate.value, logits=self.logits_rate.value, other=self._rates.other
+        )
+
+    def enable(self, enabled: bool) -> None:
+        """Let a person change the settings, or not: while a run uses them."""
+        for control in self.box.children:
+            if hasattr(control, "disabled"):
+                control.disabled = not enabled
+
+    def _on_preset(self, _change: Any) -> None:
+        if self.preset.value != OWN_CHOICE:
+            self.targets.value = tuple(self._presets[self.preset.value])
+
+    def _on_targets(self, _change: Any) -> None:
+        self._name_preset()
+        self._offer_vector_lengths(self.vector_length.value)
+
+    def _name_preset(self) -> None:
+        """Let the preset's list say what the chosen modules amount to."""
+        chosen = set(self.targets.value)
+        fitting = [name for name, modules in self._presets.items() if set(modules) == chosen]
+        self.preset.value = fitting[0] if fitting else OWN_CHOICE
+
+    def _offer_vector_lengths(self, wanted: int | None) -> None:
+        """Offer what divides every chosen module; keep `wanted` or the nearest below it."""
+        names = self.targets.value
+        if not names:  # keep the list; Train will say what is missing
+            return
+        fitting = vector_lengths(m for name, m in self._linears.items() if _last(name) in names)
+        lengths = [length for length in fitting if length >= SHORTEST_VECTOR] or fitting
+        below = [length for length in lengths if wanted is None or length <= wanted]
+        self.vector_length.options = lengths
+        self.vector_length.value = max(below, default=min(lengths))
+
+
+def target_presets(linears: Collection[str]) -> dict[str, list[str]]:
+    """Usual choices of target modules among the linear layers of these full names, by last name."""
+    names = list(dict.fromkeys(_last(name) for name in linears))
+    attention = {_last(name) for name in linears if "att" in name.rpartition(".")[0]}
+    presets = {
+        "query and value": [name for name in names if name in QUERY_OR_VALUE],
+        "attention": [name for name in names if name in attention],
+        "all linear": names,
+    }
+    return {preset: chosen for preset, chosen in presets.items() if chosen}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _as_names(target_modules: Any, names: list[str]) -> list[str]:
+    """A config's target modules, as far as they are names in the list."""
+    if target_modules == "all-linear":
+        return names
+    return [name for name in names if name in set(target_modules or ())]
+
+
+def _help(field: str) -> str:
+    return VBLoRAConfig.__dataclass_fields__[field].metadata["help"]
+
+
+def _style(tooltip: str = "") -> dict[str, Any]:
+    """Arguments all controls share. ipywidgets 7 and 8 differ in the tooltip's name."""
+    new = "tooltip" in ipywidgets.IntSlider.class_trait_names()
+    return {
+        "style": {"description_width": "92px"},
+        "layout": {"width": "auto"},
+        "tooltip" if new else "description_tooltip": tooltip or None,
+    }
+
+
+def _slider(name: str, value: int, low: int, high: int, tooltip: str) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(
+        value=value, min=low, max=max(high, value), description=name, **_style(tooltip)
+    )
+
+
+def _dropdown(
+    name: str, value: int, options: tuple[int, ...], tooltip: str = ""
+) -> ipywidgets.Dropdown:
+    offered = sorted({*options, value})
+    return ipywidgets.Dropdown(options=offered, value=value, description=name, **_style(tooltip))
+
+
+def _rate(name: str, value: float) -> ipywidgets.FloatLogSlider:
+    """A learning rate from 1e-5 to 1, in tenths of a power of ten."""
+    return ipywidgets.FloatLogSlider(
+        value=value, base=10, min=-5, max=0, step=0.1, readout_format=".1e", description=name,
+        **_style(),
+    )  # fmt: skip
+
+
+def _group(title: str) -> ipywidgets.HTML:
+    return ipywidgets.HTML(f'<div class="vblora-group">{title}</div>')
+
+
+def _after_group(control: ipywidgets.DOMWidget) -> ipywidgets.DOMWidget:
+    control.add_class("vblora-after-group")
+    return control

@@ -1,0 +1,315 @@
+"""LiveTraining: choose an adapter, press Train, watch it learn.
+
+The panel trains nothing itself. It builds a `TrainingSession`, listens to its events and shows what
+they say. Events come faster than a screen is read: they are gathered and shown five times a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Literal
+
+import ipywidgets
+
+from vblora_lab.bases import Base, load_base
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.data import Task, load_task
+from vblora_lab.errors import VBLoRAError
+from vblora_lab.selection import Selection
+from vblora_lab.train import LearningRates, Trace, TrainingSession
+from vblora_lab.train.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Sample,
+    Sampled,
+    Selected,
+    Started,
+    Stepped,
+)
+from vblora_lab.widgets import readout
+from vblora_lab.widgets._source import source
+from vblora_lab.widgets.bank_heatmap import BankHeatmap
+from vblora_lab.widgets.controls import Controls
+from vblora_lab.widgets.loss_chart import LossChart
+
+SHOW_EVERY = 0.2
+"""Seconds between two updates of the screen."""
+
+Driver = Literal["thread", "foreground"]
+
+
+class LiveTraining(ipywidgets.VBox):
+    """A panel that fine-tunes a base model with VB-LoRA and shows how.
+
+    Args:
+        base: Name of a base model for `load_base`, or a `Base`.
+        task: Name of a task for `load_task`, or a `Task`.
+        config: First values of the adapter's controls, and all settings that have no control.
+        steps, batch_size, learning_rates, seed: First values of the run's controls.
+        driver: "thread" trains on a background thread, so that the notebook stays usable;
+            "foreground" trains in the thread that calls `train`, as Google Colab needs it, where
+            updates from other threads are not shown. None chooses.
+        **session_options: Handed to `TrainingSession` (`eval_examples`, `sample_count`, ...).
+    """
+
+    def __init__(
+        self,
+        base: str | Base = "mini-opt",
+        task: str | Task = "restaurants",
+        *,
+        config: VBLoRAConfig | None = None,
+        steps: int = 200,
+        batch_size: int = 8,
+        learning_rates: LearningRates | None = None,
+        seed: int = 0,
+        driver: Driver | None = None,
+        **session_options: Any,
+    ):
+        if driver not in (None, "thread", "foreground"):
+            raise ValueError(f"driver is {driver!r}; allowed: 'thread', 'foreground' or None.")
+        in_colab = "google.colab" in sys.modules
+        self.driver: Driver = driver or ("foreground" if in_colab else "thread")
+        self.session: TrainingSession | None = None
+        self._base_name = base if isinstance(base, str) else type(base.model).__name__
+        self._base = load_base(base) if isinstance(base, str) else base
+        self._task = load_task(task) if isinstance(task, str) else task
+        self._session_options = session_options
+        self.controls = Controls(
+            self._base.model,
+            config or VBLoRAConfig(),
+            steps=steps,
+            batch_size=batch_size,
+            learning_rates=learning_rates or LearningRates(),
+            seed=seed,
+        )
+        self.loss_chart = LossChart()
+        self.heatmap = BankHeatmap()
+        self._build()
+        self._reset(total_steps=0)
+
+    # ---- what a person or a cell does ----------------------------------------------------------
+
+    @property
+    def config(self) -> VBLoRAConfig:
+        """The adapter that the controls describe. Raises `ConfigError` if they don't fit."""
+        return self.controls.config()
+
+    @property
+    def trace(self) -> Trace | None:
+        """The record of the run; None before the first."""
+        return self.session.trace if self.session else None
+
+    @property
+    def status(self) -> str:
+        """"ready", "running", "completed", "stopped" or "failed"."""
+        return self.session.status if self.session else "ready"
+
+    def train(self, wait: bool = False) -> Trace | None:
+        """Train a fresh adapter with the settings of the controls, as the button does.
+
+        Args:
+            wait: Return when the run is over, with its trace. A foreground run always does.
+
+        Raises:
+            RuntimeError: If a run is going on.
+            ValueError: If the settings don't fit together or don't fit the model (`ConfigError`,
+                `TargetError`); the panel shows the same sentence, and nothing was started.
+        """
+        if self.status == "running":
+            raise RuntimeError("A run is going on. Stop it, or wait for its end, before the next.")
+        try:
+            session = TrainingSession(
+                self._base,
+                self.config,
+                self._task,
+                steps=self.controls.steps.value,
+                batch_size=self.controls.batch_size.value,
+                learning_rates=self.controls.learning_rates(),
+                seed=self.controls.seed.value,
+                listeners=(self._listen,),
+                **self._session_options,
+            )
+        except Exception as error:
+            self._message.value = readout.message(str(error))
+            raise
+        self.session = session
+        self._reset(total_steps=self.controls.steps.value)
+        self._show_status("running")
+        if self.driver == "foreground":
+            return session.run()
+        session.start()
+        return self.wait() if wait else None
+
+    def stop(self) -> None:
+        """End the run after the step it is at. Does nothing if none is going on."""
+        if self.session and self.status == "running":
+            self.session.stop()
+            self._stop_button.disabled = True  # heard; the step that runs is finished first
+
+    def wait(self, timeout: float | None = None) -> Trace | None:
+        """Wait for the end of the run; an interrupt of the kernel stops it cleanly.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Its trace, or None if nothing was ever started.
+        """
+        if self.session is None:
+            return None
+        try:
+            return self.session.wait(timeout)
+        except KeyboardInterrupt:
+            self.session.stop()
+            return self.session.wait(timeout)
+
+    # ---- what the session says -----------------------------------------------------------------
+
+    def _listen(self, event: Event) -> None:
+        """Runs in the training thread, once for each event."""
+        match event:
+            case Started():
+                self._started = event
+            case Stepped():
+                self._steps.append(event)
+            case Selected(selection=selection):
+                self._selection = selection
+            case Evaluated(step=step, eval_loss=loss):
+                self._evaluation = event
+                self.loss_chart.append_evaluation(step, loss)
+            case Sampled():
+                self._show_samples(event)
+            case Finished():
+                self._show_news()
+                self._show_end(event)
+                return
+        if time.monotonic() - self._shown_at >= SHOW_EVERY:
+            self._show_news()
+
+    def _show_news(self) -> None:
+        """Bring the screen up to date with what was gathered."""
+        if self._steps:
+            steps, self._steps = self._steps, []
+            self._last_step = steps[-1]
+            self.loss_chart.append([s.step for s in steps], [s.loss for s in steps])
+            self._progress.value = self._last_step.step
+            self._progress_text.value = readout.progress(
+                self._last_step.step, self._last_step.total_steps
+            )
+        if self._selection is not None:
+            self.heatmap.update(self._selection)
+            self._selection = None
+        self._tiles.value = readout.tiles(self._numbers())
+        self._shown_at = time.monotonic()
+
+    def _show_samples(self, event: Sampled) -> None:
+        if not self._before:
+            self._before = event.samples
+        else:
+            self._after = (event.samples, event.step)
+        after, step = self._after
+        self._samples.value = readout.samples(self._before, after, step)
+
+    def _show_end(self, event: Finished) -> None:
+        if event.error is not None:
+            self._message.value = readout.message(f"{type(event.error).__name__}: {event.error}")
+        self._show_status(event.reason)
+
+    def _numbers(self) -> dict[str, tuple[str, str]]:
+        """The tiles: name -> (number, small print)."""
+        step, started, evaluation = self._last_step, self._started, self._evaluation
+        nothing = (readout.NOTHING, "")
+        numbers = dict.fromkeys(
+            ("loss", "validation", "tokens per second", "time left", "trained", "stored"), nothing
+        )
+        if step is not None:
+            numbers["loss"] = (f"{step.loss:.3f}", "nats per token")
+            numbers["tokens per second"] = (
+                f"{step.tokens_per_second:,.0f}", f"{step.steps_per_second:.1f} steps/s"
+            )  # fmt: skip
+            numbers["time left"] = (
+                readout.duration(step.eta_seconds), f"{readout.duration(step.seconds)} so far"
+            )  # fmt: skip
+        if evaluation is not None:
+            numbers["validation"] = (f"{evaluation.eval_loss:.3f}", f"at step {evaluation.step}")
+        if started is not None:
+            numbers["trained"] = (f"{started.trained_parameters:,}", "parameters")
+            lora = readout.size(started.lora_stored_bytes)
+            numbers["stored"] = (readout.size(started.stored_bytes), f"LoRA: {lora}")
+        return numbers
+
+    # ---- the screen ----------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self._header = ipywidgets.HTML()
+        self._message = ipywidgets.HTML()
+        self._tiles = ipywidgets.HTML()
+        self._samples = ipywidgets.HTML()
+        self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
+        self._progress_text = ipywidgets.HTML()
+        self._train_button = ipywidgets.Button(
+            description="Train", icon="play", button_style="primary", layout={"width": "auto"}
+        )
+        self._stop_button = ipywidgets.Button(
+            description="Stop", icon="stop", layout={"width": "auto"}
+        )
+        self._train_button.on_click(self._on_train)
+        self._stop_button.on_click(lambda _button: self.stop())
+        transport = _classed(
+            ipywidgets.HBox(
+                [self._train_button, self._stop_button, self._progress, self._progress_text]
+            ),
+            "vblora-transport",
+        )
+        views = _classed(
+            ipywidgets.VBox([transport, self._tiles, self.loss_chart, self.heatmap]),
+            "vblora-views",
+        )
+        super().__init__(
+            [
+                ipywidgets.HTML(f"<style>{source('theme.css', 'live.css')}</style>"),
+                self._header,
+                self._message,
+                _classed(ipywidgets.HBox([self.controls.box, views]), "vblora-columns"),
+                self._samples,
+            ]
+        )
+        self.add_class("vblora-panel")
+
+    def _on_train(self, _button: Any) -> None:
+        try:
+            self.train()
+        except VBLoRAError:
+            return  # the panel shows its sentence
+
+    def _reset(self, total_steps: int) -> None:
+        """An empty screen, ready for a run of that many steps."""
+        self._started: Started | None = None
+        self._last_step: Stepped | None = None
+        self._steps: list[Stepped] = []
+        self._selection: Selection | None = None
+        self._evaluation: Evaluated | None = None
+        self._before: tuple[Sample, ...] = ()
+        self._after: tuple[tuple[Sample, ...], int | None] = ((), None)
+        self._shown_at = 0.0
+        self.loss_chart.reset(total_steps)
+        self.heatmap.selection = None
+        self._message.value = self._samples.value = ""
+        self._progress.max, self._progress.value = max(total_steps, 1), 0
+        self._progress_text.value = readout.progress(0, total_steps) if total_steps else ""
+        self._tiles.value = readout.tiles(self._numbers())
+        self._show_status("ready")
+
+    def _show_status(self, status: str) -> None:
+        running = status == "running"
+        self._header.value = readout.header(self._base_name, self._task.name, status)
+        self.controls.enable(not running)
+        self._train_button.disabled = running
+        self._stop_button.disabled = not running
+
+
+def _classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:
+    box.add_class(css_class)
+    return box

@@ -1,0 +1,228 @@
+// The loss of each step (thin), its mean over the last steps (thick) and evaluations (diamonds).
+
+const MARGIN = { left: 58, right: 18, top: 10, bottom: 42 };
+const CHART_HINT = "Point at the line, or use the left and right arrow keys, to read a step.";
+const CHART_LABEL =
+  "Line chart of the training loss by step. Left and right arrow keys read one step after another, " +
+  "home and end go to the first and last, escape leaves.";
+
+class Chart {
+  constructor(model, el) {
+    this.model = model;
+    Object.assign(this, frame(el, "Loss", CHART_LABEL));
+    for (const [mark, text] of [
+      ["thin", "each batch"],
+      ["thick", `mean of the last ${model.get("smooth_over")}`],
+      ["diamond", "validation"],
+    ]) {
+      const key = make(this.legend, "span", "vblora-key");
+      make(key, "span", `vblora-mark-${mark}`);
+      make(key, "span", "", text);
+    }
+    this.at = -1; // which point is read out
+    this.redraw = oncePerFrame(() => this.draw());
+    this.decode();
+  }
+
+  decode() {
+    const [closed, opened] = ["closed", "opened"].map((t) => numbers(Float32Array, this.model.get(t)));
+    this.points = new Float32Array(closed.length + opened.length); // step, loss, mean; and again
+    this.points.set(closed);
+    this.points.set(opened, closed.length);
+    this.count = this.points.length / 3;
+    this.evaluations = numbers(Float32Array, this.model.get("evaluations"));
+    this.at = Math.min(this.at, this.count - 1);
+  }
+
+  point(i) {
+    const [step, loss, mean] = this.points.subarray(3 * i, 3 * i + 3);
+    return { step, loss, mean };
+  }
+
+  evaluationAt(step) {
+    for (let i = 0; i < this.evaluations.length; i += 2)
+      if (this.evaluations[i] === step) return this.evaluations[i + 1];
+    return null;
+  }
+
+  // ---- the picture ----------------------------------------------------------------------------
+
+  layout() {
+    const losses = [];
+    for (let i = 0; i < this.count; i++) losses.push(this.points[3 * i + 1]);
+    for (let i = 1; i < this.evaluations.length; i += 2) losses.push(this.evaluations[i]);
+    const finite = losses.filter(Number.isFinite);
+    let [low, high] = finite.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+    if (!finite.length) [low, high] = [0, 1];
+    const pad = Math.max((high - low) * 0.06, 0.02);
+    this.low = low >= 0 ? Math.max(0, low - pad) : low - pad;
+    this.high = high + pad;
+    const last = this.count ? this.point(this.count - 1).step : 0;
+    this.end = Math.max(this.model.get("total_steps"), last, 1);
+    this.width = this.stage.clientWidth - MARGIN.left - MARGIN.right;
+    this.height = this.model.get("height") - MARGIN.top - MARGIN.bottom;
+  }
+
+  x(step) { return MARGIN.left + (step / this.end) * this.width; }
+  y(loss) { return MARGIN.top + ((this.high - loss) / (this.high - this.low)) * this.height; }
+
+  draw() {
+    if (this.stage.clientWidth === 0) return;
+    const colours = (this.colours = theme(this.root));
+    const context = pen(this.canvas, this.stage.clientWidth, this.model.get("height"));
+    context.font = `12px ${colours.font}`;
+    context.textBaseline = "middle";
+    this.layout();
+    this.drawAxes(context);
+    this.drawLine(context, 1, 1.2, 0.4);
+    this.drawLine(context, 2, 2.4, 1);
+    this.drawEvaluations(context);
+    this.drawCursor(context);
+    this.tell();
+  }
+
+  drawAxes(context) {
+    const { faint, rule, paper } = this.colours;
+    const empty = !this.count && !this.evaluations.length;
+    const [right, bottom] = [MARGIN.left + this.width, MARGIN.top + this.height];
+    context.fillStyle = paper;
+    context.fillRect(MARGIN.left, MARGIN.top, this.width, this.height);
+    context.textAlign = "right";
+    const losses = ticks(this.low, this.high, Math.max(2, this.height / 38));
+    for (const loss of losses) {
+      const y = Math.round(this.y(loss));
+      context.fillStyle = rule;
+      context.fillRect(MARGIN.left, y, this.width, 1);
+      if (empty) continue; // no scale yet
+      context.fillStyle = faint;
+      context.fillText(tickText(loss, losses[1] - losses[0] || 1), MARGIN.left - 8, y);
+    }
+    context.textAlign = "center";
+    const known = this.model.get("total_steps") > 0 || this.count > 0;
+    const steps = known ? ticks(0, this.end, Math.max(2, this.width / 80)).filter(Number.isInteger) : [];
+    for (const step of steps) {
+      context.fillStyle = rule;
+      context.fillRect(Math.round(this.x(step)), bottom, 1, 4);
+      context.fillStyle = faint;
+      context.fillText(String(step), this.x(step), bottom + 13);
+    }
+    context.fillStyle = rule;
+    context.fillRect(MARGIN.left, bottom, right - MARGIN.left, 1);
+    context.fillStyle = faint;
+    context.fillText("training step", MARGIN.left + this.width / 2, bottom + 32);
+    context.save();
+    context.translate(9, MARGIN.top + this.height / 2);
+    context.rotate(-Math.PI / 2);
+    context.fillText("nats per token", 0, 0);
+    context.restore();
+    if (!empty) return;
+    context.fillText("The loss appears here, step by step.", MARGIN.left + this.width / 2,
+      MARGIN.top + this.height / 2 - 12);
+  }
+
+  drawLine(context, part, width, alpha) {
+    context.beginPath();
+    for (let i = 0; i < this.count; i++)
+      context.lineTo(this.x(this.points[3 * i]), this.y(this.points[3 * i + part]));
+    context.strokeStyle = this.colours.line;
+    context.lineWidth = width;
+    context.lineJoin = "round";
+    context.globalAlpha = alpha;
+    context.stroke();
+    context.globalAlpha = 1;
+  }
+
+  drawEvaluations(context) {
+    for (let i = 0; i < this.evaluations.length; i += 2) {
+      const [x, y] = [this.x(this.evaluations[i]), this.y(this.evaluations[i + 1])];
+      context.beginPath();
+      for (const [dx, dy] of [[0, -6], [6, 0], [0, 6], [-6, 0]]) context.lineTo(x + dx, y + dy);
+      context.closePath();
+      context.fillStyle = this.colours.accent;
+      context.fill();
+      context.strokeStyle = this.colours.paper;
+      context.lineWidth = 1.5;
+      context.stroke();
+    }
+  }
+
+  drawCursor(context) {
+    if (this.at < 0) return;
+    const { step, mean } = this.point(this.at);
+    context.fillStyle = this.colours.ink;
+    context.globalAlpha = 0.35;
+    context.fillRect(this.x(step) - 0.5, MARGIN.top, 1, this.height);
+    context.globalAlpha = 1;
+    context.beginPath();
+    context.arc(this.x(step), this.y(mean), 4, 0, 2 * Math.PI);
+    context.fill();
+  }
+
+  // ---- what it says, the hand and the keyboard ------------------------------------------------
+
+  tell() {
+    this.tip.hidden = true;
+    if (this.at < 0) return say(this.readout, this.count ? CHART_HINT : "", false);
+    const { step, loss, mean } = this.point(this.at);
+    const evaluation = this.evaluationAt(step);
+    const lines = [`loss ${loss.toFixed(3)}`, `mean of the last ${this.model.get("smooth_over")}: ${mean.toFixed(3)}`];
+    if (evaluation !== null) lines.push(`validation ${evaluation.toFixed(3)}`);
+    say(this.readout, `step ${step} · ${lines.join(" · ")}`, this.asked);
+    this.asked = false;
+    this.tip.replaceChildren();
+    make(make(this.tip, "div"), "b", "", `step ${step}`);
+    for (const line of lines) make(this.tip, "div", "", line);
+    placeTip(this.tip, this.stage, this.x(step), this.y(mean));
+  }
+
+  /** The point whose step is nearest to the pointer. */
+  hover(event) {
+    if (!this.count || !this.width) return;
+    const left = this.canvas.getBoundingClientRect().left;
+    const step = ((event.clientX - left - MARGIN.left) / this.width) * this.end;
+    let best = 0;
+    for (let i = 1; i < this.count; i++)
+      if (Math.abs(this.points[3 * i] - step) < Math.abs(this.points[3 * best] - step)) best = i;
+    this.at = best;
+    this.redraw();
+  }
+
+  key(event) {
+    const last = this.count - 1;
+    const to = {
+      ArrowLeft: this.at < 0 ? last : Math.max(0, this.at - 1),
+      ArrowRight: this.at < 0 ? 0 : Math.min(last, this.at + 1),
+      Home: 0, End: last, Escape: -1,
+    }[event.key];
+    if (to === undefined || last < 0 || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.at = to;
+    this.asked = true;
+    this.redraw();
+  }
+
+  leave() {
+    this.at = -1;
+    this.redraw();
+  }
+}
+
+function render({ model, el }) {
+  const chart = new Chart(model, el);
+  const changed = () => { chart.decode(); chart.redraw(); };
+  const watched = ["closed", "opened", "evaluations", "total_steps", "height"];
+  for (const trait of watched) model.on(`change:${trait}`, changed);
+  chart.canvas.addEventListener("pointermove", (event) => chart.hover(event));
+  chart.canvas.addEventListener("pointerleave", () => chart.leave());
+  chart.canvas.addEventListener("blur", () => chart.leave());
+  chart.canvas.addEventListener("keydown", (event) => chart.key(event));
+  const stop = onAppearance(chart.stage, chart.redraw);
+  chart.redraw();
+  return () => {
+    stop();
+    for (const trait of watched) model.off(`change:${trait}`, changed);
+  };
+}
+
+export default { render };

@@ -1,0 +1,111 @@
+"""What the training panel says in words and numbers, as HTML. Pure functions of events' fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vblora_lab.train.events import Sample
+
+NOTHING = "—"  # stands where there is no number yet
+
+_STATES = {  # a sign and a word for each, so that colour alone carries no meaning
+    "ready": ("○", "ready"),
+    "running": ("▶", "training"),
+    "completed": ("✓", "completed"),
+    "stopped": ("■", "stopped"),
+    "failed": ("✕", "failed"),
+}
+
+
+def header(base: str, task: str, status: str) -> str:
+    """The panel's title line. `status`: as `TrainingSession.status`."""
+    sign, word = _STATES[status]
+    return (
+        '<div class="vblora-header"><span class="vblora-title">VB-LoRA, live</span>'
+        f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'
+        f'<span class="vblora-status vblora-{status}" role="status">{sign} {word}</span></div>'
+    )
+
+
+def message(text: str) -> str:
+    """A problem, in the exception's own words; "" says nothing and takes no room."""
+    if not text:
+        return ""
+    return f'<div class="vblora-message" role="alert"><b>✕</b> {escape(text)}</div>'
+
+
+def tiles(values: Mapping[str, tuple[str, str]]) -> str:
+    """A row of numbers. `values`: name -> (number, small print below it)."""
+    cells = "".join(
+        f'<div class="vblora-tile"><div class="vblora-tile-name">{escape(name)}</div>'
+        f'<div class="vblora-tile-number">{escape(number)}</div>'
+        f'<div class="vblora-tile-note">{escape(note) or "&nbsp;"}</div></div>'
+        for name, (number, note) in values.items()
+    )
+    return f'<div class="vblora-tiles">{cells}</div>'
+
+
+def progress(step: int, total_steps: int) -> str:
+    """The words beside the progress bar."""
+    return f'<div class="vblora-steps">step {step} of {total_steps}</div>'
+
+
+def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int | None) -> str:
+    """What the model writes for the same meaning representations, before training and later.
+
+    Args:
+        before: Samples of the untrained adapter; empty while there are none.
+        after: Samples of the same meaning representations; empty while there are none.
+        after_step: How many steps had been trained when `after` was sampled.
+    """
+    if not before:
+        return ""
+    later = "After training" if after_step is None else f"After {after_step} steps"
+    rows = []
+    for i, sample in enumerate(before):
+        then = _said(after[i]) if after else f'<span class="vblora-wait">{NOTHING}</span>'
+        rows.append(
+            f'<tr><td class="vblora-facts">{_slots(sample.mr)}</td>'
+            f"<td>{escape(sample.reference)}</td><td>{_said(sample)}</td><td>{then}</td></tr>"
+        )
+    return (
+        '<div class="vblora-chart-title">What the model writes</div>'
+        '<table class="vblora-samples"><thead><tr><th>It is told</th><th>A person would write</th>'
+        f"<th>Before training</th><th>{later}</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _slots(mr: str) -> str:
+    """A meaning representation, one slot on a line."""
+    return "<br>".join(f"{escape(slot)}]" for slot in mr.rstrip("] ").split("], "))
+
+
+def _said(sample: Sample) -> str:
+    text = escape(sample.text) or '<span class="vblora-wait">(nothing)</span>'
+    if not sample.slot_errors:
+        return f'{text}<div class="vblora-right">✓ every slot is right</div>'
+    errors = "".join(f"<li>✕ {escape(error)}</li>" for error in sample.slot_errors)
+    return f'{text}<ul class="vblora-wrong">{errors}</ul>'
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1 kB is 1000 bytes."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "8 s", "2 min 05 s", "1 h 02 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
