@@ -104,9 +104,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> OPTForCausalLM:
 def loss_of(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy in nats."""
     logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), rows[:, 1:].flatten()
-    )
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
 def pretrain(
@@ -126,8 +124,10 @@ def pretrain(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda i: min(1.0, (i + 1) / WARM_UP)
-        * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, i / steps)))),
+        lambda i: (
+            min(1.0, (i + 1) / WARM_UP)
+            * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, i / steps))))
+        ),
     )
     generator = torch.Generator(device=device).manual_seed(seed)
     curve, start = [], time.monotonic()

@@ -63,7 +63,7 @@ def _interview(domain: Domain, facts: Facts, rng: random.Random) -> str:
     lines = [
         rng.choice(
             (
-                f'{person} asked {other} about {name}.',
+                f"{person} asked {other} about {name}.",
                 f'"Do you know {name}?" asked {person}. "Of course," said {other}.',
                 f"{person} had never been to {name}, and {other} knew it well.",
             )

@@ -1,0 +1,87 @@
+"""vblora_lab: understand, tune and use VB-LoRA (arXiv 2405.15179), natively in Hugging Face PEFT.
+
+Names are imported when they are first used, so that ``import vblora_lab`` is quick and someone who
+needs only the core never loads matplotlib, ipywidgets or the Trainer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VBLoRAConfig": "config",
+    "VBLoRALayer": "layers",
+    "VBLoRAModel": "model",
+    "Linear": "layers",
+    "get_peft_model": "peft",
+    "from_pretrained": "peft",
+    "register": "peft",
+    "unregister": "peft",
+    "using": "peft",
+    "Selection": "selection",
+    "SubVectors": "selection",
+    "read_selection": "selection",
+    "Base": "bases",
+    "load_base": "bases",
+    "Task": "data",
+    "load_task": "data",
+    "LearningRates": "train",
+    "Trace": "train",
+    "TrainingSession": "train",
+    "BankHeatmap": "widgets",
+    "LiveTraining": "widgets",
+    "LossChart": "widgets",
+    "run_demo": "demo",
+}
+
+__all__ = [
+    "BankHeatmap",
+    "Base",
+    "LearningRates",
+    "Linear",
+    "LiveTraining",
+    "LossChart",
+    "Selection",
+    "SubVectors",
+    "Task",
+    "Trace",
+    "TrainingSession",
+    "VBLoRAConfig",
+    "VBLoRALayer",
+    "VBLoRAModel",
+    "from_pretrained",
+    "get_peft_model",
+    "load_base",
+    "load_task",
+    "read_selection",
+    "register",
+    "run_demo",
+    "unregister",
+    "using",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+if TYPE_CHECKING:
+    from vblora_lab.bases import Base, load_base
+    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.data import Task, load_task
+    from vblora_lab.demo import run_demo
+    from vblora_lab.layers import Linear, VBLoRALayer
+    from vblora_lab.model import VBLoRAModel
+    from vblora_lab.peft import from_pretrained, get_peft_model, register, unregister, using
+    from vblora_lab.selection import Selection, SubVectors, read_selection
+    from vblora_lab.train import LearningRates, Trace, TrainingSession
+    from vblora_lab.widgets import BankHeatmap, LiveTraining, LossChart

@@ -75,18 +75,15 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self,
         adapter_name: str,
         vblora_vector_bank: nn.ParameterDict,
-        r: int,
         config: VBLoRAConfig,
         inference_mode: bool = False,
-        **kwargs: Any,
     ) -> None:
         """Give this layer the logits of one more adapter, drawn from a normal distribution.
 
         Args:
             adapter_name: name of the adapter.
             vblora_vector_bank: all banks of the model, by adapter; kept, not copied.
-            r: rank of the update.
-            config: num_vectors, vector_length, topk, vblora_dropout and init_logits_std are read.
+            config: of the adapter.
             inference_mode: leave the active adapter frozen.
 
         Raises:
@@ -98,6 +95,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
                     f"{side}_features={size} isn't a multiple of vector_length="
                     f"{config.vector_length}."
                 )
+        r = config.r
         in_tiles = self.in_features // config.vector_length
         out_tiles = self.out_features // config.vector_length
         logits_A = torch.empty(r, in_tiles, config.num_vectors)
@@ -141,7 +139,6 @@ class Linear(VBLoRALayer):
         vblora_vector_bank: all banks of the model, by adapter.
         adapter_name: the first adapter of this layer, made active.
         config: of that adapter.
-        r: rank of the update; config.r if not given.
 
     Raises:
         TargetError: base_layer is of another kind, or vector_length doesn't divide its sizes.
@@ -153,13 +150,12 @@ class Linear(VBLoRALayer):
         vblora_vector_bank: nn.ParameterDict,
         adapter_name: str,
         config: VBLoRAConfig,
-        r: int | None = None,
     ) -> None:
         super().__init__(base_layer)
         # Conv1D stores its weight (in, out): the update is transposed before it is merged.
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, vblora_vector_bank, r or config.r, config)
+        self.update_layer(adapter_name, vblora_vector_bank, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """base_layer(x) + the sum over active adapters of B A dropout(x).
@@ -199,8 +195,9 @@ class Linear(VBLoRALayer):
     def _update(self, x: Tensor, adapter: str) -> Tensor:
         """B A dropout(x), with A and B mixed now."""
         A, B = self._low_rank_matrices(adapter)
-        if not torch.is_autocast_enabled(x.device.type):  # autocast casts x itself
-            x = self._cast_input_dtype(x, A.dtype)
+        device = x.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            x = self._cast_input_dtype(x, A.dtype)  # autocast would cast it itself
         return F.linear(F.linear(self.vblora_dropout[adapter](x), A), B)
 
     def _low_rank_matrices(

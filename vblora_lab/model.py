@@ -21,7 +21,7 @@ from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError, MergeError, TargetError
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
-from vblora_lab.targets import DEFAULT_TARGETS, resolve
+from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, VBLoRALayer]:
@@ -71,6 +71,8 @@ class VBLoRAModel(BaseTuner):
                 "this model already carries VB-LoRA adapters. Add another with "
                 "peft_model.add_adapter(name, config), or start afresh from peft_model.unload()."
             )
+        if isinstance(peft_config, dict):
+            peft_config = dict(peft_config)  # inject_adapter puts a copy of the config there
         super().__init__(model, peft_config, adapter_name, **kwargs)
 
     # --- injection
@@ -94,7 +96,7 @@ class VBLoRAModel(BaseTuner):
             ConfigError, TargetError: what doesn't fit, and what would.
         """
         try:
-            _check_adapter_name(adapter_name)
+            check_adapter_name(adapter_name, model)
             # A copy, so that what is filled in here never shows in the caller's config.
             config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
             self.peft_config[adapter_name] = config
@@ -138,9 +140,7 @@ class VBLoRAModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, Linear):
-            target.update_layer(
-                adapter_name, self.vblora_vector_bank, peft_config.r, config=peft_config
-            )
+            target.update_layer(adapter_name, self.vblora_vector_bank, peft_config)
             return
         layer = Linear(target, self.vblora_vector_bank, adapter_name, peft_config)
         setattr(parent, target_name, layer.train(target.training))
@@ -221,7 +221,7 @@ class VBLoRAModel(BaseTuner):
         """Within, layers read `adapter_names`: one adapter, or "__base__", per sample.
 
         Raises:
-            ConfigError: in training mode, or for an adapter that isn't there.
+            ConfigError: in training mode, while merged, or for an adapter that isn't there.
         """
         adapter_names = kwargs.get("adapter_names")
         if adapter_names is None:
@@ -229,6 +229,8 @@ class VBLoRAModel(BaseTuner):
             return
         if self.training:
             raise ConfigError("adapter_names: a mixed batch is for inference; call model.eval().")
+        if any(layer.merged for layer in self.modules() if isinstance(layer, VBLoRALayer)):
+            raise ConfigError("adapter_names: adapters are merged; call unmerge_adapter() first.")
         unknown = sorted(set(adapter_names) - {NO_ADAPTER, *self.peft_config})
         if unknown:
             raise ConfigError(
@@ -374,12 +376,19 @@ def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
 
 
-def _check_adapter_name(name: str) -> None:
-    taken = isinstance(name, str) and hasattr(nn.ParameterDict, name)
-    if not isinstance(name, str) or not name or "." in name or taken or name == NO_ADAPTER:
+def check_adapter_name(name: str, model: nn.Module) -> None:
+    """Raise `ConfigError` for a name that would get lost among the keys of the model."""
+    reserved = {NO_ADAPTER, *dir(nn.ParameterDict()), *dir(nn.ModuleDict())}
+    if not isinstance(name, str) or not name or "." in name or name in reserved:
         raise ConfigError(
-            f"adapter_name={name!r}: must be a word without dots that no parameter dictionary "
-            "uses itself (such as 'keys' or 'values')."
+            f"adapter_name={name!r}: must be a word without dots, and none that a parameter "
+            "dictionary uses itself (such as 'keys' or 'training')."
+        )
+    if any(name in module_name.split(".") for module_name in own_modules(model)):
+        # When PEFT saves an adapter, it drops each key that has another adapter's name in it.
+        raise ConfigError(
+            f"adapter_name={name!r}: is part of a module's name in this model, whose weights PEFT "
+            f"would take for this adapter's; use another, such as {name + '_adapter'!r}."
         )
 
 
@@ -398,18 +407,23 @@ def _pass_adapter_names(
 
 @contextmanager
 def restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """If the block fails, undo whatever it did to the modules and flags of the model."""
+    """If the block fails, take back whatever it did to add an adapter to a base model."""
     modules = {module: dict(module._modules) for module in model.modules()}
+    adapted = set(adapted_layers(model, adapter_name).values())
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    configs = dict(model.__dict__.get("peft_config", {}))
     try:
         yield
     except BaseException:
         for module, children in modules.items():
-            if isinstance(module, VBLoRALayer) and adapter_name in module.topk:
+            if isinstance(module, VBLoRALayer) and module not in adapted:
                 module.delete_adapter(adapter_name)
-            if not isinstance(module, nn.ModuleDict):
-                module._modules.clear()
-                module._modules.update(children)
+            module._modules.clear()
+            module._modules.update(children)
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+        if adapter_name not in configs:
+            model.__dict__.get("peft_config", {}).pop(adapter_name, None)
+        if not configs:
+            model.__dict__.pop("peft_config", None)
         raise

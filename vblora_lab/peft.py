@@ -27,9 +27,9 @@ from torch import nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import CheckpointError, TargetError
+from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.layers import in_out_features
-from vblora_lab.model import VBLoRAModel, restored_on_error
+from vblora_lab.model import VBLoRAModel, check_adapter_name, restored_on_error
 from vblora_lab.targets import resolve
 
 
@@ -105,11 +105,13 @@ def get_peft_model(
     Raises:
         ConfigError, TargetError: the model is as it was.
     """
+    _check_is_module(model)
     if isinstance(model, PeftModel):
         raise TargetError(
             f"model is a {type(model).__name__} already. Add another adapter with "
             "model.add_adapter(name, config), or start afresh from model.unload()."
         )
+    check_adapter_name(adapter_name, model)
     config = as_vblora_config(config)
     with using(), restored_on_error(model, adapter_name):
         return peft.get_peft_model(model, config, adapter_name=adapter_name, **kwargs)
@@ -141,14 +143,17 @@ def from_pretrained(
     Raises:
         CheckpointError: no adapter there, one of another method, a damaged file, one that doesn't
             fit the model, or one that can't be trained.
+        ConfigError: the name is taken.
         TargetError: the config names no layers of this model. In any case the model is as it was.
     """
     hub = {key: kwargs.pop(key, None) for key in ("subfolder", "revision", "token", "cache_dir")}
-    folder = _local_folder(path, hub)
-    config = checkpoint.read_config(folder)
-    config.inference_mode = not is_trainable
+    _check_is_module(model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    _check_fit(base, config, folder)
+    check_adapter_name(adapter_name, base)
+    if isinstance(model, PeftModel):
+        _check_accepts(model, adapter_name)
+    folder = _local_folder(path, hub)
+    config = _checked_config(base, folder, is_trainable)
     with using(), restored_on_error(base, adapter_name):
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name, is_trainable=is_trainable, **kwargs)
@@ -178,14 +183,41 @@ def _local_folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> str:
     return str(folder / subfolder)
 
 
-def _check_fit(base: nn.Module, config: VBLoRAConfig, folder: str) -> None:
+def _check_is_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TargetError(
+            f"model={model!r}: must be a torch.nn.Module, such as the base model that "
+            "AutoModelForCausalLM.from_pretrained gives."
+        )
+
+
+def _check_accepts(model: PeftModel, adapter_name: str) -> None:
+    if not isinstance(model.base_model, VBLoRAModel):
+        raise TargetError(
+            f"model is a PeftModel on {type(model.base_model).__name__}, not one made by "
+            "vblora_lab; load onto model.unload(), or with model.load_adapter."
+        )
+    if adapter_name in model.peft_config:
+        there = ", ".join(map(repr, model.peft_config))
+        raise ConfigError(
+            f"adapter_name={adapter_name!r}: is taken; the model has {there}. Give another name, "
+            "or call model.delete_adapter first."
+        )
+
+
+def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> VBLoRAConfig:
+    """The config of a stored adapter, once its file is known to fit the base model."""
+    config = checkpoint.read_config(folder)
     shapes = checkpoint.read_shapes(folder)
-    if not config.inference_mode and checkpoint.is_topk_format(shapes):
+    if is_trainable and checkpoint.is_topk_format(shapes):
         raise CheckpointError(
             f"{folder} can't be trained: it stores only the top {config.topk} logits of each "
             "sub-vector (save_only_topk_weights=True). Load it with is_trainable=False, or train "
             "from a file with all logits."
         )
-    _, targets = resolve(base, config)
+    config.inference_mode = True  # a stored adapter: names that match nothing are dropped
+    config, targets = resolve(base, config)
+    config.inference_mode = not is_trainable
     features = {name: in_out_features(module) for name, module in targets.items()}
     checkpoint.check_shapes(shapes, config, features, where=folder)
+    return config

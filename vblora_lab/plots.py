@@ -143,7 +143,7 @@ class RowGroup(NamedTuple):
 
     level: int  # 0 layer, 1 module, 2 matrix
     first: int  # row of its first sub-vector
-    count: int
+    rows: int
     text: str
 
 
@@ -192,11 +192,11 @@ def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:
     inches_per_row = body / len(sub_vectors)
     columns = [(-0.155, "left", 9.0), (-0.09, "left", 8.0), (-0.012, "right", 7.0)]
     rules = []
-    for level, first, count, text in row_groups(sub_vectors):
+    for level, first, rows, text in row_groups(sub_vectors):
         x, align, size = columns[level]
-        if count * inches_per_row > size / 72:
+        if rows * inches_per_row > size / 72:
             axes.text(
-                x, first + (count - 1) / 2, text, transform=across, fontsize=size, va="center",
+                x, first + (rows - 1) / 2, text, transform=across, fontsize=size, va="center",
                 ha=align, color=INK if level == 0 else FAINT,
             )  # fmt: skip
         if first and level < 2:

@@ -49,7 +49,7 @@ class SubVectors:
         """Where sub-vector i sits: "layer 0 · self_attn.q_proj · A · rank 1 · tile 0"."""
         name, layer = self.modules[self.module[i]], int(self.layer[i])
         if layer >= 0:
-            name = f"layer {layer} · " + name.split(f".{layer}.", 1)[-1]
+            name = f"layer {layer} · " + re.sub(r"^(.*?\.)??\d+\.", "", name)
         return f"{name} · {self.matrix[i]} · rank {self.rank[i]} · tile {self.tile[i]}"
 
 

@@ -50,12 +50,12 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[
     named = own_modules(model)
     config.target_modules = _explicit_targets(model, config, named)
     _check_every_name_is_used(config, named)
+    _check_modules_to_save(model, config)
     matched = {n: m for n, m in named.items() if check_target_module_exists(config, n)}
     if not matched:
         raise TargetError(_nothing_left(config, named))
     targets = _linear_layers(matched)
     _check_tiles(config, targets)
-    _check_modules_to_save(model, config)
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in targets.values())
     return config, targets
 
@@ -126,7 +126,7 @@ def _hits(name: str, named: Iterable[str]) -> bool:
 
 
 def _check_every_name_is_used(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> None:
-    """A name that matches nothing is a slip when an adapter is made; a stored one may have it."""
+    """Refuse a name that matches nothing; in a stored adapter, which PEFT let pass, drop it."""
     for field in ("target_modules", "exclude_modules"):
         wanted = getattr(config, field)
         if isinstance(wanted, str):
@@ -142,10 +142,11 @@ def _check_every_name_is_used(config: VBLoRAConfig, named: Mapping[str, nn.Modul
             else "names no module of this model. "
         )
         message += _near_hint(dead[0], named) or _endings_hint(named)
-        if config.inference_mode and len(dead) < len(wanted or ()):
-            warnings.warn(message, stacklevel=2)
-        else:
+        alive = set() if isinstance(wanted, str) else set(wanted) - set(dead)
+        if not config.inference_mode or (field == "target_modules" and not alive):
             raise TargetError(message)
+        warnings.warn(message, stacklevel=2)
+        setattr(config, field, alive or None)
 
 
 def _near_hint(wrong: str, named: Mapping[str, nn.Module]) -> str:
@@ -208,7 +209,7 @@ def _linear_layers(matched: Mapping[str, nn.Module]) -> dict[str, LinearLayer]:
         elif isinstance(layer, LinearLayer):
             layers[name] = layer
         else:
-            within = [n for n, m in layer.named_modules() if isinstance(m, LinearLayer)]
+            within = linear_modules(layer)
             inside = f"; it contains {_listed(within, 4)}" if within else ""
             problems.append(f"{name} ({kind}{inside})")
     if problems:

@@ -1,4 +1,4 @@
-"""One Chromium for all browser tests. Without any, they are skipped, unless a browser is required."""
+"""One Chromium for all browser tests. Without any they are skipped, unless one is required."""
 
 from __future__ import annotations
 

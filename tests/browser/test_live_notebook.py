@@ -1,4 +1,4 @@
-"""The first notebook in a real JupyterLab: a person moves a slider, presses Train, watches, stops."""
+"""The first notebook in a real JupyterLab: a person moves a slider, trains, watches, stops."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     run_cells_until(page, panel)
     status = panel.locator(".vblora-status")
     assert "ready" in status.inner_text()
-    overflow = "e => [...e.querySelectorAll('*'), e].some(x => x.scrollWidth > x.clientWidth + 1 && getComputedStyle(x).overflowX === 'auto')"
     assert not page.locator(".jp-WindowedPanel-outer").first.evaluate(
         "e => e.scrollWidth > e.clientWidth"
     )

@@ -1,4 +1,4 @@
-"""The canvas widgets in a plain page: what a hand and a keyboard do, against the selection itself."""
+"""The canvas widgets in a plain page: what hand and keyboard get, against the selection itself."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ class Open:
 
     def settle(self):
         """Wait until what was asked for is drawn."""
-        self.page.evaluate("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        self.page.evaluate(
+            "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+        )
 
     def press(self, *keys):
         self.canvas.focus()
@@ -236,8 +238,7 @@ def test_a_click_on_a_bar_lights_all_that_share_the_vector(open_page):
     count = int((selection.indices == vector).sum())
     usage = selection.dense()[:, vector].sum()
     assert page.readout == (
-        f"lit: bank vector {vector}: chosen by {count} of 48 sub-vectors, "
-        f"summed weight {usage:.2f}"
+        f"lit: bank vector {vector}: chosen by {count} of 48 sub-vectors, summed weight {usage:.2f}"
     )
     assert page.colours()["count"] != plain
 

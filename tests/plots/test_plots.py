@@ -128,8 +128,8 @@ def test_rows_of_two_modules_with_one_ending_keep_their_longer_names():
     selection = make_selection(layers=1, modules=("attn.c_proj", "mlp.c_proj", "mlp.c_fc"))
     groups = plots.row_groups(selection.sub_vectors)
     assert [g.text for g in groups if g.level == 1] == ["attn.c_proj", "mlp.c_proj", "c_fc"]
-    assert [(g.first, g.count) for g in groups if g.level == 0] == [(0, 18)]
-    assert [(g.first, g.count) for g in groups if g.level == 2] == [(i, 3) for i in range(0, 18, 3)]
+    assert [(g.first, g.rows) for g in groups if g.level == 0] == [(0, 18)]
+    assert [(g.first, g.rows) for g in groups if g.level == 2] == [(i, 3) for i in range(0, 18, 3)]
 
 
 def test_modules_outside_any_layer_stand_alone():

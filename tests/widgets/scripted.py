@@ -86,7 +86,7 @@ class ScriptedSession:
         for listener in self.listeners:
             listener(event)
 
-    def run(self):
+    def _run(self):
         self.status, self.thread = "running", threading.current_thread()
         steps, error, reason, done = self.given.steps, None, "completed", 0
         start = selection_of()
@@ -108,12 +108,20 @@ class ScriptedSession:
         self._tell(Evaluated(done, 1.5))
         self._tell(Sampled(done, (sample("Blue Spice serves Thai food."),)))
         self.trace.steps = list(range(1, done + 1))
-        self.status = reason
+        self.status, self.error = reason, error
         self._tell(Finished(reason, done, done / 10, error))
+
+    def run(self):
+        self._run()
+        return self._end()
+
+    def _end(self):
+        if self.error:
+            raise self.error
         return self.trace
 
     def start(self):
-        self._worker = threading.Thread(target=self.run, daemon=True)
+        self._worker = threading.Thread(target=self._run, daemon=True)
         self.status = "running"
         self._worker.start()
 
@@ -122,4 +130,4 @@ class ScriptedSession:
 
     def wait(self, timeout=None):
         self._worker.join(timeout)
-        return self.trace
+        return self._end()

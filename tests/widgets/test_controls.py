@@ -1,12 +1,13 @@
 """What the controls offer fits the model: PEFT's own tuner accepts every vector length offered."""
 
 import pytest
-from scripted import small_opt
 from peft import VBLoRAConfig as PeftVBLoRAConfig
 from peft import get_peft_model as peft_get_peft_model
+from scripted import small_opt
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from vblora_lab.config import VBLoRAConfig
+from vblora_lab.errors import ConfigError
 from vblora_lab.train import LearningRates
 from vblora_lab.widgets.controls import Controls
 
@@ -54,12 +55,19 @@ def test_every_length_offered_is_one_that_peft_accepts_and_no_other_is(opt, targ
                 peft_get_peft_model(small_opt(), config)
 
 
-def test_without_modules_the_lengths_stay_and_the_config_names_none(opt):
+def test_without_modules_the_lengths_stay_and_the_config_is_refused(opt):
     controls = controls_for(opt, target_modules=["q_proj"])
     offered = controls.vector_length.options
     controls.targets.value = ()
     assert controls.vector_length.options == offered
-    assert not controls.config().target_modules
+    with pytest.raises(ConfigError, match="target_modules"):
+        controls.config()
+
+
+def test_a_learning_rate_off_the_slider_is_refused(opt):
+    with pytest.raises(ConfigError, match="bank=0"):
+        Controls(opt, VBLoRAConfig(), steps=1, batch_size=1, seed=0,
+                 learning_rates=LearningRates(bank=0))  # fmt: skip
 
 
 def test_values_between_the_usual_ones_are_kept(opt):

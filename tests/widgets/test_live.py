@@ -11,7 +11,7 @@ import pytest
 
 from vblora_lab.bases import Base
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.errors import ConfigError, TargetError
+from vblora_lab.errors import ConfigError, SessionError, TargetError
 from vblora_lab.train import LearningRates
 from vblora_lab.widgets import BankHeatmap, LiveTraining
 
@@ -110,7 +110,7 @@ def test_a_config_too_long_for_the_model_starts_at_the_longest_that_fits(make_pa
 def test_a_run_is_shown_to_its_last_event(panel, session_class):
     assert panel.status == "ready" and panel.trace is None and "ready" in shown(panel)
     trace = panel.train(wait=True)
-    assert trace is panel.trace is session_class.made[0].trace
+    assert trace is session_class.made[0].trace
     assert panel.status == "completed"
     np.testing.assert_allclose(losses(panel), 4 / np.arange(1, 41), rtol=1e-6)
     assert np.frombuffer(panel.loss_chart.evaluations, "<f4").tolist() == [0, 4.25, 40, 1.5]
@@ -135,9 +135,7 @@ def test_the_last_selection_is_the_one_that_stays(panel, monkeypatch):
 def test_many_events_are_few_updates(panel, monkeypatch):
     updates = []
     update = BankHeatmap.update
-    monkeypatch.setattr(
-        BankHeatmap, "update", lambda self, s: (updates.append(s), update(self, s))
-    )
+    monkeypatch.setattr(BankHeatmap, "update", lambda self, s: (updates.append(s), update(self, s)))
     clock = iter(np.arange(0.0, 1000.0, 0.01))  # a hundred looks at the clock each second
     monkeypatch.setattr("vblora_lab.widgets.live.time.monotonic", lambda: float(next(clock)))
     panel.controls.steps.value = 400
@@ -163,7 +161,7 @@ def test_colab_trains_in_the_foreground(make_panel, monkeypatch):
 
 
 def test_an_unknown_driver_is_refused(make_panel):
-    with pytest.raises(ValueError, match="'gpu'.*'thread', 'foreground'"):
+    with pytest.raises(ValueError, match=r"'gpu'.*'thread', 'foreground'"):
         make_panel(driver="gpu")
 
 
@@ -175,11 +173,12 @@ def test_while_a_run_goes_on_the_settings_rest_and_stop_ends_it(panel, session_c
     assert panel.status == "running"
     assert panel.controls.r.disabled and panel._train_button.disabled
     assert not panel._stop_button.disabled
-    with pytest.raises(RuntimeError, match="A run is going on"):
+    with pytest.raises(SessionError, match="A run is going on"):
         panel.train()
     assert len(session_class.made) == 1
 
     panel._stop_button.click()
+    assert "▶ stopping" in shown(panel) or panel.status == "stopped"
     panel.wait()
     assert panel.status == "stopped" and "■ stopped" in shown(panel)
     assert not panel.controls.r.disabled and not panel._train_button.disabled
@@ -237,7 +236,8 @@ def test_what_does_not_fit_the_model_leaves_the_last_run_on_screen(panel, monkey
 
 def test_a_failed_run_shows_its_error(panel, session_class):
     session_class.fail = True
-    panel.train(wait=True)
+    with pytest.raises(RuntimeError, match="the loss is"):
+        panel.train(wait=True)
     assert panel.status == "failed" and "✕ failed" in shown(panel)
     assert "RuntimeError: the loss is &lt;nan&gt;" in panel._message.value
     assert not panel._train_button.disabled

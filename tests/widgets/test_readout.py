@@ -3,6 +3,7 @@
 import pytest
 from scripted import sample
 
+from vblora_lab.errors import ConfigError
 from vblora_lab.widgets import readout
 
 
@@ -49,6 +50,7 @@ def test_every_status_has_a_word_and_a_sign():
 
 
 def test_message_is_an_alert_and_escaped():
-    assert readout.message("") == ""
-    assert 'role="alert"' in readout.message("a < b")
-    assert "a &lt; b" in readout.message("a < b")
+    ours, foreign = readout.message(ConfigError("a < b")), readout.message(KeyError("a"))
+    assert 'role="alert"' in ours
+    assert "</b> a &lt; b</div>" in ours
+    assert "</b> KeyError: &#x27;a&#x27;</div>" in foreign

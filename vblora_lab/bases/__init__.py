@@ -63,9 +63,10 @@ def load_base(
         raise BaseModelError(_what_to_do(str(name))) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.name_or_path = str(name)
     model.eval()
-    return Base(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    nn.Module.to(model, device)
+    return Base(model, tokenizer)
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -132,10 +133,10 @@ def _what_to_do(name: str) -> str:
             "load; it needs at least config.json, the weights (model.safetensors) and a tokenizer"
         )
     return (
-        f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched from the "
-        "model hub. Check the name; or go online once and call load_base again; or copy the "
-        "model's folder to this machine and pass its path; or use the model that ships with the "
-        f"lab: load_base({MINI_OPT!r})."
+        f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched "
+        "from the model hub. Check the name; or go online once and call load_base again; or copy "
+        "the model's folder to this machine and pass its path; or use the model that ships with "
+        f"the lab: load_base({MINI_OPT!r})."
     )
 
 

@@ -21,8 +21,7 @@ def _food(cuisine: str) -> Value:
         cuisine,
         adjective=cuisine,
         phrase=f"with {cuisine} food|that serves {cuisine} food|with {cuisine} dishes",
-        predicate=f"serves {cuisine} food|offers {cuisine} dishes"
-        f"|has {with_article(cuisine)} menu",
+        predicate=f"serves {cuisine} food|offers {cuisine} dishes|has {with_article(cuisine)} menu",
         mentions=cuisine,
     )
 
@@ -287,9 +286,17 @@ MUSEUMS = Domain(
                     mentions=subject,
                 )
                 for subject in (
-                    "modern art", "natural history", "old ships", "steam engines", "music",
-                    "the Roman age", "maps", "photography", "toys", "space travel",
-                )  # fmt: skip
+                    "modern art",
+                    "natural history",
+                    "old ships",
+                    "steam engines",
+                    "music",
+                    "the Roman age",
+                    "maps",
+                    "photography",
+                    "toys",
+                    "space travel",
+                )
             ),
         ),
         Slot(
@@ -350,10 +357,15 @@ FILMS = Domain(
                     mentions=f"{adjective}|{country}",
                 )
                 for country, adjective in (
-                    ("France", "French"), ("Italy", "Italian"), ("India", "Indian"),
-                    ("Japan", "Japanese"), ("Spain", "Spanish"), ("Mexico", "Mexican"),
-                    ("Sweden", "Swedish"), ("Brazil", "Brazilian"),
-                )  # fmt: skip
+                    ("France", "French"),
+                    ("Italy", "Italian"),
+                    ("India", "Indian"),
+                    ("Japan", "Japanese"),
+                    ("Spain", "Spanish"),
+                    ("Mexico", "Mexican"),
+                    ("Sweden", "Swedish"),
+                    ("Brazil", "Brazilian"),
+                )
             ),
         ),
         Slot(

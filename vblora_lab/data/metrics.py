@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vblora_lab.data.grammar import Domain, Slot
 
@@ -59,7 +60,7 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
     most = max(len(group) for group in references)
     # sacrebleu wants one stream per reference number; None where a text has fewer references.
-    streams = [[g[i] if i < len(g) else None for g in references] for i in range(most)]
+    streams: Any = [[g[i] if i < len(g) else None for g in references] for i in range(most)]
     return float(sacrebleu.corpus_bleu(list(texts), streams).score)
 
 

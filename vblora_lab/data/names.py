@@ -30,8 +30,10 @@ _SYLLABLES = (
     "ki kor la le li lo lu ma me mi mo mur na ne ni no nu pa pe pi po ra re ri ro ru sa se si so "
     "sta ta te ti to tri tu va ve vi vo wa we wi xa ya yo za ze zi zo"
 ).split()
-_ENDINGS = "bel bury by dale den do field ford gate ham ino lan lar len lis mar mere mont na nia " \
-    "nor ra ren ria ris ro sa san ska ston ta ton va vel vin wick wood".split()  # fmt: skip
+_ENDINGS = (
+    "bel bury by dale den do field ford gate ham ino lan lar len lis mar mere mont na nia nor ra "
+    "ren ria ris ro sa san ska ston ta ton va vel vin wick wood"
+).split()
 
 
 def place_name(rng: random.Random) -> str:

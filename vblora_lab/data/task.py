@@ -74,7 +74,7 @@ def make_task(domain: Domain, *, seed: int = 0) -> Task:
     seen: set[frozenset[tuple[str, str]]] = set()
 
     def draw(count: int, references: int) -> tuple[Example, ...]:
-        examples = []
+        examples: list[Example] = []
         while len(examples) < count:
             facts = draw_facts(domain, rng)
             if frozenset(facts.items()) in seen:

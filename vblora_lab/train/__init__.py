@@ -16,11 +16,12 @@ from vblora_lab.train.generate import write_samples, write_texts
 from vblora_lab.train.optimizer import LearningRates, make_optimizer
 from vblora_lab.train.session import TrainingSession
 from vblora_lab.train.trace import Trace, TraceRecorder
+from vblora_lab.train.trainer import make_trainer
 
 __all__ = [
-    "EventCallback",
     "Evaluated",
     "Event",
+    "EventCallback",
     "Finished",
     "LearningRates",
     "Listener",
@@ -33,6 +34,7 @@ __all__ = [
     "TraceRecorder",
     "TrainingSession",
     "make_optimizer",
+    "make_trainer",
     "write_samples",
     "write_texts",
 ]

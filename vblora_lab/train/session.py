@@ -6,27 +6,27 @@ import contextvars
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import Trainer
 
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.data import Task, load_task
+from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, SessionError
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train.callback import EventCallback
 from vblora_lab.train.events import Event, Finished, Listener, Reason, Sampled, Selected, Started
 from vblora_lab.train.generate import write_samples
-from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer
-from vblora_lab.train.prompts import Collator, encode_all
+from vblora_lab.train.optimizer import LearningRates
+from vblora_lab.train.prompts import encode_all
 from vblora_lab.train.trace import Trace, TraceRecorder
+from vblora_lab.train.trainer import make_trainer
 
 
 class TrainingSession:
@@ -205,44 +205,23 @@ class TrainingSession:
         )
 
     def _make_trainer(self, folder: str) -> Trainer:
-        on_gpu = self._base.model.device.type == "cuda"
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=self.steps,
-            per_device_train_batch_size=self.batch_size,
-            per_device_eval_batch_size=32,
-            train_sampling_strategy="group_by_length",  # a batch of like lengths has little padding
-            lr_scheduler_type="linear",
-            warmup_steps=WARM_UP,
-            max_grad_norm=0.0,
-            logging_steps=1,
-            include_num_input_tokens_seen="non_padding",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            seed=self.seed,
-            use_cpu=not on_gpu,
-            bf16=on_gpu,
-            dataloader_pin_memory=on_gpu,
-        )
         callback = EventCallback(
             self._emit, select_every=self._select_every, should_stop=self._stop.is_set
         )
-        trainer = Trainer(
-            model=self.model,
-            args=arguments,
-            train_dataset=self._encoded,
-            eval_dataset=self._encode(self._eval_examples),
-            data_collator=Collator(self.tokenizer.pad_token_id),
-            optimizers=(make_optimizer(self.model, self.learning_rates), None),
+        return make_trainer(
+            self.model,
+            self.tokenizer,
+            self._encoded,
+            self._encode(self._eval_examples),
+            folder=folder,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rates=self.learning_rates,
+            seed=self.seed,
             callbacks=[callback],
         )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
 
-    def _encode(self, examples: Any) -> list[dict[str, list[int]]]:
+    def _encode(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         positions = getattr(self._base.model.config, "max_position_embeddings", 512)
         return encode_all(self.tokenizer, examples, positions)
 

@@ -10,6 +10,7 @@ import ipywidgets
 from torch import nn
 
 from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
+from vblora_lab.errors import ConfigError
 from vblora_lab.targets import resolve, vector_lengths
 from vblora_lab.train import LearningRates
 
@@ -21,10 +22,10 @@ QUERY_OR_VALUE = {"q_proj", "v_proj", "q_lin", "v_lin", "query", "value", "q", "
 OWN_CHOICE = "own choice"
 HOW_TO_READ = """<div class="vblora-help">
 <p>Next to each target's frozen weight, LoRA trains two thin matrices, A and B, of rank r.</p>
-<p>VB-LoRA cuts the rows of A and the columns of B into sub-vectors, and makes each of them by mixing
-topk vectors of one bank, which the whole model shares.</p>
-<p>Each row of the map is a sub-vector. Its coloured cells are the bank vectors it mixes, darker (on a
-dark page: lighter) for more weight. The bars above add up each column.</p></div>"""
+<p>VB-LoRA cuts the rows of A and the columns of B into sub-vectors, and makes each of them by
+mixing topk vectors of one bank, which the whole model shares.</p>
+<p>Each row of the map is a sub-vector. Its coloured cells are the bank vectors it mixes, darker
+(on a dark page: lighter) for more weight. The bars above add up each column.</p></div>"""
 
 
 class Controls:
@@ -197,6 +198,11 @@ def _dropdown(
 
 def _rate(name: str, value: float) -> ipywidgets.FloatLogSlider:
     """A learning rate from 1e-5 to 1, in tenths of a power of ten."""
+    if not 1e-5 <= value <= 1:
+        raise ConfigError(
+            f"learning rate {name}={value!r}: the panel's slider goes from 1e-05 to 1; "
+            "for other rates use TrainingSession."
+        )
     return ipywidgets.FloatLogSlider(
         value=value, base=10, min=-5, max=0, step=0.1, readout_format=".1e", description=name,
         **_style(),

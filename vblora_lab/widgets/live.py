@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ipywidgets
@@ -15,7 +16,7 @@ import ipywidgets
 from vblora_lab.bases import Base, load_base
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
-from vblora_lab.errors import VBLoRAError
+from vblora_lab.errors import SessionError
 from vblora_lab.selection import Selection
 from vblora_lab.train import LearningRates, Trace, TrainingSession
 from vblora_lab.train.events import (
@@ -37,7 +38,24 @@ from vblora_lab.widgets.loss_chart import LossChart
 SHOW_EVERY = 0.2
 """Seconds between two updates of the screen."""
 
+CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
+RATES = LearningRates(bank=1e-2, logits=1e-2)
+"""Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
+a minute. PEFT's defaults are meant for models a thousand times larger."""
+
 Driver = Literal["thread", "foreground"]
+
+
+@dataclass
+class _News:
+    """What a session said: the latest of each kind, and what is not on the screen yet."""
+
+    started: Started | None = None
+    last_step: Stepped | None = None
+    evaluation: Evaluated | None = None
+    samples_before: tuple[Sample, ...] = ()
+    unseen_steps: list[Stepped] = field(default_factory=list)
+    unseen_selection: Selection | None = None
 
 
 class LiveTraining(ipywidgets.VBox):
@@ -78,10 +96,10 @@ class LiveTraining(ipywidgets.VBox):
         self._session_options = session_options
         self.controls = Controls(
             self._base.model,
-            config or VBLoRAConfig(),
+            config or CONFIG,
             steps=steps,
             batch_size=batch_size,
-            learning_rates=learning_rates or LearningRates(),
+            learning_rates=learning_rates or RATES,
             seed=seed,
         )
         self.loss_chart = LossChart()
@@ -103,8 +121,8 @@ class LiveTraining(ipywidgets.VBox):
 
     @property
     def status(self) -> str:
-        """"ready", "running", "completed", "stopped" or "failed"."""
-        return self.session.status if self.session else "ready"
+        """What the panel shows: "ready", "running", "completed", "stopped" or "failed"."""
+        return self._status
 
     def train(self, wait: bool = False) -> Trace | None:
         """Train a fresh adapter with the settings of the controls, as the button does.
@@ -113,12 +131,13 @@ class LiveTraining(ipywidgets.VBox):
             wait: Return when the run is over, with its trace. A foreground run always does.
 
         Raises:
-            RuntimeError: If a run is going on.
-            ValueError: If the settings don't fit together or don't fit the model (`ConfigError`,
-                `TargetError`); the panel shows the same sentence, and nothing was started.
+            SessionError: If a run is going on.
+            ConfigError, TargetError: If the settings don't fit together or don't fit the model; the
+                panel shows the same sentence, and nothing was started.
+            Exception: What made a run fail that was waited for; the panel shows that too.
         """
         if self.status == "running":
-            raise RuntimeError("A run is going on. Stop it, or wait for its end, before the next.")
+            raise SessionError("A run is going on. Stop it, or wait for its end, before the next.")
         try:
             session = TrainingSession(
                 self._base,
@@ -132,7 +151,7 @@ class LiveTraining(ipywidgets.VBox):
                 **self._session_options,
             )
         except Exception as error:
-            self._message.value = readout.message(str(error))
+            self._message.value = readout.message(error)
             raise
         self.session = session
         self._reset(total_steps=self.controls.steps.value)
@@ -145,8 +164,9 @@ class LiveTraining(ipywidgets.VBox):
     def stop(self) -> None:
         """End the run after the step it is at. Does nothing if none is going on."""
         if self.session and self.status == "running":
+            self._stop_button.disabled = True
+            self._show_header("stopping")  # a step, an evaluation and some writing are still to do
             self.session.stop()
-            self._stop_button.disabled = True  # heard; the step that runs is finished first
 
     def wait(self, timeout: float | None = None) -> Trace | None:
         """Wait for the end of the run; an interrupt of the kernel stops it cleanly.
@@ -156,6 +176,10 @@ class LiveTraining(ipywidgets.VBox):
 
         Returns:
             Its trace, or None if nothing was ever started.
+
+        Raises:
+            TimeoutError: If it still goes on after `timeout`.
+            Exception: What made the run fail.
         """
         if self.session is None:
             return None
@@ -171,14 +195,14 @@ class LiveTraining(ipywidgets.VBox):
         """Runs in the training thread, once for each event."""
         match event:
             case Started():
-                self._started = event
+                self._news.started = event
             case Stepped():
-                self._steps.append(event)
-            case Selected(selection=selection):
-                self._selection = selection
-            case Evaluated(step=step, eval_loss=loss):
-                self._evaluation = event
-                self.loss_chart.append_evaluation(step, loss)
+                self._news.unseen_steps.append(event)
+            case Selected():
+                self._news.unseen_selection = event.selection
+            case Evaluated():
+                self._news.evaluation = event
+                self.loss_chart.append_evaluation(event.step, event.eval_loss)
             case Sampled():
                 self._show_samples(event)
             case Finished():
@@ -190,36 +214,36 @@ class LiveTraining(ipywidgets.VBox):
 
     def _show_news(self) -> None:
         """Bring the screen up to date with what was gathered."""
-        if self._steps:
-            steps, self._steps = self._steps, []
-            self._last_step = steps[-1]
+        news = self._news
+        if news.unseen_steps:
+            steps, news.unseen_steps = news.unseen_steps, []
+            last = news.last_step = steps[-1]
             self.loss_chart.append([s.step for s in steps], [s.loss for s in steps])
-            self._progress.value = self._last_step.step
-            self._progress_text.value = readout.progress(
-                self._last_step.step, self._last_step.total_steps
-            )
-        if self._selection is not None:
-            self.heatmap.update(self._selection)
-            self._selection = None
+            self._progress.value = last.step
+            self._progress_text.value = readout.progress(last.step, last.total_steps)
+        if news.unseen_selection is not None:
+            self.heatmap.update(news.unseen_selection)
+            news.unseen_selection = None
         self._tiles.value = readout.tiles(self._numbers())
         self._shown_at = time.monotonic()
 
     def _show_samples(self, event: Sampled) -> None:
-        if not self._before:
-            self._before = event.samples
+        if not self._news.samples_before:
+            self._news.samples_before = event.samples
+            self._samples.value = readout.samples(event.samples, (), None)
         else:
-            self._after = (event.samples, event.step)
-        after, step = self._after
-        self._samples.value = readout.samples(self._before, after, step)
+            before = self._news.samples_before
+            self._samples.value = readout.samples(before, event.samples, event.step)
 
     def _show_end(self, event: Finished) -> None:
         if event.error is not None:
-            self._message.value = readout.message(f"{type(event.error).__name__}: {event.error}")
+            self._message.value = readout.message(event.error)
         self._show_status(event.reason)
 
     def _numbers(self) -> dict[str, tuple[str, str]]:
         """The tiles: name -> (number, small print)."""
-        step, started, evaluation = self._last_step, self._started, self._evaluation
+        news = self._news
+        step, started, evaluation = news.last_step, news.started, news.evaluation
         nothing = (readout.NOTHING, "")
         numbers = dict.fromkeys(
             ("loss", "validation", "tokens per second", "time left", "trained", "stored"), nothing
@@ -281,33 +305,32 @@ class LiveTraining(ipywidgets.VBox):
     def _on_train(self, _button: Any) -> None:
         try:
             self.train()
-        except VBLoRAError:
-            return  # the panel shows its sentence
+        except Exception as error:  # a button has nobody to raise to
+            self._message.value = readout.message(error)
 
     def _reset(self, total_steps: int) -> None:
         """An empty screen, ready for a run of that many steps."""
-        self._started: Started | None = None
-        self._last_step: Stepped | None = None
-        self._steps: list[Stepped] = []
-        self._selection: Selection | None = None
-        self._evaluation: Evaluated | None = None
-        self._before: tuple[Sample, ...] = ()
-        self._after: tuple[tuple[Sample, ...], int | None] = ((), None)
+        self._news = _News()
         self._shown_at = 0.0
         self.loss_chart.reset(total_steps)
         self.heatmap.selection = None
-        self._message.value = self._samples.value = ""
+        self._message.value = ""
+        self._samples.value = ""
         self._progress.max, self._progress.value = max(total_steps, 1), 0
         self._progress_text.value = readout.progress(0, total_steps) if total_steps else ""
         self._tiles.value = readout.tiles(self._numbers())
         self._show_status("ready")
 
     def _show_status(self, status: str) -> None:
+        self._status = status
         running = status == "running"
-        self._header.value = readout.header(self._base_name, self._task.name, status)
+        self._show_header(status)
         self.controls.enable(not running)
         self._train_button.disabled = running
         self._stop_button.disabled = not running
+
+    def _show_header(self, state: str) -> None:
+        self._header.value = readout.header(self._base_name, self._task.name, state)
 
 
 def _classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:

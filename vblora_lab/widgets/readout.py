@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from vblora_lab.errors import VBLoRAError
+
 if TYPE_CHECKING:
     from vblora_lab.train.events import Sample
 
@@ -14,6 +16,7 @@ NOTHING = "—"  # stands where there is no number yet
 _STATES = {  # a sign and a word for each, so that colour alone carries no meaning
     "ready": ("○", "ready"),
     "running": ("▶", "training"),
+    "stopping": ("▶", "stopping"),
     "completed": ("✓", "completed"),
     "stopped": ("■", "stopped"),
     "failed": ("✕", "failed"),
@@ -21,7 +24,7 @@ _STATES = {  # a sign and a word for each, so that colour alone carries no meani
 
 
 def header(base: str, task: str, status: str) -> str:
-    """The panel's title line. `status`: as `TrainingSession.status`."""
+    """The panel's title line. `status`: as `TrainingSession.status`, or "stopping"."""
     sign, word = _STATES[status]
     return (
         '<div class="vblora-header"><span class="vblora-title">VB-LoRA, live</span>'
@@ -30,10 +33,9 @@ def header(base: str, task: str, status: str) -> str:
     )
 
 
-def message(text: str) -> str:
-    """A problem, in the exception's own words; "" says nothing and takes no room."""
-    if not text:
-        return ""
+def message(error: BaseException) -> str:
+    """A problem in the exception's own words; its kind too, unless it is one of this package's."""
+    text = str(error) if isinstance(error, VBLoRAError) else f"{type(error).__name__}: {error}"
     return f'<div class="vblora-message" role="alert"><b>✕</b> {escape(text)}</div>'
 
 

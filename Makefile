@@ -1,0 +1,36 @@
+# make lab | make test | make demo | make setup | make check | make clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Jupyter refuses to run as root (in a container, say) unless told that this is meant.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab test demo setup check clean
+
+lab: $(READY)  ## start JupyterLab on the notebooks
+	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
+
+test: $(READY)  ## run every test and every notebook
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 tests notebooks
+
+demo: $(READY)  ## train in the terminal; leaves everything in demo/
+	$(BIN)/vblora-lab demo --out demo
+
+setup: $(READY)  ## make the environment in .venv
+
+check: $(READY)  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and what runs left behind
+	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vblora_lab needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[lab,dev]'
+	@touch $@

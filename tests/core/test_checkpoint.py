@@ -1,0 +1,532 @@
+"""Files: PEFT's, key for key and byte for byte; and one clear sentence for each broken one."""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.vblora import VBLoRAModel as StockModel
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file, save_file
+
+import vblora_lab.peft as lab
+from vblora_lab import checkpoint
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.model import VBLoRAModel, adapted_layers
+from vblora_lab.selection import read_selection
+
+from .conftest import CASES, assert_close, assert_unchanged, scramble, state_of
+
+WEIGHTS = "adapter_model.safetensors"
+both_formats = pytest.mark.parametrize("only_topk", [False, True], ids=["full", "topk"])
+
+
+def saved(model, folder, with_ours):
+    """Save through this package's classes or through PEFT's own."""
+    if with_ours:
+        with lab.using():
+            model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    return load_file(folder / WEIGHTS)
+
+
+def assert_same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor), key
+
+
+# --- both ways
+
+
+@both_formats
+def test_the_same_model_gives_the_same_file_as_in_peft(case, only_topk, tmp_path):
+    changes = {"save_only_topk_weights": only_topk, "bias": "all"}
+    ours, stock = case.ours(**changes), case.stock(**changes)
+    scramble(stock)
+    ours.load_state_dict(stock.state_dict())
+    expected = saved(stock, tmp_path / "stock", with_ours=False)
+    found = saved(ours, tmp_path / "ours", with_ours=True)
+    assert_same_tensors(found, expected)
+    assert any(key.endswith("_topk_indices") for key in found) == only_topk
+    assert_same_tensors(saved(ours, tmp_path / "ours_by_peft", with_ours=False), expected)
+    configs = [
+        json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "stock")
+    ]
+    for config in configs:
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+    assert configs[0] == configs[1]
+
+
+@both_formats
+@pytest.mark.parametrize("written_by", ["ours", "stock"])
+def test_files_load_both_ways(case, only_topk, written_by, tmp_path):
+    writer = getattr(case, written_by)(save_only_topk_weights=only_topk)
+    scramble(writer)
+    output = case.output(writer)
+    writer.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(case.base(), tmp_path)
+    ours = lab.from_pretrained(case.base(), tmp_path)
+    assert isinstance(stock.base_model, StockModel)
+    assert isinstance(ours.base_model, VBLoRAModel)
+    assert_same_tensors(ours.state_dict(), stock.state_dict())
+    assert_close(case.output(ours), case.output(stock))
+    assert_close(case.output(ours), output, relative=1e-4 if only_topk else 1e-6)
+    assert not any(p.requires_grad for p in ours.parameters())
+    assert not ours.training
+
+
+def test_a_second_process_gets_the_same_output(opt_case, tmp_path):
+    """Save here, load there with PEFT alone and then with this package; compare the logits."""
+    base = opt_case.base()
+    base.save_pretrained(tmp_path / "base")
+    tensors = {"tokens": opt_case.inputs()}
+    for name, only_topk in (("full", False), ("topk", True)):
+        model = opt_case.ours(save_only_topk_weights=only_topk)
+        scramble(model)
+        model.save_pretrained(tmp_path / name)
+        tensors[name] = opt_case.output(model).detach()
+    save_file(tensors, tmp_path / "tensors")
+    script = """
+import sys, torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import OPTForCausalLM
+folder = sys.argv[1]
+tensors = load_file(folder + "/tensors")
+
+def check(load):
+    for name, most in (("full", 1e-5), ("topk", 1e-4)):
+        model = load(OPTForCausalLM.from_pretrained(folder + "/base"), folder + "/" + name)
+        with torch.no_grad():
+            difference = model(tensors["tokens"]).logits - tensors[name]
+        error = (difference.norm() / tensors[name].norm()).item()
+        assert error < most, (name, error)
+
+check(PeftModel.from_pretrained)
+assert "vblora_lab" not in sys.modules
+from vblora_lab.peft import from_pretrained
+check(from_pretrained)
+print("checked")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "checked", done.stderr
+
+
+def test_other_trained_parts_come_along(opt_case, tmp_path):
+    changes = {"bias": "all", "modules_to_save": ["lm_head"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this base ties lm_head to the embedding
+        model = opt_case.ours(**changes)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = torch.randn_like(parameter)
+        model.save_pretrained(tmp_path)
+        for loaded in (
+            lab.from_pretrained(opt_case.base(), tmp_path),
+            PeftModel.from_pretrained(opt_case.base(), tmp_path),
+        ):
+            assert_close(opt_case.output(loaded), opt_case.output(model))
+
+
+def test_several_adapters_save_and_load(opt_case, tmp_path):
+    model = opt_case.ours()
+    second = {**opt_case.config, "num_vectors": 6, "vector_length": 2, "topk": 2}
+    model.add_adapter("other", VBLoRAConfig(**second, save_only_topk_weights=True))
+    scramble(model)
+    model.save_pretrained(tmp_path)
+    loaded = lab.from_pretrained(opt_case.base(), tmp_path)
+    same = lab.from_pretrained(loaded, tmp_path / "other", "renamed")
+    assert same is loaded
+    assert loaded.active_adapters == ["default"]
+    for name, new_name in (("default", "default"), ("other", "renamed")):
+        model.set_adapter(name)
+        loaded.set_adapter(new_name)
+        assert_close(opt_case.output(loaded), opt_case.output(model), relative=1e-4)
+    # PEFT's own way to add an adapter, with PEFT's own entries in its tables, and with ours.
+    loaded.load_adapter(tmp_path / "other", "by_peft")
+    with lab.using():
+        loaded.load_adapter(tmp_path / "other", "by_us")
+    for name in ("by_peft", "by_us"):
+        loaded.set_adapter(name)
+        assert_close(opt_case.output(loaded), opt_case.output(model), relative=1e-4)
+    # Whoever loads them, the layers notice logits of which only the top k were stored.
+    layers = adapted_layers(loaded).values()
+    complete = {"default": True, "renamed": False, "by_peft": False, "by_us": False}
+    assert all(layer.logits_are_complete == complete for layer in layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_without_first_drawing_random_numbers(opt_case, dtype, tmp_path):
+    """low_cpu_mem_usage: the file's own float32 numbers, on a half-precision base too."""
+    model = lab.get_peft_model(opt_case.base().to(dtype), VBLoRAConfig(**opt_case.config))
+    scramble(model)
+    model.save_pretrained(tmp_path)
+    loaded = lab.from_pretrained(opt_case.base().to(dtype), tmp_path, low_cpu_mem_usage=True)
+    for name, parameter in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], parameter), name
+    assert torch.equal(opt_case.output(loaded), opt_case.output(model))
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_training_goes_on_from_all_logits(opt_case, tmp_path):
+    model = opt_case.ours()
+    scramble(model)
+    model.save_pretrained(tmp_path)
+    loaded = lab.from_pretrained(opt_case.base(), tmp_path, is_trainable=True)
+    for each in (model.train(), loaded.train()):
+        torch.manual_seed(3)  # the base has dropout
+        opt_case.output(each).pow(2).mean().backward()
+    gradients = {name: p.grad for name, p in loaded.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert_close(gradients[name], parameter.grad)
+
+
+def test_a_pickled_file_loads_too(opt_case, tmp_path):
+    model = opt_case.ours()
+    scramble(model)
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert_close(
+        opt_case.output(lab.from_pretrained(opt_case.base(), tmp_path)), opt_case.output(model)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:exclude_modules")
+def test_a_peft_adapter_with_a_name_that_matches_nothing_loads(opt_case, tmp_path):
+    """PEFT lets such a name pass; its files must load all the same."""
+    stock = opt_case.stock(target_modules=["q_proj", "query"], exclude_modules=["key"])
+    stock.save_pretrained(tmp_path)
+    for is_trainable in (False, True):
+        with pytest.warns(UserWarning, match="'query'"):
+            loaded = lab.from_pretrained(opt_case.base(), tmp_path, is_trainable=is_trainable)
+        assert_close(opt_case.output(loaded.eval()), opt_case.output(stock))
+
+
+# --- the format
+
+
+@pytest.mark.parametrize(
+    ("num_vectors", "dtype"),
+    [(255, torch.uint8), (256, torch.int16), (2**15 - 1, torch.int16), (2**15, torch.int32)],
+)
+def test_indices_take_the_smallest_type_that_peft_takes(num_vectors, dtype):
+    assert checkpoint.index_dtype(num_vectors) == dtype
+    logits = torch.zeros(2, num_vectors)
+    logits[:, -1] = 1  # the largest index
+    indices, weights = checkpoint.pack(logits, 2)
+    assert indices.dtype == dtype
+    assert indices[:, 0].long().tolist() == [num_vectors - 1] * 2
+    assert weights.shape == (2, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("topk", [1, 2, 4])
+def test_packing_keeps_the_choice(topk, dtype):
+    logits = torch.randn(50, 9).to(dtype) * 20  # large: many last weights round to zero
+    indices, weights = checkpoint.pack(logits, topk)
+    rebuilt = checkpoint.unpack(indices, weights, 9)
+    assert not rebuilt.isnan().any()
+    again, shares = rebuilt.topk(topk).indices, rebuilt.topk(topk).values.softmax(-1)
+    expected = logits.topk(topk)
+    assert torch.equal(again.sort().values, expected.indices.sort().values)
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
+    dense = torch.zeros(50, 9, dtype=dtype).scatter(1, again, shares)
+    exact = torch.zeros(50, 9, dtype=dtype).scatter(
+        1, expected.indices, expected.values.softmax(-1)
+    )
+    torch.testing.assert_close(dense, exact, rtol=0, atol=tolerance)
+
+
+def test_a_choice_outside_the_bank_is_refused():
+    with pytest.raises(CheckpointError, match="num_vectors=5"):
+        checkpoint.unpack(torch.tensor([[1, 5]]), torch.tensor([[0.5]]), 5)
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("num_vectors", [10, 300])
+@both_formats
+def test_stored_bytes_are_those_of_the_file(case, num_vectors, only_topk, tmp_path):
+    extras = {"bias": "vblora_only"} if case.make is CASES["opt"].make else {}
+    model = case.ours(num_vectors=num_vectors, save_only_topk_weights=only_topk, **extras)
+    model.add_adapter("other", VBLoRAConfig(**{**case.config, "num_vectors": 7}))
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+    tensors = load_file(tmp_path / WEIGHTS)
+    assert model.stored_bytes() == sum(tensor.nbytes for tensor in tensors.values())
+    assert model.stored_bytes(only_topk=only_topk) == model.stored_bytes()
+    assert model.stored_bytes(only_topk=not only_topk) != model.stored_bytes()
+    # The rest of the file is a header: eight bytes for its length, and JSON padded to eight.
+    header = int.from_bytes((tmp_path / WEIGHTS).read_bytes()[:8], "little")
+    assert (tmp_path / WEIGHTS).stat().st_size == 8 + header + model.stored_bytes()
+    vblora, others = model.get_nb_savable_parameters()
+    ours = {key: tensor for key, tensor in tensors.items() if "vblora_" in key}
+    assert vblora == sum(tensor.nbytes for tensor in ours.values()) // 4
+    assert others == sum(tensor.numel() for key, tensor in tensors.items() if key not in ours)
+
+
+def test_sizes_count_as_in_peft(case, capsys):
+    for changes in ({}, {"save_only_topk_weights": True}):
+        ours, stock = case.ours(**changes), case.stock(**changes)
+        assert ours.get_nb_savable_parameters() == stock.get_nb_savable_parameters()
+        ours.print_savable_parameters()
+        stock.print_savable_parameters()
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0] == printed[1]
+
+
+def test_modules_to_save_are_counted(opt_case, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = opt_case.ours(modules_to_save=["lm_head"])
+        model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / WEIGHTS)
+    assert model.stored_bytes() == sum(tensor.nbytes for tensor in stored.values())
+
+
+def test_lora_bytes_are_those_of_a_lora_file(case, tmp_path):
+    model = case.ours()
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=case.config["target_modules"],
+        fan_in_fan_out=model.peft_config["default"].fan_in_fan_out,
+    )
+    peft.get_peft_model(case.base(), config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    assert model.lora_stored_bytes() == sum(tensor.nbytes for tensor in tensors.values())
+
+
+# --- what isn't an adapter
+
+
+@pytest.fixture
+def adapter(opt_case, tmp_path):
+    model = opt_case.ours()
+    scramble(model)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def refused(call, base, error=CheckpointError):
+    before = state_of(base)
+    with pytest.raises(error) as caught:
+        call()
+    assert_unchanged(base, before)
+    assert not hasattr(base, "peft_config")
+    return str(caught.value)
+
+
+def edit(path, **changes):
+    fields = json.loads(path.read_text())
+    fields.update(changes)
+    path.write_text(json.dumps(fields))
+
+
+def retensor(folder, change):
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+BANK = "base_model.vblora_vector_bank"
+LOGITS = "base_model.model.model.decoder.layers.0.fc1.vblora_logits_A"
+
+
+def break_nothing_there(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    return "no adapter_config.json"
+
+
+def break_only_inner_folders(folder):
+    (folder / "other").mkdir()
+    (folder / "adapter_config.json").rename(folder / "other" / "adapter_config.json")
+    return "folders other"
+
+
+def break_config(folder):
+    (folder / "adapter_config.json").write_text("{")
+    return "not JSON"
+
+
+def break_config_type(folder):
+    (folder / "adapter_config.json").write_text("[1]")
+    return "no peft_type"
+
+
+def break_config_value(folder):
+    edit(folder / "adapter_config.json", topk=99)
+    return "topk=99"
+
+
+def break_method(folder):
+    edit(folder / "adapter_config.json", peft_type="LORA")
+    return "'LORA'.*peft.PeftModel.from_pretrained"
+
+
+def break_weights_missing(folder):
+    (folder / WEIGHTS).unlink()
+    return "adapter_model.safetensors is missing"
+
+
+def break_truncated(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+    return "damaged"
+
+
+def break_garbage(folder):
+    (folder / WEIGHTS).write_bytes(b"\xff" * 100)
+    return "damaged"
+
+
+def break_pickle(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(b"no pickle")
+    return "damaged or no torch file"
+
+
+def break_bank_shape(folder):
+    retensor(folder, lambda tensors: tensors.update({BANK: torch.zeros(9, 4)}))
+    return r"vector_bank has shape \(9, 4\), this model needs \(10, 4\)"
+
+
+def break_key_missing(folder):
+    retensor(folder, lambda tensors: tensors.pop(LOGITS))
+    return "fc1.vblora_logits_A is missing"
+
+
+def break_key_too_many(folder):
+    extra = {LOGITS.replace("layers.0", "layers.5"): torch.zeros(2, 4, 10)}
+    retensor(folder, lambda tensors: tensors.update(extra))
+    return r"layers\.5\.fc1.vblora_logits_A is not in this model"
+
+
+def break_bits_and_pieces(folder):
+    indices = {LOGITS + "_topk_indices": torch.zeros(2, 4, 3, dtype=torch.uint8)}
+    retensor(folder, lambda tensors: (tensors.pop(LOGITS), tensors.update(indices)))
+    return "topk_weights is missing"
+
+
+BREAKS = [value for name, value in list(globals().items()) if name.startswith("break_")]
+
+
+@pytest.mark.parametrize("break_it", BREAKS, ids=lambda b: b.__name__.removeprefix("break_"))
+def test_what_is_no_adapter_is_told_and_nothing_changes(opt_case, adapter, break_it):
+    expected = break_it(adapter)
+    base = opt_case.base()
+    message = refused(lambda: lab.from_pretrained(base, adapter), base)
+    assert re.search(expected, message), message
+    # The same on a model that has an adapter already, which keeps working.
+    model = opt_case.ours()
+    before = state_of(model)
+    with pytest.raises(CheckpointError):
+        lab.from_pretrained(model, adapter, "other")
+    assert_unchanged(model, before)
+    assert list(model.peft_config) == ["default"]
+    opt_case.output(model)
+
+
+def test_a_lora_adapter_is_told(opt_case, tmp_path):
+    peft.get_peft_model(opt_case.base(), peft.LoraConfig()).save_pretrained(tmp_path)
+    base = opt_case.base()
+    assert "'LORA'" in refused(lambda: lab.from_pretrained(base, tmp_path), base)
+
+
+def test_paths_that_lead_nowhere(opt_case, adapter, monkeypatch):
+    base = opt_case.base()
+    assert "no folder" in refused(lambda: lab.from_pretrained(base, adapter / "x"), base)
+    file = adapter / WEIGHTS
+    assert "is a file" in refused(lambda: lab.from_pretrained(base, file), base)
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(lab, "snapshot_download", unreachable)
+    message = refused(lambda: lab.from_pretrained(base, "someone/adapter"), base)
+    assert "no folder someone/adapter" in message
+    assert "Hub" in message
+
+
+def test_a_hub_id_is_downloaded(opt_case, adapter, monkeypatch):
+    asked = {}
+
+    def downloaded(repository, **kwargs):
+        asked.update(kwargs, repository=repository)
+        return str(adapter.parent)
+
+    monkeypatch.setattr(lab, "snapshot_download", downloaded)
+    loaded = lab.from_pretrained(
+        opt_case.base(), "someone/adapter", subfolder="adapter", revision="v1"
+    )
+    assert asked["repository"] == "someone/adapter"
+    assert asked["revision"] == "v1"
+    assert "adapter/adapter_config.json" in asked["allow_patterns"]
+    expected = lab.from_pretrained(opt_case.base(), adapter)
+    assert torch.equal(opt_case.output(loaded), opt_case.output(expected))
+
+
+@pytest.mark.filterwarnings("ignore:target_modules")
+def test_an_adapter_for_another_base_is_told(opt_case, adapter):
+    base = CASES["llama"].base()
+    message = refused(lambda: lab.from_pretrained(base, adapter), base, CheckpointError)
+    assert "doesn't fit this model" in message
+    base = CASES["linear"].base()
+    assert "q_proj" in refused(lambda: lab.from_pretrained(base, adapter), base, TargetError)
+
+
+def test_training_from_the_top_k_is_refused_before_loading(opt_case, tmp_path):
+    opt_case.ours(save_only_topk_weights=True).save_pretrained(tmp_path)
+    base = opt_case.base()
+    message = refused(lambda: lab.from_pretrained(base, tmp_path, is_trainable=True), base)
+    assert "top 3" in message
+
+
+def test_a_failure_while_loading_is_taken_back(opt_case, adapter, monkeypatch):
+    """Should the file change between the check and the load, say."""
+
+    def fails(*args, **kwargs):
+        raise OSError("disk gone")
+
+    monkeypatch.setattr("peft.peft_model.load_peft_weights", fails)
+    base = opt_case.base()
+    assert "disk gone" in refused(lambda: lab.from_pretrained(base, adapter), base, OSError)
+    model = opt_case.ours(target_modules=["k_proj", "fc1"])
+    before = state_of(model)
+    with pytest.raises(OSError, match="disk gone"):
+        lab.from_pretrained(model, adapter, "other")
+    assert_unchanged(model, before)
+    assert list(model.peft_config) == list(model.vblora_vector_bank) == ["default"]
+
+
+def test_a_name_that_is_taken(opt_case, adapter):
+    model = opt_case.ours()
+    with pytest.raises(ConfigError, match="'default': is taken"):
+        lab.from_pretrained(model, adapter)
+    with pytest.raises(TargetError, match="made by vblora_lab"):
+        lab.from_pretrained(opt_case.stock(), adapter, "other")
+
+
+def test_weights_that_peft_reads_are_checked_too(opt_case, adapter):
+    """Through PEFT's own load path, with this package's classes registered."""
+    retensor(adapter, lambda tensors: tensors.pop(LOGITS))
+    with lab.using(), pytest.raises(CheckpointError, match="is missing"):
+        PeftModel.from_pretrained(opt_case.base(), adapter)
+    weights = load_peft_weights(adapter, device="cpu")
+    model = opt_case.ours()
+    before = read_selection(model).indices.tolist()
+    with lab.using(), pytest.raises(CheckpointError, match="'default'"):
+        peft.set_peft_model_state_dict(model, weights)
+    assert read_selection(model).indices.tolist() == before

@@ -1,0 +1,35 @@
+"""The optimizer's groups, and the schedule they follow."""
+
+import pytest
+
+from vblora_lab.bases import share_weights
+from vblora_lab.errors import ConfigError
+from vblora_lab.peft import get_peft_model
+from vblora_lab.train import LearningRates, make_optimizer
+
+
+def test_bank_logits_and_the_rest_have_their_own_rates(base, config):
+    config.bias = "vblora_only"
+    model = get_peft_model(share_weights(base.model), config)
+    groups = {g["name"]: g for g in make_optimizer(model, LearningRates(other=7e-4)).param_groups}
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "bank": 1e-3,
+        "logits": 1e-2,
+        "other": 7e-4,
+    }
+    assert [p.shape for p in groups["bank"]["params"]] == [(16, 128)]
+    assert len(groups["logits"]["params"]) == 2 * 12 and len(groups["other"]["params"]) == 12
+    in_groups = {id(p) for group in groups.values() for p in group["params"]}
+    assert in_groups == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_a_group_without_parameters_is_left_out(base, config):
+    model = get_peft_model(share_weights(base.model), config)
+    names = [group["name"] for group in make_optimizer(model, LearningRates()).param_groups]
+    assert names == ["bank", "logits"]
+
+
+@pytest.mark.parametrize("bad", [-1e-3, float("nan"), float("inf"), "1e-3", None])
+def test_bad_rates_are_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=r"learning rate logits=.*default is 0\.01"):
+        LearningRates(logits=bad)

@@ -1,0 +1,234 @@
+"""Sessions: the same adapter as a plain loop trains, in either thread, stopped when asked."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from vblora_lab.bases import share_weights
+from vblora_lab.data import load_task
+from vblora_lab.errors import ConfigError, SessionError, TargetError
+from vblora_lab.peft import get_peft_model
+from vblora_lab.selection import read_selection
+from vblora_lab.train import (
+    Evaluated,
+    Finished,
+    LearningRates,
+    Sampled,
+    Selected,
+    Started,
+    Stepped,
+    TrainingSession,
+)
+from vblora_lab.train.prompts import Collator, encode_all
+
+SMALL = {"batch_size": 2, "eval_examples": 2, "sample_count": 1}
+
+
+def trained(session):
+    return {n: p.detach().clone() for n, p in session.model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def finished(base, task):
+    """One run of six steps and everything it said."""
+    from vblora_lab.config import VBLoRAConfig
+
+    config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])
+    events = []
+    session = TrainingSession(base, config, task, steps=6, listeners=[events.append], **SMALL)
+    return session, session.run(), events
+
+
+def test_events_come_in_order_and_say_what_happened(finished):
+    session, trace, events = finished
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    assert [type(e) for e in events[1:4]] == [Evaluated, Sampled, Selected]
+    assert [e.step for e in events if isinstance(e, Stepped)] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events if isinstance(e, Selected)] == [0, 1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [0, 6]
+    assert [e.step for e in events if isinstance(e, Sampled)] == [0, 6]
+    assert events[-1].reason == session.status == trace.reason == "completed"
+    last = [e for e in events if isinstance(e, Stepped)][-1]
+    assert last.eta_seconds == 0 and last.tokens_per_second > 0
+    assert last.steps_per_second == pytest.approx(6 / last.seconds, rel=1e-6)
+
+
+def test_the_first_event_counts_what_is_trained_and_stored(finished, tmp_path):
+    from safetensors.torch import load_file
+
+    session, _, events = finished
+    started = events[0]
+    assert started.trained_parameters == sum(t.numel() for t in trained(session).values())
+    session.model.peft_config["default"].save_only_topk_weights = True
+    session.model.save_pretrained(tmp_path)
+    session.model.peft_config["default"].save_only_topk_weights = False
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert started.stored_bytes == sum(t.nbytes for t in stored.values())
+    assert started.lora_stored_bytes == 6 * 2 * (256 + 256) * 4  # layers, r, in + out, float32
+
+
+def test_the_last_selection_is_the_models(finished):
+    session, trace, _ = finished
+    step, selection = trace.selections[-1]
+    now = read_selection(session.model)
+    assert step == 6
+    assert np.array_equal(selection.indices, now.indices)
+    assert np.array_equal(selection.weights, now.weights)
+
+
+def test_the_learning_rates_warm_up_and_fall_linearly(finished):
+    rates = [e.learning_rates for e in finished[2] if isinstance(e, Stepped)]
+    # 6% of 6 steps is 1 step of warm-up (rounded up): 0, then linearly from the peak to 0
+    expected = np.array([0, 5, 4, 3, 2, 1]) / 5
+    assert [r["bank"] for r in rates] == pytest.approx(1e-3 * expected)
+    assert [r["logits"] for r in rates] == pytest.approx(1e-2 * expected)
+
+
+def test_training_is_that_of_a_plain_loop(base, task, config):
+    """The same adapter, batches and rates in ten lines of torch end in the same parameters."""
+    one_batch = task.train[:2]
+    import dataclasses
+
+    tiny = dataclasses.replace(task, train=one_batch)
+    session = TrainingSession(base, config, tiny, steps=5, seed=3, **SMALL)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = get_peft_model(share_weights(base.model), config)
+    trace = session.run()
+
+    bank = [p for n, p in model.named_parameters() if "vector_bank" in n and p.requires_grad]
+    logits = [p for n, p in model.named_parameters() if "logits" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": bank, "lr": 1e-3}, {"params": logits, "lr": 1e-2}], weight_decay=0.0
+    )
+    batch = Collator(base.tokenizer.pad_token_id)(encode_all(base.tokenizer, one_batch, 512))
+    losses = []
+    for factor in (0, 1, 3 / 4, 2 / 4, 1 / 4):
+        for group, peak in zip(optimizer.param_groups, (1e-3, 1e-2), strict=True):
+            group["lr"] = factor * peak
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert trace.losses == pytest.approx(losses, rel=1e-4)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(
+                dict(session.model.named_parameters())[name], parameter, rtol=1e-3, atol=1e-5
+            )
+
+
+def test_background_and_foreground_train_the_same_adapter(base, task, config):
+    sessions = [TrainingSession(base, config, task, steps=3, **SMALL) for _ in range(2)]
+    sessions[0].run()
+    sessions[1].start()
+    trace = sessions[1].wait(timeout=120)
+    assert sessions[1].status == "completed" and len(trace.steps) == 3
+    for name, parameter in trained(sessions[0]).items():
+        assert torch.equal(parameter, trained(sessions[1])[name]), name
+
+
+def test_the_base_stays_as_it_was(base, task, config):
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in base.model.parameters()]
+    config.bias = "all"
+    TrainingSession(base, config, task, steps=2, **SMALL).run()
+    after = base.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert flags == [parameter.requires_grad for parameter in base.model.parameters()]
+
+
+def test_stop_ends_after_the_step_in_progress(base, task, config):
+    session = TrainingSession(base, config, task, steps=1000, **SMALL)
+    session.add_listener(lambda e: isinstance(e, Stepped) and e.step == 2 and session.stop())
+    session.start()
+    trace = session.wait(timeout=120)
+    assert session.status == trace.reason == "stopped"
+    assert 2 <= trace.steps[-1] <= 3 and trace.samples_after
+
+
+def test_an_interrupt_is_a_clean_stop(base, task, config):
+    def interrupt(event):
+        if isinstance(event, Stepped) and event.step == 2:
+            raise KeyboardInterrupt
+
+    session = TrainingSession(base, config, task, steps=1000, listeners=[interrupt], **SMALL)
+    trace = session.run()
+    assert trace.reason == "stopped" and trace.steps.tolist() == [1, 2]
+
+
+def test_a_failure_is_told_and_raised_in_the_waiting_thread(base, task, config):
+    def fail(event):
+        if isinstance(event, Stepped):
+            raise RuntimeError("no more space on screen")
+
+    session = TrainingSession(base, config, task, steps=5, listeners=[fail], **SMALL)
+    session.start()
+    with pytest.raises(RuntimeError, match="no more space on screen"):
+        session.wait(timeout=120)
+    assert session.status == session.trace.reason == "failed"
+
+
+def test_waiting_has_a_limit(base, task, config):
+    go_on = threading.Event()
+    session = TrainingSession(
+        base, config, task, steps=1, listeners=[lambda _: go_on.wait(60)], **SMALL
+    )
+    session.start()
+    with pytest.raises(TimeoutError, match="still training"):
+        session.wait(timeout=0.05)
+    go_on.set()
+    session.wait(timeout=120)
+
+
+def test_a_session_trains_once(finished):
+    with pytest.raises(SessionError, match="trains once"):
+        finished[0].run()
+
+
+def test_the_global_random_state_is_left_alone(base, task, config):
+    torch.manual_seed(5)
+    random.seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    TrainingSession(base, config, task, **SMALL)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 2.5}, r"batch_size=2\.5"),
+        ({"sample_count": -1}, "sample_count=-1"),
+    ],
+)
+def test_wrong_numbers_are_refused_by_name(base, task, config, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainingSession(base, config, task, **wrong)
+
+
+def test_a_config_that_does_not_fit_changes_nothing(base, task, config):
+    config.vector_length = 100
+    modules = dict(base.model.named_modules())
+    with pytest.raises(TargetError, match="vector_length=100"):
+        TrainingSession(base, config, task)
+    assert dict(base.model.named_modules()) == modules
+
+
+def test_rates_of_zero_leave_the_adapter_where_it_started(base, task, config):
+    rates = LearningRates(bank=0, logits=0)
+    session = TrainingSession(base, config, task, steps=2, learning_rates=rates, **SMALL)
+    start = trained(session)
+    session.run()
+    assert all(torch.equal(start[name], now) for name, now in trained(session).items())
+
+
+def test_tasks_and_bases_may_be_named(config):
+    session = TrainingSession("mini-opt", config, "hotels", steps=1)
+    assert session.task == load_task("hotels")
