@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from vblora_lab.errors import VBLoRAError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. What the user got wrong is said in one line."""
+    # Threads that spin while they wait are far slower than ones that sleep, as soon as something
+    # else runs on the same cores. OpenMP reads this when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
