@@ -370,6 +370,9 @@ def test_one_graph_for_the_compiler():
 def test_a_dropout_follows_the_mode_of_the_model(opt_case):
     model = opt_case.ours(vblora_dropout=0.5)  # the base is in eval mode
     assert torch.equal(opt_case.output(model), opt_case.output(model))
+    model.add_adapter("other", VBLoRAConfig(**opt_case.config, vblora_dropout=0.5))
+    model.set_adapter("other")
+    assert torch.equal(opt_case.output(model), opt_case.output(model))
     model.train()
     assert not torch.equal(opt_case.output(model), opt_case.output(model))
 

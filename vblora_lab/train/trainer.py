@@ -9,17 +9,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer
 from vblora_lab.train.prompts import Collator
-
-Rows = Sequence[dict[str, list[int]]]
 
 
 def make_trainer(
     model: nn.Module,
     tokenizer: Tokenizer,
-    train_rows: Rows,
-    eval_rows: Rows,
+    train_rows: Sequence[Row],
+    eval_rows: Sequence[Row],
     *,
     folder: str | Path,
     steps: int,
@@ -31,7 +30,7 @@ def make_trainer(
     """A quiet Trainer that logs every step and saves nothing; rows as `prompts.encode` makes them.
 
     AdamW with the rates of `make_optimizer`, falling linearly after a warm-up of 6% of the steps;
-    batches of rows of like length; bfloat16 autocast on CUDA, float32 elsewhere.
+    batches as `arrange` makes them; bfloat16 autocast on CUDA, float32 elsewhere.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     arguments = TrainingArguments(
@@ -39,7 +38,7 @@ def make_trainer(
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=32,
-        train_sampling_strategy="group_by_length",  # a batch of like lengths has little padding
+        train_sampling_strategy="sequential",  # the order is made by `arrange`
         lr_scheduler_type="linear",
         warmup_steps=WARM_UP,
         max_grad_norm=0.0,
@@ -58,7 +57,7 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=train_rows,
+        train_dataset=arrange(train_rows, batch_size, steps, seed),
         eval_dataset=eval_rows,
         data_collator=Collator(tokenizer.pad_token_id),
         optimizers=(make_optimizer(model, learning_rates), None),
