@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,14 @@ def using() -> Iterator[None]:
         _seam.change(blocks=-1)
 
 
+@contextmanager
+def _without_known_warning() -> Iterator[None]:
+    """PEFT asks transformers for an attribute that is deprecated there; nobody here can help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
 def get_peft_model(
     model: nn.Module, config: PeftConfig, adapter_name: str = "default", **kwargs: Any
 ) -> PeftModel:
@@ -113,7 +122,7 @@ def get_peft_model(
         )
     check_adapter_name(adapter_name, model)
     config = as_vblora_config(config)
-    with using(), restored_on_error(model, adapter_name):
+    with using(), restored_on_error(model, adapter_name), _without_known_warning():
         return peft.get_peft_model(model, config, adapter_name=adapter_name, **kwargs)
 
 
@@ -154,7 +163,7 @@ def from_pretrained(
         _check_accepts(model, adapter_name)
     folder = _local_folder(path, hub)
     config = _checked_config(base, folder, is_trainable)
-    with using(), restored_on_error(base, adapter_name):
+    with using(), restored_on_error(base, adapter_name), _without_known_warning():
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name, is_trainable=is_trainable, **kwargs)
             return model

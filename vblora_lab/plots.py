@@ -93,7 +93,7 @@ def selection_heatmap(selection: Selection) -> Figure:
     are thinner than a line of print, their cells are drawn taller than the row: none is lost.
     """
     rows, columns = len(selection.sub_vectors), selection.num_vectors
-    body = float(np.clip(0.052 * rows, 3.6, 11.0))  # inches
+    body = float(np.clip(3.0 + 0.008 * rows, 3.6, 11.0))  # inches
     figure, axes = _figure(9.0, body + 1.1)
 
     # Ascending weight, so that where thin rows overlap the strongest cell lies on top.

@@ -33,21 +33,23 @@ def page(browser, lab):
     context.close()
 
 
-def run_cells_until(page, locator):
-    """Press Shift+Enter from the first cell on, until `locator` is there."""
+def show_panel(page):
+    """Run the cells one after another, up to the one that shows the panel; stay on that one."""
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.keyboard.press("Escape")
-    for _ in range(12):
+    makes_panel = page.locator(".jp-mod-selected .cm-content", has_text="LiveTraining(")
+    for _ in range(20):
+        if makes_panel.count():
+            break
         page.keyboard.press("Shift+Enter")
-        page.wait_for_timeout(300)
-        if page.locator(".jp-Notebook .jp-mod-selected .cm-content", has_text="train(").count():
-            break  # the next cell would train from code
-    locator.wait_for(timeout=LONG)
+        page.wait_for_timeout(200)
+    page.keyboard.press("Control+Enter")
+    page.locator(".vblora-panel").wait_for(timeout=LONG)
 
 
 def test_a_person_trains_live_and_stops(page, screenshots):
+    show_panel(page)
     panel = page.locator(".vblora-panel")
-    run_cells_until(page, panel)
     status = panel.locator(".vblora-status")
     assert "ready" in status.inner_text()
     assert not page.locator(".jp-WindowedPanel-outer").first.evaluate(

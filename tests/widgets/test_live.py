@@ -104,6 +104,12 @@ def test_a_config_too_long_for_the_model_starts_at_the_longest_that_fits(make_pa
     assert panel.config.vector_length == 32
 
 
+def test_the_header_names_the_base_without_its_folder(make_panel, opt):
+    assert "base model OPTForCausalLM, task a-task" in shown(make_panel())
+    opt.name_or_path = "somewhere/opt-tiny"
+    assert "base model opt-tiny, task a-task" in shown(make_panel())
+
+
 # ---- a run ----------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example
@@ -18,7 +18,7 @@ from vblora_lab.train.prompts import prompt
 
 @torch.no_grad()
 def write_texts(
-    model: nn.Module,
+    model: PreTrainedModel | PeftModel,
     tokenizer: Tokenizer,
     mrs: Sequence[str],
     *,
@@ -50,7 +50,7 @@ def write_texts(
                 padding_side="left",
                 return_token_type_ids=False,
             ).to(device)
-            output = model.generate(**batch, generation_config=settings)
+            output = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
             new = output[:, batch["input_ids"].shape[1] :]
             for i, text in zip(picked, tokenizer.batch_decode(new, True), strict=True):
                 texts[i] = text.strip()
@@ -60,7 +60,10 @@ def write_texts(
 
 
 def write_samples(
-    model: nn.Module, tokenizer: Tokenizer, domain: Domain, examples: Sequence[Example]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    domain: Domain,
+    examples: Sequence[Example],
 ) -> tuple[Sample, ...]:
     """Generate for each example and note what the text gets wrong."""
     texts = write_texts(model, tokenizer, [example.mr for example in examples])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -193,7 +194,7 @@ class TrainingSession:
 
     def _describe(self) -> Started:
         selection = read_selection(self.model)
-        tuner = self.model.base_model
+        tuner: Any = self.model.base_model
         return Started(
             total_steps=self.steps,
             sub_vectors=selection.sub_vectors,

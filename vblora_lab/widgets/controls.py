@@ -57,7 +57,7 @@ class Controls:
         self._rates = learning_rates
         self._presets = target_presets(self._linears)
         names = self._presets["all linear"]
-        chosen = _as_names(config.target_modules, names) or next(iter(self._presets.values()))
+        chosen = _as_names(config.target_modules, names) or self._presets.get("attention", names)
 
         self.r = _slider("r", config.r, 1, 16, _help("r"))
         self.num_vectors = _dropdown(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 import ipywidgets
@@ -39,7 +40,7 @@ SHOW_EVERY = 0.2
 """Seconds between two updates of the screen."""
 
 CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
-RATES = LearningRates(bank=1e-2, logits=1e-2)
+RATES = LearningRates(bank=1e-2, logits=1e-1)
 """Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
 a minute. PEFT's defaults are meant for models a thousand times larger."""
 
@@ -90,7 +91,6 @@ class LiveTraining(ipywidgets.VBox):
         in_colab = "google.colab" in sys.modules
         self.driver: Driver = driver or ("foreground" if in_colab else "thread")
         self.session: TrainingSession | None = None
-        self._base_name = base if isinstance(base, str) else type(base.model).__name__
         self._base = load_base(base) if isinstance(base, str) else base
         self._task = load_task(task) if isinstance(task, str) else task
         self._session_options = session_options
@@ -330,7 +330,9 @@ class LiveTraining(ipywidgets.VBox):
         self._stop_button.disabled = not running
 
     def _show_header(self, state: str) -> None:
-        self._header.value = readout.header(self._base_name, self._task.name, state)
+        model = self._base.model
+        name = PurePath(model.name_or_path or "").name or type(model).__name__
+        self._header.value = readout.header(name, self._task.name, state)
 
 
 def _classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:
