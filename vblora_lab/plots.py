@@ -82,7 +82,7 @@ def loss_curve(trace: Trace) -> Figure:
     axes.set_title("Training loss", loc="left", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
     return figure
 
 
@@ -190,11 +190,11 @@ def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:
     """Write the row groups left of the axes, where they are as tall as print, and rule them off."""
     across = axes.get_yaxis_transform()  # x in shares of the axes' width, y in rows
     inches_per_row = body / len(sub_vectors)
-    columns = [(-0.155, "left", 9.0), (-0.09, "left", 8.0), (-0.012, "right", 7.0)]
+    columns = [(-0.185, "left", 9.0), (-0.115, "left", 8.0), (-0.012, "right", 6.0)]
     rules = []
     for level, first, rows, text in row_groups(sub_vectors):
         x, align, size = columns[level]
-        if rows * inches_per_row > size / 72:
+        if rows * inches_per_row > 1.2 * size / 72:
             axes.text(
                 x, first + (rows - 1) / 2, text, transform=across, fontsize=size, va="center",
                 ha=align, color=INK if level == 0 else FAINT,
@@ -210,7 +210,7 @@ def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:
         )
     axes.set_yticks([])
     axes.set_ylabel("sub-vector, by layer, module and matrix")
-    axes.yaxis.set_label_coords(-0.17, 0.5)
+    axes.yaxis.set_label_coords(-0.2, 0.5)
 
 
 def _eighths(columns: int) -> MultipleLocator:
