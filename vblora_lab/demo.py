@@ -25,12 +25,12 @@ LEARNING_RATES = LearningRates(bank=1e-2, logits=1e-1)
 
 
 def demo_config() -> VBLoRAConfig:
-    """What the demo injects: rank 16 in all linear layers, out of one bank of 128 x 256."""
+    """What the demo injects: rank 16 in all linear layers, out of one bank of 192 x 128."""
     return VBLoRAConfig(
         r=16,
-        num_vectors=128,
-        vector_length=256,
-        topk=2,
+        num_vectors=192,
+        vector_length=128,
+        topk=4,
         target_modules="all-linear",
         save_only_topk_weights=True,
         task_type="CAUSAL_LM",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ def lab(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder / "notebooks")
+    found = subprocess.run([sys.executable, "-c", "import vblora_lab"], cwd=folder, check=False)
+    assert found.returncode == 0, "the kernel needs the package: pip install -e ."
     with jupyter_lab(folder / "notebooks", folder) as address:
         yield address
 

@@ -240,6 +240,21 @@ def test_what_does_not_fit_the_model_leaves_the_last_run_on_screen(panel, monkey
     assert len(losses(panel)) == 40
 
 
+def test_a_second_click_while_the_session_is_made_makes_no_second_one(panel, session_class):
+    class Slow(session_class):
+        def __init__(self, *args, **options):
+            with pytest.raises(SessionError):
+                panel.train()
+            assert panel._train_button.disabled and panel._stop_button.disabled
+            super().__init__(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vblora_lab.widgets.live.TrainingSession", Slow)
+        panel.train(wait=True)
+    assert len(session_class.made) == 1
+    assert panel.status == "completed"
+
+
 def test_a_failed_run_shows_its_error(panel, session_class):
     session_class.fail = True
     with pytest.raises(RuntimeError, match="the loss is"):

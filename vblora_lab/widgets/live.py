@@ -106,6 +106,7 @@ class LiveTraining(ipywidgets.VBox):
         self.heatmap = BankHeatmap()
         self._build()
         self._reset(total_steps=0)
+        self._show_status("ready")
 
     # ---- what a person or a cell does ----------------------------------------------------------
 
@@ -138,6 +139,9 @@ class LiveTraining(ipywidgets.VBox):
         """
         if self.status == "running":
             raise SessionError("A run is going on. Stop it, or wait for its end, before the next.")
+        before = self.status
+        self._show_status("running")  # at once: a second click must not make a second session
+        self._stop_button.disabled = True  # there is nothing to stop yet
         try:
             session = TrainingSession(
                 self._base,
@@ -152,6 +156,7 @@ class LiveTraining(ipywidgets.VBox):
             )
         except Exception as error:
             self._message.value = readout.message(error)
+            self._show_status(before)
             raise
         self.session = session
         self._reset(total_steps=self.controls.steps.value)
@@ -319,7 +324,6 @@ class LiveTraining(ipywidgets.VBox):
         self._progress.max, self._progress.value = max(total_steps, 1), 0
         self._progress_text.value = readout.progress(0, total_steps) if total_steps else ""
         self._tiles.value = readout.tiles(self._numbers())
-        self._show_status("ready")
 
     def _show_status(self, status: str) -> None:
         self._status = status
