@@ -6,9 +6,9 @@ READY := $(VENV)/.ready
 # Jupyter refuses to run as root (in a container, say) unless told that this is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Threads that spin while they wait for each other slow training eight-fold as soon as a browser or a
-# second run takes one of two cores; threads that sleep don't. Read by OpenMP when torch is loaded.
-export OMP_WAIT_POLICY ?= PASSIVE
+# How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
+# a browser takes one of two cores, which it does in these two.
+lab test: export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: lab test demo setup check clean
 

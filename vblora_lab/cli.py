@@ -14,9 +14,10 @@ from vblora_lab.errors import VBLoRAError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. What the user got wrong is said in one line."""
-    # Threads that spin while they wait are far slower than ones that sleep, as soon as something
-    # else runs on the same cores. OpenMP reads this when torch is loaded, which is later.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that wait for each other first spin, then sleep. By default they spin so long
+    # that a busy neighbour on the same cores makes training many times slower; a short spin is
+    # also the fastest on free cores. Read when torch is loaded, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
