@@ -17,7 +17,7 @@ from vblora_lab.plots import loss_curve, selection_heatmap
 from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, write_texts
 from vblora_lab.train.events import Event, Finished, Started, Stepped
 
-STEPS = 220
+STEPS = 280
 BATCH_SIZE = 16
 TEST_EXAMPLES = 100
 # Ten times the paper's rates: mini-OPT is far smaller than the models of the paper, and takes them.
