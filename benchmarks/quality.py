@@ -26,9 +26,9 @@ from torch import nn
 
 from vblora_lab import get_peft_model, load_base, load_task
 from vblora_lab.bases import Base, share_weights
-from vblora_lab.data import Task, bleu, slot_error_rate
+from vblora_lab.data import Task
 from vblora_lab.demo import BATCH_SIZE, LEARNING_RATES, STEPS, demo_config
-from vblora_lab.train import LearningRates, make_trainer, write_texts
+from vblora_lab.train import LearningRates, make_trainer, measure
 from vblora_lab.train.prompts import IGNORED, Collator, encode_all
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,8 +99,6 @@ def run(
             ).train()
             stored = stored_bytes(model, Path(folder) / "stored")
     seconds = time.monotonic() - start
-    examples = task.test[:test_size]
-    texts = write_texts(model, base.tokenizer, [example.mr for example in examples])
     return {
         "method": name,
         "seed": seed,
@@ -108,10 +106,7 @@ def run(
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "stored_bytes": stored,
         "validation_loss": validation_loss(model, base, task),
-        "bleu": bleu(texts, [example.references for example in examples]),
-        "slot_error_rate": slot_error_rate(
-            task.domain, [example.facts for example in examples], texts
-        ),
+        **measure(model, base.tokenizer, task.domain, task.test[:test_size]),
         "seconds": seconds,
     }
 
@@ -129,7 +124,9 @@ def stored_bytes(model: nn.Module, folder: Path) -> int:
 @torch.no_grad()
 def validation_loss(model: nn.Module, base: Base, task: Task) -> float:
     """Mean cross-entropy in nats over the text tokens of 100 validation MRs."""
-    rows = encode_all(base.tokenizer, task.validation[:100], 512)
+    rows = encode_all(
+        base.tokenizer, task.validation[:100], base.model.config.max_position_embeddings
+    )
     collate = Collator(base.tokenizer.pad_token_id)
     total = count = 0.0
     model.eval()

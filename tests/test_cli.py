@@ -13,6 +13,8 @@ import torch
 
 from vblora_lab import Trace, load_base
 from vblora_lab.cli import main
+from vblora_lab.demo import ProgressBar
+from vblora_lab.train import Stepped
 
 FILES = {"adapter", "loss.png", "selection.png", "trace.npz", "summary.json"}
 
@@ -93,6 +95,19 @@ def test_wrong_arguments_are_refused(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: vblora-lab" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_demo_quietly_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    class Interrupting(ProgressBar):
+        def __call__(self, event):
+            super().__call__(event)
+            if isinstance(event, Stepped):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("vblora_lab.demo.ProgressBar", Interrupting)
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("vblora-lab: interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_the_way_is_an_error_before_any_training(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vblora_lab import __version__
@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         "on two CPU cores). No network is needed.",
     )
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: demo)")
-    demo.add_argument("--steps", type=_positive, default=None, help="optimizer steps")
-    demo.add_argument("--seed", type=_whole, default=0, help="draws adapter and data order")
+    demo.add_argument("--steps", type=_at_least(1), default=None, help="optimizer steps")
+    demo.add_argument("--seed", type=_at_least(0), default=0, help="draws adapter and data order")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -57,17 +57,14 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return number
+def _at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from ``least`` on."""
 
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be {least} or more")
+        return int(text)
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
     return number
 
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.data import bleu, load_task, slot_error_rate
+from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
 from vblora_lab.plots import loss_curve, selection_heatmap
-from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, write_texts
+from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
 from vblora_lab.train.events import Event, Finished, Started, Stepped
 
 STEPS = 280
@@ -46,7 +46,8 @@ def run_demo(
     ``summary.json``, and returns the summary: sizes in bytes, times in seconds, losses in nats
     per token, BLEU from 0 to 100, slot errors per slot on held-out meaning representations.
 
-    Raises `DataError` where ``out`` can't be a folder, before any training.
+    Raises `DataError` where ``out`` can't be a folder, before any training, and passes on an
+    interrupt, which leaves nothing in the folder.
     """
     start = time.monotonic()
     out = Path(out)
@@ -66,16 +67,20 @@ def run_demo(
         listeners=[ProgressBar()] if show_progress else [],
     )
     trace = session.run()
+    if trace.reason == "stopped":
+        raise KeyboardInterrupt  # the session stops cleanly, but half a demo shows nothing
 
     session.model.save_pretrained(str(out / "adapter"))
     loss_curve(trace).savefig(out / "loss.png", dpi=150)
     selection_heatmap(trace.selections[-1][1]).savefig(out / "selection.png", dpi=150)
     trace.save(out / "trace.npz")
+    examples = session.task.test[:TEST_EXAMPLES]
     summary = {
-        **_quality(session),
+        **measure(session.model, session.tokenizer, session.task.domain, examples),
+        "test_examples": len(examples),
         **_numbers(trace),
         "adapter_file_bytes": (out / "adapter" / "adapter_model.safetensors").stat().st_size,
-        "steps": int(trace.steps[-1]) if len(trace.steps) else 0,
+        "steps": int(trace.steps[-1]),
         "seed": seed,
         "reason": trace.reason,
         "seconds": round(time.monotonic() - start, 1),
@@ -83,17 +88,6 @@ def run_demo(
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(report(trace, summary))
     return summary
-
-
-def _quality(session: TrainingSession) -> dict[str, Any]:
-    examples = session.task.test[:TEST_EXAMPLES]
-    texts = write_texts(session.model, session.tokenizer, [example.mr for example in examples])
-    facts = [example.facts for example in examples]
-    return {
-        "slot_error_rate": slot_error_rate(session.task.domain, facts, texts),
-        "bleu": bleu(texts, [example.references for example in examples]),
-        "test_examples": len(examples),
-    }
 
 
 def _numbers(trace: Trace) -> dict[str, Any]:

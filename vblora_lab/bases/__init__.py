@@ -48,16 +48,17 @@ def load_base(
         BaseModelError: it is neither here nor to be had; the message says what to do.
     """
     where = str(_ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
-    local = Path(where).is_dir()
+    is_folder = Path(where).is_dir()
+    is_here = is_folder or _cached(where)
     try:
-        if not local and not _cached(where):
+        if not is_here:
             _check_hub(where)
-        with _progress_bars(not local):
+        with _progress_bars(not is_folder):
             model = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, local_files_only=local or _cached(where)
+                where, dtype=dtype, local_files_only=is_here
             )
             tokenizer = AutoTokenizer.from_pretrained(
-                where, padding_side="left", local_files_only=local or _cached(where)
+                where, padding_side="left", local_files_only=is_here
             )
     except (OSError, ValueError) as error:
         raise BaseModelError(_what_to_do(str(name))) from error
@@ -65,7 +66,7 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     model.eval()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    nn.Module.to(model, device)
+    model.to(device)  # type: ignore[arg-type]
     return Base(model, tokenizer)
 
 

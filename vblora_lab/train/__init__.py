@@ -12,7 +12,7 @@ from vblora_lab.train.events import (
     Started,
     Stepped,
 )
-from vblora_lab.train.generate import write_samples, write_texts
+from vblora_lab.train.generate import measure, write_samples, write_texts
 from vblora_lab.train.optimizer import LearningRates, make_optimizer
 from vblora_lab.train.session import TrainingSession
 from vblora_lab.train.trace import Trace, TraceRecorder
@@ -35,6 +35,7 @@ __all__ = [
     "TrainingSession",
     "make_optimizer",
     "make_trainer",
+    "measure",
     "write_samples",
     "write_texts",
 ]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example
 from vblora_lab.data.grammar import Domain
-from vblora_lab.data.metrics import slot_errors
+from vblora_lab.data.metrics import bleu, slot_error_rate, slot_errors
 from vblora_lab.train.events import Sample
 from vblora_lab.train.prompts import prompt
 
@@ -57,6 +57,20 @@ def write_texts(
     finally:
         model.train(was_training)
     return texts
+
+
+def measure(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    domain: Domain,
+    examples: Sequence[Example],
+) -> dict[str, float]:
+    """Write a text for each example; the ``slot_error_rate`` and the ``bleu`` (0 to 100) of all."""
+    texts = write_texts(model, tokenizer, [example.mr for example in examples])
+    return {
+        "slot_error_rate": slot_error_rate(domain, [example.facts for example in examples], texts),
+        "bleu": bleu(texts, [example.references for example in examples]),
+    }
 
 
 def write_samples(

@@ -32,9 +32,8 @@ class BankHeatmap(anywidget.AnyWidget):
 
     # Sent when the adapter changes.
     modules = traitlets.List(traitlets.Unicode()).tag(sync=True)  # "layer 0 · self_attn.q_proj"
-    groups: traitlets.List[Any] = traitlets.List().tag(
-        sync=True
-    )  # RowGroups: level, first row, number of rows, text
+    # RowGroups: level, first row, number of rows, text.
+    groups: traitlets.List[Any] = traitlets.List().tag(sync=True)
     coordinates = traitlets.Bytes().tag(sync=True)  # (N, 4) int32: module, A 0 or B 1, rank, tile
     num_vectors = traitlets.Int(0).tag(sync=True)
     # Sent at each update.

@@ -42,7 +42,7 @@ SHOW_EVERY = 0.2
 CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
 RATES = LearningRates(bank=1e-2, logits=1e-1)
 """Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
-a minute. PEFT's defaults are meant for models a thousand times larger."""
+a minute. PEFT's defaults are meant for far larger models."""
 
 Driver = Literal["thread", "foreground"]
 
