@@ -17,6 +17,7 @@ leading shape, so that the sub-vectors of one matrix or of a whole model mix in 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -46,7 +47,11 @@ def mix(indices: Tensor, weights: Tensor, bank: Tensor) -> Tensor:
     Returns:
         Sub-vectors (..., vector_length).
     """
-    return (weights.unsqueeze(-1) * bank[indices]).sum(-2)
+    # PyTorch's "bag" is that sum; it spares the memory of topk vectors for each sub-vector.
+    topk = indices.shape[-1]
+    weights = weights.to(bank.dtype).reshape(-1, topk)
+    mixed = F.embedding_bag(indices.reshape(-1, topk), bank, per_sample_weights=weights, mode="sum")
+    return mixed.view(*indices.shape[:-1], bank.shape[1])
 
 
 def admixture(logits: Tensor, bank: Tensor, topk: int) -> Tensor:

@@ -1,7 +1,8 @@
 """VBLoRALayer and Linear: a linear layer whose low-rank update comes from the vector bank.
 
 The layer computes base_layer(x) + B A dropout(x). A and B aren't stored: they are mixed from the
-layer's own logits and the shared bank in every forward pass (see `admixture`).
+layer's own logits and the shared bank in every forward pass (see `admixture`), for all layers of
+a model in one call (see `pooled`), or by a layer that is called on its own.
 
 Attribute and parameter names are PEFT's, so that PEFT's code saves and loads these layers too:
 
@@ -24,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, MergeError, TargetError
+from vblora_lab.pooled import Matrices, Pool, autocast_dtype
 
 LinearLayer = nn.Linear | Conv1D
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
@@ -66,10 +68,28 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._weight_before_merge: Tensor | None = None
+        # Where the layers of a model get their matrices from, and this one's name there.
+        self.pool, self.name_in_pool = Pool(), ""
 
     def base_weight(self) -> nn.Parameter:
         """The weight that is adapted: (out, in), or (in, out) in a Conv1D."""
         return cast(nn.Parameter, self.get_base_layer().weight)
+
+    def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Those of A (r, in_tiles, num_vectors) and of B (out_tiles, r, num_vectors)."""
+        return self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+
+    def bank(self, adapter: str) -> Tensor:
+        """(num_vectors, vector_length), on the device of the logits.
+
+        The one bank may lie on another device when the model is spread over several.
+        """
+        return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
+
+    def matrix_dtype(self, adapter: str) -> torch.dtype:
+        """In which A and B are multiplied now: autocast's, where it is on, or the logits' own."""
+        logits = self.vblora_logits_A[adapter]
+        return autocast_dtype(logits.device) or logits.dtype
 
     def update_layer(
         self,
@@ -173,15 +193,19 @@ class Linear(VBLoRALayer):
         adapter_names = kwargs.pop("adapter_names", None)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        base_output = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
-            return base_output
+            return self.base_layer(x, *args, **kwargs)
+        if type(self.base_layer) in (
+            nn.Linear,
+            Conv1D,
+        ):  # other kinds may have reasons of their own
+            x = self.pool.autocast(x)
+        output = base_output = self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed_batch(x, base_output, adapter_names)
-        output = base_output
         for adapter in self.active_adapters:
             if adapter in self.vblora_logits_A:
-                output = output + self._update(x, adapter)
+                output = self._add_update(output, x, adapter)
         return output.to(base_output.dtype)
 
     def _forward_mixed_batch(self, x: Tensor, output: Tensor, adapter_names: list[str]) -> Tensor:
@@ -189,29 +213,31 @@ class Linear(VBLoRALayer):
         for adapter in dict.fromkeys(adapter_names):
             if adapter in self.vblora_logits_A:
                 rows = [i for i, name in enumerate(adapter_names) if name == adapter]
-                output[rows] = (output[rows] + self._update(x[rows], adapter)).to(output.dtype)
+                output[rows] = self._add_update(output[rows], x[rows], adapter).to(output.dtype)
         return output
 
-    def _update(self, x: Tensor, adapter: str) -> Tensor:
-        """B A dropout(x), with A and B mixed now."""
-        A, B = self._low_rank_matrices(adapter)
-        device = x.device.type
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            x = self._cast_input_dtype(x, A.dtype)  # autocast would cast it itself
-        return F.linear(F.linear(self.vblora_dropout[adapter](x), A), B)
+    def _add_update(self, output: Tensor, x: Tensor, adapter: str) -> Tensor:
+        """output + B A dropout(x), with A and B as they are now."""
+        A, B_T = self._matrices(adapter)
+        if autocast_dtype(x.device) is None:  # autocast would cast it itself
+            x = self._cast_input_dtype(x, A.dtype)
+        Ax = F.linear(self.vblora_dropout[adapter](x), A)
+        if output.dtype != Ax.dtype:
+            return output + Ax @ B_T
+        # One call instead of a product and a sum. It takes matrices: one row per token.
+        rows = torch.addmm(output.reshape(-1, B_T.shape[1]), Ax.reshape(-1, A.shape[0]), B_T)
+        return rows.view(output.shape)
 
-    def _low_rank_matrices(
-        self, adapter: str, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """A (r, in_features) and B (out_features, r), mixed in `dtype` if given."""
-        logits_A, logits_B = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+    def _matrices(self, adapter: str) -> Matrices:
+        """A (r, in_features) and the transpose of B, (r, out_features), from the pool or anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        # The one bank may lie on another device when the model is spread over several.
-        bank = self.vblora_vector_bank[adapter].to(logits_A.device)
-        if dtype is not None:
-            logits_A, logits_B, bank = logits_A.to(dtype), logits_B.to(dtype), bank.to(dtype)
-        return low_rank_matrices(logits_A, logits_B, bank, self.topk[adapter])
+        dtype = self.matrix_dtype(adapter)
+        mixed = self.pool.get(adapter, self.name_in_pool, dtype)
+        if mixed is not None:
+            return mixed
+        A, B = low_rank_matrices(*self.logits(adapter), self.bank(adapter), self.topk[adapter])
+        return Matrices(A.to(dtype), B.T.to(dtype))
 
     def _refuse_to_train(self, adapter: str) -> None:
         learns = self.vblora_logits_A[adapter].requires_grad and torch.is_grad_enabled()
@@ -242,7 +268,9 @@ class Linear(VBLoRALayer):
         """
         # Half precision would lose digits twice: in the product, and in the sum with the weight.
         dtype = torch.promote_types(self.vblora_logits_A[adapter].dtype, torch.float32)
-        A, B = self._low_rank_matrices(adapter, dtype)
+        logits_A, logits_B = (logits.to(dtype) for logits in self.logits(adapter))
+        bank = self.bank(adapter).to(dtype)
+        A, B = low_rank_matrices(logits_A, logits_B, bank, self.topk[adapter])
         delta = B @ A
         return delta.T if self.fan_in_fan_out else delta
 

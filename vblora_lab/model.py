@@ -21,6 +21,7 @@ from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError, MergeError, TargetError
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
+from vblora_lab.pooled import Pool
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
 
 
@@ -74,11 +75,27 @@ class VBLoRAModel(BaseTuner):
         if isinstance(peft_config, dict):
             peft_config = dict(peft_config)  # inject_adapter puts a copy of the config there
         super().__init__(model, peft_config, adapter_name, **kwargs)
+        # On the base model, since `generate` calls that and not the tuner.
+        self._pass_hooks = [
+            model.register_forward_pre_hook(self._begin_pass),
+            model.register_forward_hook(self._end_pass, always_call=True),
+        ]
+
+    # --- one admixture per pass
+
+    def _begin_pass(self, *_: Any) -> None:
+        self.pool.enter()
+        self.pool.mix(self._adapters_of_batch or self.active_adapters)
+
+    def _end_pass(self, *_: Any) -> None:
+        self.pool.leave()
 
     # --- injection
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.vblora_vector_bank = nn.ParameterDict()
+        self.pool = Pool()
+        self._adapters_of_batch: list[str] = []
 
     def inject_adapter(
         self,
@@ -115,11 +132,22 @@ class VBLoRAModel(BaseTuner):
                     state_dict=state_dict,
                 )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+                self._pool_layers(adapter_name)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
             if adapter_name in self.vblora_vector_bank:
                 del self.vblora_vector_bank[adapter_name]
             raise
+
+    def _pool_layers(self, adapter_name: str) -> None:
+        self.pool.layers[adapter_name] = layers = adapted_layers(self, adapter_name)
+        for name, layer in layers.items():
+            layer.pool, layer.name_in_pool = self.pool, name
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter: its logits, its bank and its config."""
+        super().delete_adapter(adapter_name)
+        self.pool.layers.pop(adapter_name, None)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         with_bias = [name for name in self.peft_config if self._config_of(name).bias != "none"]
@@ -202,9 +230,12 @@ class VBLoRAModel(BaseTuner):
     ) -> None:  # PEFT's annotation; it returns the base model
         if merge and safe_merge:
             self._check_merged_weights(adapter_names)
-        return super()._unload_and_optionally_merge(
+        base_model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, adapter_names=adapter_names
         )
+        for hook in self._pass_hooks:
+            hook.remove()
+        return base_model
 
     def _check_merged_weights(self, adapter_names: list[str] | None) -> None:
         for name, module in self.model.named_modules():
@@ -225,7 +256,9 @@ class VBLoRAModel(BaseTuner):
         """
         adapter_names = kwargs.get("adapter_names")
         if adapter_names is None:
-            yield
+            # PEFT calls this around `forward` and around the many passes of `generate`.
+            with self.pool.held():
+                yield
             return
         if self.training:
             raise ConfigError("adapter_names: a mixed batch is for inference; call model.eval().")
@@ -243,9 +276,12 @@ class VBLoRAModel(BaseTuner):
             for module in self.modules()
             if isinstance(module, (VBLoRALayer, AuxiliaryTrainingWrapper))
         ]
+        self._adapters_of_batch = [name for name in self.peft_config if name in adapter_names]
         try:
-            yield
+            with self.pool.held():
+                yield
         finally:
+            self._adapters_of_batch = []
             for handle in handles:
                 handle.remove()
 

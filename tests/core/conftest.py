@@ -106,7 +106,10 @@ class Case(NamedTuple):
         return self.make().eval()
 
     def output(self, model: nn.Module, batch: int = 3, **kwargs) -> Tensor:
-        out = model(self.inputs(batch), **kwargs)
+        inputs = self.inputs(batch)
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(model.parameters()).dtype)
+        out = model(inputs, **kwargs)
         return out if isinstance(out, Tensor) else out.logits
 
     def ours(self, **changes) -> peft.PeftModel:

@@ -30,7 +30,7 @@ def test_outputs_and_all_gradients_equal_those_of_peft(case, changes):
     ours, stock = twins(case, **changes)
     results = []
     for model in (ours, stock):
-        model.train()
+        model.double().train()
         torch.manual_seed(11)  # the same dropout
         output = case.output(model)
         output.pow(2).mean().backward()
@@ -38,11 +38,13 @@ def test_outputs_and_all_gradients_equal_those_of_peft(case, changes):
     (output, gradients), (stock_output, stock_gradients) = results
     assert_close(output, stock_output)
     compared = 0
+    # A shift of all keys cancels in softmax: the gradient of their bias is zero but for rounding.
+    rounding = 1e-12 * max(g.norm() for g in stock_gradients.values() if g is not None)
     for name, expected in stock_gradients.items():
         if expected is None:
             assert gradients[name] is None, name
         else:
-            assert_close(gradients[name], expected)
+            assert (gradients[name] - expected).norm() <= 1e-6 * expected.norm() + rounding, name
             compared += bool(expected.norm() > 0)
     # A and B of each adapted layer, and the bank: none of them may be zero, or nothing was tested.
     assert compared >= 2 * len(ours.base_model.targeted_module_names) + 1

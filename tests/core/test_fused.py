@@ -1,0 +1,184 @@
+"""The Triton kernels against the reference in float64: on a GPU, or interpreted on a CPU."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vblora_lab import fused
+from vblora_lab.admixture import admixture
+from vblora_lab.pooled import mix_all
+
+CUDA = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
+kernels = pytest.mark.skipif(
+    not CUDA and not INTERPRETED, reason="run interpreted, by test_all_of_this_file_interpreted"
+)
+
+
+@pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernels run in this process")
+def test_all_of_this_file_interpreted():
+    pytest.importorskip("triton", reason="Triton isn't installed; it has no build for this system")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 10
+
+
+def logits_of_layers(r, tiles, num_vectors, seed=0):
+    """Per layer, the logits of A and of B, as the layers keep them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        values = torch.randn(*shape, num_vectors, generator=generator)
+        return values.to(DEVICE).requires_grad_()
+
+    return [(draw(r, ins), draw(outs, r)) for ins, outs in tiles]
+
+
+def bank_of(num_vectors, length):
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(num_vectors, length, generator=generator).to(DEVICE).requires_grad_()
+
+
+def gradients(layers, bank, matrices):
+    """Of a sum with random slopes, with respect to each layer's logits and the bank."""
+    generator = torch.Generator().manual_seed(5)
+    flat = [m for pair in matrices for m in pair]
+    slopes = [torch.randn(m.shape, generator=generator).to(m) for m in flat]
+    return torch.autograd.grad(flat, [bank, *(p for pair in layers for p in pair)], slopes)
+
+
+def relative(actual, expected):
+    return float((actual.double() - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+SHAPES = [  # r, tiles of (A, B) per layer, num_vectors, vector_length, topk
+    (4, [(3, 3), (3, 12)], 256, 256, 2),
+    (1, [(1, 1)], 1, 1, 1),
+    (2, [(1, 2), (5, 1), (2, 2)], 10, 4, 3),
+    (3, [(2, 3)], 257, 48, 5),
+    (5, [(1, 4)], 33, 17, 16),
+    (2, [(2, 2)], 1000, 100, 2),
+    (6, [(7, 1)], 64, 3, 8),
+]
+
+
+@kernels
+@pytest.mark.parametrize(("r", "tiles", "num_vectors", "length", "topk"), SHAPES)
+def test_matrices_and_gradients_are_those_of_the_formula(r, tiles, num_vectors, length, topk):
+    layers = logits_of_layers(r, tiles, num_vectors)
+    bank = bank_of(num_vectors, length)
+    assert fused.usable([part for pair in layers for part in pair], bank, topk)
+    matrices = mix_all(layers, bank, topk, torch.float32)
+    assert "Admixture" in str(matrices[0].A.grad_fn.next_functions[0][0].next_functions)
+
+    exact_bank = bank.double()
+    exact = []
+    for A, B in layers:
+        sub_A, sub_B = (admixture(part.double(), exact_bank, topk) for part in (A, B))
+        exact.append((sub_A.flatten(1), sub_B.transpose(0, 1).flatten(1)))
+    for got, expected in zip(matrices, exact, strict=True):
+        for one, other in zip(got, expected, strict=True):
+            assert relative(one, other) < 1e-6
+    for one, other in zip(
+        gradients(layers, bank, matrices), gradients(layers, bank, exact), strict=True
+    ):
+        assert one.is_contiguous()
+        if other.norm() == 0:  # one vector alone: its logit can't matter
+            assert one.abs().max() < 1e-5
+        else:
+            assert relative(one, other.double()) < 1e-5
+
+
+@kernels
+def test_half_precision_results_are_the_rounded_ones():
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    exact = mix_all(layers, bank, 2, torch.float32)
+    rounded = mix_all(layers, bank, 2, torch.bfloat16)
+    for one, other in zip(rounded[0], exact[0], strict=True):
+        assert one.dtype == torch.bfloat16
+        if INTERPRETED:  # the interpreter cuts digits off, where a GPU rounds
+            torch.testing.assert_close(one.float(), other, rtol=2**-7, atol=0)
+        else:
+            assert torch.equal(one, other.bfloat16())
+
+
+@kernels
+def test_the_order_of_sums_can_be_fixed():
+    layers, bank = logits_of_layers(4, [(6, 6)] * 4, 8), bank_of(8, 32)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [gradients(layers, bank, mix_all(layers, bank, 2, torch.float32)) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    loose = gradients(layers, bank, mix_all(layers, bank, 2, torch.float32))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    for one, other in zip(loose, runs[0], strict=True):
+        assert relative(one, other.double()) < 1e-5
+
+
+@kernels
+def test_what_is_frozen_gets_no_gradient():
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    for part in layers[0]:
+        part.requires_grad_(False)
+    loss = sum(m.sum() for m in mix_all(layers, bank, 2, torch.float32)[0])
+    loss.backward()
+    assert layers[0][0].grad is None
+    assert bank.grad.norm() > 0
+    bank.requires_grad_(False).grad = None
+    layers[0][0].requires_grad_(True)
+    sum(m.pow(2).sum() for m in mix_all(layers, bank, 2, torch.float32)[0]).backward()
+    assert bank.grad is None
+    assert layers[0][0].grad.norm() > 0
+
+
+@kernels
+def test_broken_logits_show():
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    layers[0][0].data[1, 0, 7] = float("nan")
+    matrices = mix_all(layers, bank, 2, torch.float32)[0]
+    assert matrices.A[1, :8].isnan().all()
+    assert int(matrices.A.isnan().sum()) == 8
+
+
+@kernels
+def test_logits_of_a_top_k_file():
+    layers, bank = logits_of_layers(1, [(1, 1)], 40), bank_of(40, 8)
+    logits = torch.full((1, 1, 40), -torch.inf, device=DEVICE)
+    logits[..., [3, 31]] = torch.tensor([0.25, 0.75], device=DEVICE).log()
+    A = mix_all([(logits, layers[0][1])], bank, 2, torch.float32)[0].A
+    expected = 0.25 * bank[3] + 0.75 * bank[31]
+    torch.testing.assert_close(A[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@kernels
+def test_a_changed_place_is_seen():
+    """The table of addresses is kept from step to step, and must follow the parameters."""
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    first = mix_all(layers, bank, 2, torch.float32)[0].A.clone()
+    layers[0][0].data = layers[0][0].data.flip(0).contiguous()
+    again = mix_all(layers, bank, 2, torch.float32)[0].A
+    assert torch.equal(again, first.flip(0))
+
+
+@kernels
+def test_it_can_be_turned_off(monkeypatch):
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    parts = [part for pair in layers for part in pair]
+    assert fused.usable(parts, bank, 2)
+    assert not fused.usable(parts, bank, fused.MAX_TOPK + 1)
+    assert not fused.usable([part.double() for part in parts], bank, 2)
+    monkeypatch.setattr(fused, "enabled", False)
+    assert not fused.usable(parts, bank, 2)

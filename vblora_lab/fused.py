@@ -1,0 +1,280 @@
+"""The admixture as two Triton kernels: one launch forward, one backward, for a whole model.
+
+`admixture.admixture` is the reference and says what is computed. In plain PyTorch it reads or
+writes all logits several times: to lay them side by side, to look for the largest, and to fill and
+scatter into their gradient. At the size of a 13B model the logits are most of a gigabyte, and that
+traffic is all the time there is. Here each sub-vector's logits are read once, from wherever their
+layer keeps them, and their gradient is written once:
+
+    forward   row of logits -> topk largest -> softmax -> weighted sum of bank vectors
+    backward  for weights w, gradient g of the sub-vector, and e_k = g . bank[i_k]
+              logits i_k:  w_k (e_k - sum over j of w_j e_j), and 0 for all others
+              bank[i_k]:   + w_k g, by atomic addition
+
+Atomic additions come in any order, so the last digits of the bank's gradient vary from run to run.
+After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order instead, which
+takes longer. `fused.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the
+reference back.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if importlib.util.find_spec("triton"):
+    import triton
+    import triton.language as tl
+else:  # `usable` says no, and the reference does the work
+    triton = tl = None
+
+enabled = os.environ.get("VBLORA_LAB_FUSED", "1") != "0"
+
+MAX_TOPK = 16
+MAX_NUM_VECTORS = 2**14  # a row of logits is held in registers
+MAX_VECTOR_LENGTH = 2**11
+
+Layout = tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
+    """Whether the kernels take these: float32, sizes within bounds, on a GPU (or interpreted)."""
+    if not enabled or triton is None or torch.compiler.is_compiling():
+        return False  # (the compiler makes its own kernels from the reference)
+    on_device = bank.is_cuda or triton.knobs.runtime.interpret
+    in_bounds = (
+        topk <= MAX_TOPK
+        and bank.shape[0] <= MAX_NUM_VECTORS
+        and bank.shape[1] <= MAX_VECTOR_LENGTH
+        and bank.is_contiguous()
+    )
+    return (
+        on_device
+        and in_bounds
+        and bank.dtype == torch.float32
+        and all(part.dtype == torch.float32 for part in parts)
+    )
+
+
+def fused_admixture(parts: Sequence[Tensor], bank: Tensor, topk: int, dtype: torch.dtype) -> Tensor:
+    """`admixture(torch.cat(parts, dim=1), bank, topk).to(dtype)`, without the concatenation.
+
+    Args:
+        parts: logits (r, tiles, num_vectors) each, float32, contiguous up to a swap of the first
+            two dimensions; the tiles of each follow those of the one before.
+        bank: (num_vectors, vector_length), float32.
+        topk: how many bank vectors make a sub-vector.
+        dtype: of the result; sums are in float32.
+
+    Returns:
+        Sub-vectors (r, tiles of all parts, vector_length).
+    """
+    result: Tensor = _Admixture.apply(bank, topk, dtype, *parts)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Admixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bank: Tensor, topk: int, dtype: torch.dtype, *parts: Tensor) -> Tensor:
+        num_vectors, length = bank.shape
+        layout = tuple((part.data_ptr(), part.shape, part.stride()) for part in parts)
+        addresses, places = _rows(layout, bank.device)
+        rows = len(addresses)
+        out = torch.empty(rows, length, dtype=dtype, device=bank.device)
+        indices = torch.empty(rows, topk, dtype=torch.int32, device=bank.device)
+        weights = torch.empty(rows, topk, dtype=torch.float32, device=bank.device)
+        _forward_kernel[(rows,)](
+            addresses, bank, out, indices, weights, **_constants(num_vectors, length, topk)
+        )
+        ctx.save_for_backward(bank, indices, weights, places)
+        ctx.shapes = [(part.shape, part.is_contiguous()) for part in parts]
+        r = parts[0].shape[0]
+        return out.view(r, rows // r, length)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        bank, indices, weights, places = ctx.saved_tensors
+        (num_vectors, length), topk = bank.shape, indices.shape[1]
+        rows = len(indices)
+        grad = grad.contiguous().view(rows, length)
+        logits_need, bank_needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
+        in_any_order = bank_needs and not torch.are_deterministic_algorithms_enabled()
+        grad_bank = torch.zeros_like(bank) if in_any_order else None
+        # One buffer for the gradients of all logits: each part's is a piece of it.
+        shape = (rows if logits_need else 0, num_vectors)
+        grad_logits = torch.empty(shape, dtype=torch.float32, device=bank.device)
+        _backward_kernel[(rows,)](
+            grad,
+            bank,
+            indices,
+            weights,
+            places,
+            grad_logits,
+            bank if grad_bank is None else grad_bank,
+            LOGITS=logits_need,
+            BANK=in_any_order,
+            **_constants(num_vectors, length, topk),
+        )
+        if bank_needs and grad_bank is None:
+            shares = weights.unsqueeze(-1) * grad.float().unsqueeze(1)
+            grad_bank = torch.zeros_like(bank).index_add_(
+                0, indices.flatten(), shares.flatten(0, 1)
+            )
+        pieces = _pieces(grad_logits, ctx.shapes) if logits_need else len(ctx.shapes) * [None]
+        return grad_bank, None, None, *pieces
+
+
+def _pieces(grad_logits: Tensor, shapes: Sequence[tuple[torch.Size, bool]]) -> list[Tensor]:
+    """The gradient of each part, laid out in memory as the part is."""
+    pieces = grad_logits.split([shape[0] * shape[1] for shape, _ in shapes])
+    return [
+        piece.view(shape)
+        if contiguous
+        else piece.view(shape[1], shape[0], shape[2]).transpose(0, 1)
+        for piece, (shape, contiguous) in zip(pieces, shapes, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=32)
+def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the logits of each sub-vector lie, and where their gradient goes.
+
+    Args:
+        layout: address, shape and strides of each part. They stay the same from step to step,
+            so the tables are made once.
+
+    Returns:
+        addresses (rows,) int64 in bytes, and places (rows,) int64, rows of the gradient buffer;
+        rows in the order of the result.
+    """
+    addresses, places, before = [], [], 0
+    for start, (r, tiles, num_vectors), strides in layout:
+        if sorted(strides, reverse=True)[1:] != [num_vectors, 1] and min(r, tiles) > 1:
+            raise ValueError(f"a part has strides {strides}: its rows don't lie one by one.")
+        offsets = torch.arange(r)[:, None] * strides[0] + torch.arange(tiles) * strides[1]
+        addresses.append(start + offsets * torch.float32.itemsize)
+        places.append(before + offsets // num_vectors)
+        before += r * tiles
+    tables = [torch.cat(table, dim=1).flatten() for table in (addresses, places)]
+    if device.type == "cuda":  # pinned memory, so that the copy doesn't wait for the device
+        tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]
+    return tables[0], tables[1]
+
+
+def _constants(num_vectors: int, length: int, topk: int) -> dict[str, int]:
+    return {
+        "NUM_VECTORS": num_vectors,
+        "LENGTH": length,
+        "TOPK": topk,
+        # Triton's blocks are powers of two; what is over is masked.
+        "BLOCK_V": triton.next_power_of_2(num_vectors),
+        "BLOCK_L": triton.next_power_of_2(length),
+        "BLOCK_K": triton.next_power_of_2(topk),
+        # Four logits a load in each of 32 threads a warp, and a few loads in flight.
+        "num_warps": 1 if num_vectors <= 512 else 4 if num_vectors <= 4096 else 8,
+    }
+
+
+if triton is not None:
+
+    @triton.jit
+    def _forward_kernel(  # type: ignore[no-untyped-def]
+        addresses,
+        bank,
+        out,
+        indices,
+        weights,
+        NUM_VECTORS: tl.constexpr,
+        LENGTH: tl.constexpr,
+        TOPK: tl.constexpr,
+        BLOCK_V: tl.constexpr,
+        BLOCK_L: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        v = tl.arange(0, BLOCK_V)
+        k = tl.arange(0, BLOCK_K)
+        position = tl.arange(0, BLOCK_L)
+        start = tl.load(addresses + row).to(tl.pointer_type(tl.float32))
+        logits = tl.load(start + v, mask=v < NUM_VECTORS, other=float("-inf"))
+        # A NaN is larger than anything to torch.topk; here it would go unseen.
+        is_broken = tl.max((logits != logits).to(tl.int32), axis=0) > 0
+
+        best = tl.full((BLOCK_K,), float("-inf"), tl.float32)
+        chosen = tl.zeros((BLOCK_K,), tl.int32)
+        for i in tl.static_range(TOPK):
+            largest, at = tl.max(logits, axis=0, return_indices=True)
+            best = tl.where(k == i, largest, best)
+            chosen = tl.where(k == i, at.to(tl.int32), chosen)
+            logits = tl.where(v == at, float("-inf"), logits)
+        share = tl.exp(best - tl.max(best, axis=0))
+        share = share / tl.sum(share, axis=0)
+        share = tl.where(is_broken, float("nan"), share)
+        tl.store(indices + row * TOPK + k, chosen, mask=k < TOPK)
+        tl.store(weights + row * TOPK + k, share, mask=k < TOPK)
+
+        mixed = tl.zeros((BLOCK_L,), tl.float32)
+        for i in tl.static_range(TOPK):
+            index = tl.sum(tl.where(k == i, chosen, 0), axis=0)
+            weight = tl.sum(tl.where(k == i, share, 0.0), axis=0)
+            vector = tl.load(bank + index * LENGTH + position, mask=position < LENGTH, other=0.0)
+            mixed += weight * vector
+        tl.store(
+            out + row * LENGTH + position,
+            mixed.to(out.dtype.element_ty),
+            mask=position < LENGTH,
+        )
+
+    @triton.jit
+    def _backward_kernel(  # type: ignore[no-untyped-def]
+        grad,
+        bank,
+        indices,
+        weights,
+        places,
+        grad_logits,
+        grad_bank,
+        LOGITS: tl.constexpr,
+        BANK: tl.constexpr,
+        NUM_VECTORS: tl.constexpr,
+        LENGTH: tl.constexpr,
+        TOPK: tl.constexpr,
+        BLOCK_V: tl.constexpr,
+        BLOCK_L: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        v = tl.arange(0, BLOCK_V)
+        k = tl.arange(0, BLOCK_K)
+        position = tl.arange(0, BLOCK_L)
+        inside = position < LENGTH
+        g = tl.load(grad + row * LENGTH + position, mask=inside, other=0.0).to(tl.float32)
+
+        along = tl.zeros((BLOCK_K,), tl.float32)  # e_k, the gradient of the weights
+        for i in tl.static_range(TOPK):
+            index = tl.load(indices + row * TOPK + i)
+            if LOGITS:
+                vector = tl.load(bank + index * LENGTH + position, mask=inside, other=0.0)
+                along = tl.where(k == i, tl.sum(g * vector, axis=0), along)
+            if BANK:
+                weight = tl.load(weights + row * TOPK + i)
+                tl.atomic_add(
+                    grad_bank + index * LENGTH + position, weight * g, mask=inside, sem="relaxed"
+                )
+        if LOGITS:
+            share = tl.load(weights + row * TOPK + k, mask=k < TOPK, other=0.0)
+            slope = share * (along - tl.sum(share * along, axis=0))
+            values = tl.zeros((BLOCK_V,), tl.float32)
+            for i in tl.static_range(TOPK):
+                index = tl.load(indices + row * TOPK + i)
+                values = tl.where(v == index, tl.sum(tl.where(k == i, slope, 0.0), axis=0), values)
+            place = tl.load(places + row)
+            tl.store(grad_logits + place * NUM_VECTORS + v, values, mask=v < NUM_VECTORS)
