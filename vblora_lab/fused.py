@@ -41,13 +41,19 @@ MAX_TOPK = 16
 MAX_NUM_VECTORS = 2**14  # a row of logits is held in registers
 MAX_VECTOR_LENGTH = 2**11
 
-Layout = tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+Layout = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def applies() -> bool:
+    """Whether nobody needs to look inside: the compiler, which fuses by itself, and torch.func."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return enabled and not torch.compiler.is_compiling() and not transformed
 
 
 def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
     """Whether the kernels take these: float32, sizes within bounds, on a GPU (or interpreted)."""
-    if not enabled or triton is None or torch.compiler.is_compiling():
-        return False  # (the compiler makes its own kernels from the reference)
+    if triton is None or not applies():
+        return False
     on_device = bank.is_cuda or triton.knobs.runtime.interpret
     in_bounds = (
         topk <= MAX_TOPK
@@ -59,23 +65,26 @@ def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
         on_device
         and in_bounds
         and bank.dtype == torch.float32
-        and all(part.dtype == torch.float32 for part in parts)
+        and all(part.dtype == torch.float32 and part.is_contiguous() for part in parts)
     )
 
 
-def fused_admixture(parts: Sequence[Tensor], bank: Tensor, topk: int, dtype: torch.dtype) -> Tensor:
-    """`admixture(torch.cat(parts, dim=1), bank, topk).to(dtype)`, without the concatenation.
+def fused_admixture(
+    logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
+) -> Tensor:
+    """The admixture of all logits of a model, without laying them side by side first.
 
     Args:
-        parts: logits (r, tiles, num_vectors) each, float32, contiguous up to a swap of the first
-            two dimensions; the tiles of each follow those of the one before.
+        logits: per layer, those of A (r, in_tiles, num_vectors) and B (out_tiles, r, num_vectors),
+            float32 and contiguous.
         bank: (num_vectors, vector_length), float32.
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; sums are in float32.
 
     Returns:
-        Sub-vectors (r, tiles of all parts, vector_length).
+        Sub-vectors (r, tiles, vector_length): of the first layer's A, its B, the second's A, ...
     """
+    parts = [part for pair in logits for part in pair]
     result: Tensor = _Admixture.apply(bank, topk, dtype, *parts)  # type: ignore[no-untyped-call]
     return result
 
@@ -84,7 +93,7 @@ class _Admixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bank: Tensor, topk: int, dtype: torch.dtype, *parts: Tensor) -> Tensor:
         num_vectors, length = bank.shape
-        layout = tuple((part.data_ptr(), part.shape, part.stride()) for part in parts)
+        layout = tuple((part.data_ptr(), part.shape) for part in parts)
         addresses, places = _rows(layout, bank.device)
         rows = len(addresses)
         out = torch.empty(rows, length, dtype=dtype, device=bank.device)
@@ -94,8 +103,8 @@ class _Admixture(torch.autograd.Function):
             addresses, bank, out, indices, weights, **_constants(num_vectors, length, topk)
         )
         ctx.save_for_backward(bank, indices, weights, places)
-        ctx.shapes = [(part.shape, part.is_contiguous()) for part in parts]
-        r = parts[0].shape[0]
+        ctx.shapes = [part.shape for part in parts]
+        r = parts[0].shape[0]  # the first are those of an A
         return out.view(r, rows // r, length)
 
     @staticmethod
@@ -128,19 +137,11 @@ class _Admixture(torch.autograd.Function):
             grad_bank = torch.zeros_like(bank).index_add_(
                 0, indices.flatten(), shares.flatten(0, 1)
             )
-        pieces = _pieces(grad_logits, ctx.shapes) if logits_need else len(ctx.shapes) * [None]
-        return grad_bank, None, None, *pieces
-
-
-def _pieces(grad_logits: Tensor, shapes: Sequence[tuple[torch.Size, bool]]) -> list[Tensor]:
-    """The gradient of each part, laid out in memory as the part is."""
-    pieces = grad_logits.split([shape[0] * shape[1] for shape, _ in shapes])
-    return [
-        piece.view(shape)
-        if contiguous
-        else piece.view(shape[1], shape[0], shape[2]).transpose(0, 1)
-        for piece, (shape, contiguous) in zip(pieces, shapes, strict=True)
-    ]
+        if not logits_need:
+            return grad_bank, None, None, *(None for _ in ctx.shapes)
+        pieces = grad_logits.split([shape[0] * shape[1] for shape in ctx.shapes])
+        views = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
+        return grad_bank, None, None, *views
 
 
 @functools.lru_cache(maxsize=32)
@@ -148,21 +149,21 @@ def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where the logits of each sub-vector lie, and where their gradient goes.
 
     Args:
-        layout: address, shape and strides of each part. They stay the same from step to step,
-            so the tables are made once.
+        layout: address and shape of the logits of A, B, A, B, ... They stay the same from step to
+            step, so the tables are made once.
 
     Returns:
         addresses (rows,) int64 in bytes, and places (rows,) int64, rows of the gradient buffer;
         rows in the order of the result.
     """
     addresses, places, before = [], [], 0
-    for start, (r, tiles, num_vectors), strides in layout:
-        if sorted(strides, reverse=True)[1:] != [num_vectors, 1] and min(r, tiles) > 1:
-            raise ValueError(f"a part has strides {strides}: its rows don't lie one by one.")
-        offsets = torch.arange(r)[:, None] * strides[0] + torch.arange(tiles) * strides[1]
-        addresses.append(start + offsets * torch.float32.itemsize)
-        places.append(before + offsets // num_vectors)
-        before += r * tiles
+    for number, (start, shape) in enumerate(layout):
+        row = torch.arange(shape[0] * shape[1]).view(shape[:2])
+        if number % 2:  # B, whose rank comes second
+            row = row.t()
+        addresses.append(start + row * shape[2] * torch.float32.itemsize)
+        places.append(before + row)
+        before += row.numel()
     tables = [torch.cat(table, dim=1).flatten() for table in (addresses, places)]
     if device.type == "cuda":  # pinned memory, so that the copy doesn't wait for the device
         tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]

@@ -14,6 +14,7 @@ Attribute and parameter names are PEFT's, so that PEFT's code saves and loads th
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -22,9 +23,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from vblora_lab import fused
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, MergeError, TargetError
+from vblora_lab.frozen_linear import frozen_linear, frozen_weight
 from vblora_lab.pooled import Matrices, Pool, autocast_dtype
 
 LinearLayer = nn.Linear | Conv1D
@@ -52,7 +55,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
     """What any VB-LoRA layer holds: its logits per adapter, and the bank it shares."""
 
     adapter_layer_names = ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")
-    other_param_names = ("r", "topk", "vblora_dropout", "logits_are_complete")
+    other_param_names = ("r", "topk", "vblora_dropout", "dropout_p", "logits_are_complete")
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -61,6 +64,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.topk: dict[str, int] = {}
         self.vblora_dropout = nn.ModuleDict()
+        self.dropout_p: dict[str, float] = {}
         self.vblora_logits_A = nn.ParameterDict()
         self.vblora_logits_B = nn.ParameterDict()
         # False once logits were loaded that only know their top k (see _load_from_state_dict).
@@ -86,10 +90,20 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         """
         return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
 
-    def matrix_dtype(self, adapter: str) -> torch.dtype:
-        """In which A and B are multiplied now: autocast's, where it is on, or the logits' own."""
-        logits = self.vblora_logits_A[adapter]
-        return autocast_dtype(logits.device) or logits.dtype
+    def fold(self, matrices: Mapping[str, Matrices]) -> tuple[Tensor, Tensor | None] | None:
+        """W + B A and the bias, for passes without gradients; None where a call does more.
+
+        Args:
+            matrices: of this layer, by adapter; all active ones, in autocast's dtype if it is on.
+        """
+        plain = frozen_weight(self.base_layer)
+        if plain is None or not matrices:
+            return None
+        weight, bias = plain
+        dtype = autocast_dtype(weight.device) or weight.dtype
+        for A, B_T in matrices.values():
+            weight = torch.addmm(weight.to(A.dtype), B_T.t(), A)
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
 
     def update_layer(
         self,
@@ -125,7 +139,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
 
         self.r[adapter_name] = r
         self.topk[adapter_name] = config.topk
-        p = config.vblora_dropout
+        self.dropout_p[adapter_name] = p = config.vblora_dropout
         dropout = nn.Dropout(p) if p > 0 else nn.Identity()
         self.vblora_dropout[adapter_name] = dropout.train(self.training)
         self.vblora_logits_A[adapter_name] = nn.Parameter(logits_A)
@@ -190,36 +204,57 @@ class Linear(VBLoRALayer):
         Raises:
             CheckpointError: in training, logits of which only the top k were stored.
         """
+        if self.pool.folds and not args and not kwargs:
+            folded = self.pool.folded(self.name_in_pool, self)
+            if folded is not None:
+                return F.linear(x, *folded)
         adapter_names = kwargs.pop("adapter_names", None)
-        if self.disable_adapters and self.merged:
+        if self._disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged:
+        if self._disable_adapters or self.merged_adapters:
             return self.base_layer(x, *args, **kwargs)
-        if type(self.base_layer) in (
-            nn.Linear,
-            Conv1D,
-        ):  # other kinds may have reasons of their own
-            x = self.pool.autocast(x)
-        output = base_output = self.base_layer(x, *args, **kwargs)
+        base_layer = self.base_layer
+        plain = None if args or kwargs or adapter_names is not None else frozen_weight(base_layer)
+        autocast = autocast_dtype(x.device)
+        if type(base_layer) in (nn.Linear, Conv1D):  # other kinds may have reasons of their own
+            x = self.pool.cast_input(x, autocast)
+        if plain is not None:
+            output = self._in_one_call(x, *plain, autocast)
+            if output is not None:
+                return output
+        output = base_output = base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed_batch(x, base_output, adapter_names)
         for adapter in self.active_adapters:
-            if adapter in self.vblora_logits_A:
+            if adapter in self.topk:
                 output = self._add_update(output, x, adapter)
         return output.to(base_output.dtype)
+
+    def _in_one_call(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None
+    ) -> Tensor | None:
+        """The whole forward pass of the common case (see `frozen_linear`); None for any other."""
+        adapters = [name for name in self.active_adapters if name in self.topk]
+        if len(adapters) != 1 or not fused.applies() or x.dtype != weight.dtype:
+            return None
+        if self.training and self.dropout_p[adapters[0]] > 0:
+            return None
+        A, B_T = self._matrices(adapters[0], autocast)
+        return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
 
     def _forward_mixed_batch(self, x: Tensor, output: Tensor, adapter_names: list[str]) -> Tensor:
         output = output.clone()
         for adapter in dict.fromkeys(adapter_names):
-            if adapter in self.vblora_logits_A:
+            if adapter in self.topk:
                 rows = [i for i, name in enumerate(adapter_names) if name == adapter]
                 output[rows] = self._add_update(output[rows], x[rows], adapter).to(output.dtype)
         return output
 
     def _add_update(self, output: Tensor, x: Tensor, adapter: str) -> Tensor:
         """output + B A dropout(x), with A and B as they are now."""
-        A, B_T = self._matrices(adapter)
-        if autocast_dtype(x.device) is None:  # autocast would cast it itself
+        autocast = autocast_dtype(x.device)
+        A, B_T = self._matrices(adapter, autocast)
+        if autocast is None:  # else it casts x itself
             x = self._cast_input_dtype(x, A.dtype)
         Ax = F.linear(self.vblora_dropout[adapter](x), A)
         if output.dtype != Ax.dtype:
@@ -228,16 +263,15 @@ class Linear(VBLoRALayer):
         rows = torch.addmm(output.reshape(-1, B_T.shape[1]), Ax.reshape(-1, A.shape[0]), B_T)
         return rows.view(output.shape)
 
-    def _matrices(self, adapter: str) -> Matrices:
+    def _matrices(self, adapter: str, autocast: torch.dtype | None) -> Matrices:
         """A (r, in_features) and the transpose of B, (r, out_features), from the pool or anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        dtype = self.matrix_dtype(adapter)
-        mixed = self.pool.get(adapter, self.name_in_pool, dtype)
+        mixed = self.pool.get(adapter, self.name_in_pool, autocast)
         if mixed is not None:
             return mixed
         A, B = low_rank_matrices(*self.logits(adapter), self.bank(adapter), self.topk[adapter])
-        return Matrices(A.to(dtype), B.T.to(dtype))
+        return Matrices(A.to(autocast or A.dtype), B.T.to(autocast or B.dtype))
 
     def _refuse_to_train(self, adapter: str) -> None:
         learns = self.vblora_logits_A[adapter].requires_grad and torch.is_grad_enabled()

@@ -85,7 +85,8 @@ class VBLoRAModel(BaseTuner):
 
     def _begin_pass(self, *_: Any) -> None:
         self.pool.enter()
-        self.pool.mix(self._adapters_of_batch or self.active_adapters)
+        several = self._adapters_of_batch  # one per sample: each layer adds them up by itself
+        self.pool.mix(several or self.active_adapters, may_fold=not several)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.leave()
@@ -140,7 +141,8 @@ class VBLoRAModel(BaseTuner):
             raise
 
     def _pool_layers(self, adapter_name: str) -> None:
-        self.pool.layers[adapter_name] = layers = adapted_layers(self, adapter_name)
+        layers = adapted_layers(self, adapter_name)
+        self.pool.layers[adapter_name] = dict(layers)
         for name, layer in layers.items():
             layer.pool, layer.name_in_pool = self.pool, name
 

@@ -14,7 +14,8 @@ A matrix that is older than the parameters it came from is a wrong answer that n
 matrices are used in these cases only, and anybody else mixes anew:
 
     during the pass that mixed them    by the thread that runs it
-    in later passes of one `generate`  if every parameter has the version and place it had
+    in later passes of one `generate`  if every parameter has the version and place it had;
+                                       from the second on, added to copies of the weights
     in the backward pass               by layers that gradient checkpointing calls again
 """
 
@@ -34,6 +35,15 @@ from vblora_lab.admixture import admixture, choose, mix
 SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in float32
 
 
+class Fold(NamedTuple):
+    """W + B A (out, in) and the bias of a layer, the adapters in it, and the autocast it is for."""
+
+    weight: Tensor
+    bias: Tensor | None
+    adapters: list[str]
+    autocast: torch.dtype | None
+
+
 class PooledLayer(Protocol):
     """What the pool asks of a layer; `layers.VBLoRALayer` says what each gives."""
 
@@ -43,9 +53,12 @@ class PooledLayer(Protocol):
     def disable_adapters(self) -> bool: ...
     @property
     def merged(self) -> bool: ...
-    def logits(self, adapter: str) -> tuple[Tensor, Tensor]: ...
+    @property
+    def active_adapters(self) -> list[str]: ...
+    def base_weight(self) -> Tensor: ...
+    def logits(self, adapter: str, /) -> tuple[Tensor, Tensor]: ...
     def bank(self, adapter: str) -> Tensor: ...
-    def matrix_dtype(self, adapter: str) -> torch.dtype: ...
+    def fold(self, matrices: Mapping[str, Matrices]) -> tuple[Tensor, Tensor | None] | None: ...
 
 
 class Matrices(NamedTuple):
@@ -66,20 +79,25 @@ def mix_all(
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; mixing itself happens in that of the logits.
     """
-    side_by_side = [part for A, B in logits for part in (A, B.transpose(0, 1))]
-    if fused.usable(side_by_side, bank, topk):
-        sub_vectors = fused.fused_admixture(side_by_side, bank, topk, dtype)
-    elif sum(part.numel() for part in side_by_side) <= SMALL:
-        sub_vectors = admixture(torch.cat(side_by_side, dim=1), bank, topk).to(dtype)
+    if fused.usable([part for pair in logits for part in pair], bank, topk):
+        sub_vectors = fused.fused_admixture(logits, bank, topk, dtype)
     else:
-        # So many logits are better not copied: choose layer by layer, and mix what was chosen.
-        choices = zip(*(choose(part, topk) for part in side_by_side), strict=True)
-        indices, weights = (torch.cat(chosen, dim=1) for chosen in choices)
-        sub_vectors = mix(indices, weights, bank).to(dtype)
-    mixed = sub_vectors.flatten(1)
-    columns = [part.shape[1] * bank.shape[1] for part in side_by_side]
-    parts = iter(mixed.split(columns, dim=1))
+        sub_vectors = _side_by_side(logits, bank, topk).to(dtype)
+    length = bank.shape[1]
+    columns = [tiles * length for A, B in logits for tiles in (A.shape[1], B.shape[0])]
+    parts = iter(sub_vectors.flatten(1).split(columns, dim=1))
     return [Matrices(A, B_T) for A, B_T in zip(parts, parts, strict=True)]
+
+
+def _side_by_side(logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int) -> Tensor:
+    """Sub-vectors (r, tiles of all layers, vector_length), in plain PyTorch."""
+    parts = [part for A, B in logits for part in (A, B.transpose(0, 1))]
+    if sum(part.numel() for part in parts) <= SMALL:
+        return admixture(torch.cat(parts, dim=1), bank, topk)
+    # So many logits are better not copied: choose layer by layer, and mix what was chosen.
+    choices = zip(*(choose(part, topk) for part in parts), strict=True)
+    indices, weights = (torch.cat(chosen, dim=1) for chosen in choices)
+    return mix(indices, weights, bank)
 
 
 class Pool:
@@ -87,6 +105,7 @@ class Pool:
 
     Attributes:
         layers: by adapter, then by name: the layers whose matrices are mixed here.
+        folds: by name of a layer, W + B A and the bias, while they hold (see `_fold`).
     """
 
     def __init__(self) -> None:
@@ -97,10 +116,18 @@ class Pool:
         self._matrices: dict[tuple[str, str], Matrices] = {}
         self._leaves: dict[tuple[str, str], Matrices] = {}
         self._without_grad: set[tuple[str, str]] = set()
-        self._state: tuple[object, ...] = ()
+        self._autocast: torch.dtype | None = None  # as it was when they were mixed
         self._thread: int | None = None  # which runs a pass now
         self._calls = 0  # how deep in `held` blocks and passes it is
         self._last_cast: tuple[object, ...] = ()
+        self._release()
+
+    def _release(self) -> None:
+        """Forget what is for the passes of one `held` block."""
+        self.folds: dict[str, Fold] = {}
+        self._watched: list[Tensor] = []
+        self._state: tuple[object, ...] = ()
+        self._passes = 0
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the model, or one read from a file, mixes for itself.
@@ -135,25 +162,31 @@ class Pool:
         self._calls -= 1
         if self._calls == 0:
             self._thread = None
-            self._state = self._last_cast = ()
+            self._last_cast = ()
+            self._release()
             if torch.compiler.is_compiling() or not torch.is_grad_enabled():
                 self._matrices = {}
 
-    def mix(self, adapters: Iterable[str]) -> None:
+    def mix(self, adapters: Iterable[str], may_fold: bool = True) -> None:
         """Mix the matrices of some adapters, unless those that are held are theirs."""
         if self._thread != _this_thread():
             return
         names = [name for name in adapters if self._is_in_use(name)]
-        state: tuple[object, ...] = ()
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        held = self._calls > 1 and not torch.is_grad_enabled()
+        if held and not torch.compiler.is_compiling():
+            self._watched = self._watched or self._parameters(names)
             state = self._fingerprint(names)
             if state == self._state:
+                self._passes += 1
+                if self._passes == 1 and may_fold:
+                    self._fold(names)
                 return
+            self._release()
+            self._state, self._watched = state, self._parameters(names)
         self._leaves, self._without_grad = {}, set()
         self._matrices = {
             key: matrices for name in names for key, matrices in self._mixed(name).items()
         }
-        self._state = state
 
     def _is_in_use(self, adapter: str) -> bool:
         layers = self.layers.get(adapter)
@@ -163,43 +196,83 @@ class Pool:
     def _mixed(self, adapter: str) -> dict[tuple[str, str], Matrices]:
         result: dict[tuple[str, str], Matrices] = {}
         for group in self._by_device(adapter):
-            first = next(iter(group.values()))
-            logits = [layer.logits(adapter) for layer in group.values()]
-            bank = first.bank(adapter)
-            dtype = first.matrix_dtype(adapter)
-            mixed = mix_all(logits, bank, first.topk[adapter], dtype)
+            first = self.layers[adapter][next(iter(group))]
+            logits = list(group.values())
+            device = logits[0][0].device
+            self._autocast = autocast_dtype(device)
+            dtype = self._autocast or logits[0][0].dtype
+            mixed = mix_all(logits, first.bank(adapter), first.topk[adapter], dtype)
             result |= {(adapter, name): m for name, m in zip(group, mixed, strict=True)}
         return result
 
-    def _by_device(self, adapter: str) -> Iterable[dict[str, PooledLayer]]:
-        """The layers that can be mixed in one call: a model may be spread over several devices."""
-        groups: dict[tuple[torch.device, torch.dtype], dict[str, PooledLayer]] = {}
+    def _by_device(self, adapter: str) -> Iterable[dict[str, tuple[Tensor, Tensor]]]:
+        """The logits that can be mixed in one call: a model may be spread over several devices."""
+        groups: dict[tuple[torch.device, torch.dtype], dict[str, tuple[Tensor, Tensor]]] = {}
         for name, layer in self.layers[adapter].items():
-            A, _ = layer.logits(adapter)
-            groups.setdefault((A.device, A.dtype), {})[name] = layer
+            logits = layer.logits(adapter)
+            groups.setdefault((logits[0].device, logits[0].dtype), {})[name] = logits
         return groups.values()
+
+    # --- several passes of one `held` block
+
+    def _parameters(self, adapters: Sequence[str]) -> list[Tensor]:
+        """All that matrices and folds are made of."""
+        result = []
+        for adapter in adapters:
+            for layer in self.layers[adapter].values():
+                result += [*layer.logits(adapter), layer.base_weight()]
+            result.append(layer.bank(adapter))
+        return result
 
     def _fingerprint(self, adapters: Sequence[str]) -> tuple[object, ...]:
         """Changes with every parameter that is changed in place or put in another's place."""
-        parts: list[object] = [*adapters, torch.is_inference_mode_enabled()]
-        for adapter in adapters:
-            layers = self.layers[adapter]
-            first = next(iter(layers.values()))
-            parts.append(first.matrix_dtype(adapter))
-            for parameter in (
-                first.bank(adapter),
-                *(p for layer in layers.values() for p in layer.logits(adapter)),
-            ):
-                parts += (parameter.data_ptr(), parameter._version)
+        kind = self._watched[0].device if self._watched else torch.device("cpu")
+        parts: list[object] = [*adapters, torch.is_inference_mode_enabled(), autocast_dtype(kind)]
+        for parameter in self._watched:
+            parts += (parameter.data_ptr(), parameter._version)
         return tuple(parts)
+
+    def _fold(self, adapters: Sequence[str]) -> None:
+        """Add the updates to copies of the weights, from the second token of `generate` on.
+
+        A pass over one token is all launches; with W + B A in one matrix it has no more of them
+        than the base model's. The base weights stay as they are. The sum is rounded to the
+        weights' dtype, as in merging. Not done where the copies would take much memory.
+        """
+        by_name: dict[str, dict[str, Matrices]] = {}
+        for (adapter, name), matrices in self._matrices.items():
+            by_name.setdefault(name, {})[adapter] = matrices
+        layers = {name: layer for a in adapters for name, layer in self.layers[a].items()}
+        weights = [layer.base_weight() for layer in layers.values()]
+        if not weights or sum(weight.nbytes for weight in weights) > _to_spare(weights[0].device):
+            return
+        for name, layer in layers.items():
+            folded = layer.fold(by_name.get(name, {}))
+            if folded is not None:
+                self.folds[name] = Fold(*folded, list(by_name[name]), self._autocast)
+
+    def folded(self, name: str, layer: PooledLayer) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias that stand for a layer with its active adapters, if they do now."""
+        fold = self.folds.get(name)
+        if (
+            fold is None
+            or layer.disable_adapters
+            or layer.merged
+            or torch.is_grad_enabled()
+            or self._thread != _this_thread()
+            or [a for a in layer.active_adapters if a in layer.topk] != fold.adapters
+            or autocast_dtype(fold.weight.device) != fold.autocast
+        ):
+            return None
+        return fold.weight, fold.bias
 
     # --- layers ask
 
-    def get(self, adapter: str, name: str, dtype: torch.dtype) -> Matrices | None:
-        """The matrices of one layer in this dtype, if there are any that it may use now."""
+    def get(self, adapter: str, name: str, autocast: torch.dtype | None) -> Matrices | None:
+        """The matrices of one layer, if there are any that it may use under this autocast."""
         key = (adapter, name)
         matrices = self._matrices.get(key)
-        if matrices is None or matrices.A.dtype != dtype:
+        if matrices is None or autocast != self._autocast:
             return None
         if torch.compiler.is_compiling():
             return matrices
@@ -212,20 +285,19 @@ class Pool:
             return None
         return self._leaf(key) if key in self._without_grad else matrices
 
-    def autocast(self, x: Tensor) -> Tensor:
+    def cast_input(self, x: Tensor, autocast: torch.dtype | None) -> Tensor:
         """The input of a linear layer in autocast's dtype, if that is on.
 
         Autocast would cast it in the base layer and again in the adapter, and for q, k and v each:
         they get the same tensor, so one cast, kept until the next, serves all six.
         """
-        dtype = autocast_dtype(x.device)
-        if dtype is None or x.dtype in (dtype, torch.float64) or not x.is_floating_point():
+        if autocast is None or x.dtype in (autocast, torch.float64) or not x.is_floating_point():
             return x
         if torch.compiler.is_compiling() or self._thread != _this_thread():
-            return x.to(dtype)
+            return x.to(autocast)
         last, grad = self._last_cast, torch.is_grad_enabled()
         if not (last and last[0] is x and last[1:3] == (x._version, grad)):
-            self._last_cast = last = (x, x._version, grad, x.to(dtype))
+            self._last_cast = last = (x, x._version, grad, x.to(autocast))
         return cast(Tensor, last[3])
 
     def _leaf(self, key: tuple[str, str]) -> Matrices:
@@ -262,6 +334,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
+
+
+def _to_spare(device: torch.device) -> int:
+    """Bytes that copies of weights may take."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**28
 
 
 def _this_thread() -> int:

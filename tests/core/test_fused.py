@@ -178,6 +178,7 @@ def test_it_can_be_turned_off(monkeypatch):
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     parts = [part for pair in layers for part in pair]
     assert fused.usable(parts, bank, 2)
+    assert not fused.usable([part.transpose(0, 1) for part in parts], bank, 2)
     assert not fused.usable(parts, bank, fused.MAX_TOPK + 1)
     assert not fused.usable([part.double() for part in parts], bank, 2)
     monkeypatch.setattr(fused, "enabled", False)
