@@ -15,12 +15,13 @@ import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError, MergeError, TargetError
-from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
+from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype
 from vblora_lab.pooled import Pool
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
 
@@ -183,11 +184,7 @@ class VBLoRAModel(BaseTuner):
             autocast_adapter_dtype: False to keep half precision where the base layer has it.
         """
         for layer in adapted_layers(self, adapter_name).values():
-            dtype = layer.base_weight().dtype
-            if not dtype.is_floating_point or dtype.itemsize == 1:  # quantised, or float8
-                dtype = torch.float32
-            if autocast_adapter_dtype:
-                dtype = torch.promote_types(dtype, torch.float32)
+            dtype = adapter_dtype(layer.base_weight().dtype, autocast_adapter_dtype)
             for name in layer.adapter_layer_names:
                 parameter = getattr(layer, name)[adapter_name]
                 parameter.data = parameter.data.to(dtype)
@@ -348,7 +345,9 @@ class VBLoRAModel(BaseTuner):
         return _features(adapted_layers(self, adapter))
 
     def _other_stored_tensors(self, adapter: str) -> list[Tensor]:
-        state_dict = self.state_dict()
+        # PEFT stores nothing that has another adapter's name in its key.
+        others = [name for name in self.peft_config if name != adapter]
+        state_dict = _filter_state_dict_for_adapter_name(self.state_dict(), others)
         config = self._config_of(adapter)
         tensors = dict(self._get_learnable_bias_state_dict(self, state_dict, config))
         for name, module in self.named_modules():
