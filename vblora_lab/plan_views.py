@@ -54,8 +54,8 @@ def as_html(plan: Plan) -> str:
     if plan.targets:
         parts.append(_table(f"Adapted: {len(plan.targets)}", TARGET_HEAD, target_rows(plan)))
     if plan.skipped:
-        head = ("module", "kind", "why")
-        parts.append(_table(f"Left as they are: {len(plan.skipped)}", head, skipped_rows(plan), 3))
+        title = f"Left as they are: {len(plan.skipped)}"
+        parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
     head = ("", "VB-LoRA", f"LoRA r={plan.r}")
     parts.append(_table("Sizes", head, size_rows(plan)))
     parts.append(_table("Training memory", ("", "bytes", ""), memory_rows(plan)))
@@ -90,7 +90,7 @@ def target_rows(plan: Plan) -> Rows:
             (
                 name,
                 f"{first.in_features} -> {first.out_features}",
-                "x".join(map(str, first.tiles_A)) if first.tiles_A else "doesn't divide",
+                "x".join(map(str, first.tiles_A)) if first.tiles_A else "no fit",
                 "x".join(map(str, first.tiles_B)) if first.tiles_B else "-",
                 f"{sum(target.sub_vectors for target in group):,}",
                 f"{sum(target.logits for target in group):,}",
@@ -104,9 +104,14 @@ def _like_target(target: Target) -> tuple:
 
 
 def skipped_rows(plan: Plan) -> Rows:
-    """One row for modules that differ in their layer alone."""
+    """One row, name and reason, for modules that differ in their layer alone."""
     groups = grouped(plan.skipped, lambda skipped: (skipped.kind, skipped.reason))
-    return [(name, group[0].kind, group[0].reason) for name, group in groups]
+    return [(name, _why(group[0])) for name, group in groups]
+
+
+def _why(skipped: Skipped) -> str:
+    is_kind = skipped.reason.startswith("kind ")
+    return f"{skipped.kind} {skipped.reason.removeprefix('kind ')}" if is_kind else skipped.reason
 
 
 def size_rows(plan: Plan) -> Rows:

@@ -22,7 +22,6 @@ from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import TargetError
 from vblora_lab.layers import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
 from vblora_lab.targets import (
-    HEADS_OF_TASKS,
     Problem,
     examine,
     modules_to_save,
@@ -190,8 +189,7 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
         model = model.get_base_model()
     elif isinstance(model, BaseTuner):
         model = model.model
-    config = _with_heads(as_vblora_config(config))
-    found = examine(model, config)
+    found = examine(model, as_vblora_config(config))
     config = found.config
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
@@ -256,14 +254,6 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
     )
 
 
-def _with_heads(config: VBLoRAConfig) -> VBLoRAConfig:
-    """The config with the heads that PEFT trains for its task."""
-    heads = HEADS_OF_TASKS.get(config.task_type or "", ())
-    if heads:
-        config.modules_to_save = [*(config.modules_to_save or ()), *heads]
-    return config
-
-
 def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
     size_in, size_out = in_out_features(layer)
     length, r = config.vector_length, config.r
@@ -310,7 +300,7 @@ def _base_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 def _stored_whole(module: nn.Module, config: VBLoRAConfig) -> list[Tensor]:
     """What PEFT stores of a module to save: all of it, and with bias='all' its biases again."""
-    stored = module.state_dict()
+    stored = module.state_dict(keep_vars=True)
     again = [k for k in stored if k.rpartition(".")[2] == "bias" and config.bias == "all"]
     return [*stored.values(), *(stored[key] for key in again)]
 

@@ -31,8 +31,8 @@ from vblora_lab.layers import LinearLayer, VBLoRALayer, in_out_features
 
 # PEFT puts these in modules_to_save for classification tasks, whichever of them the model has.
 HEADS_OF_TASKS: dict[str, tuple[str, ...]] = {
-    TaskType.SEQ_CLS: tuple(SEQ_CLS_HEAD_NAMES),
-    TaskType.TOKEN_CLS: tuple(SEQ_CLS_HEAD_NAMES),
+    TaskType.SEQ_CLS: ("classifier", "score"),
+    TaskType.TOKEN_CLS: ("classifier", "score"),
     TaskType.QUESTION_ANS: ("qa_outputs",),
 }
 HEADS_ADDED_BY_TASK = {name for names in HEADS_OF_TASKS.values() for name in names}
@@ -61,7 +61,7 @@ class Examination:
     """What `examine` finds.
 
     Attributes:
-        config: a copy with target_modules and fan_in_fan_out filled in.
+        config: a copy with target_modules, fan_in_fan_out and the heads of its task filled in.
         targets: the linear layers that the config names, unwrapped, by full name in the order of
             the model's modules; those that vector_length doesn't divide are among them.
         left_out: why each other module with a weight matrix isn't adapted, by full name.
@@ -84,8 +84,8 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[
         config: never changed.
 
     Returns:
-        A copy of the config with target_modules and fan_in_fan_out filled in, and the modules by
-        full name in the order of `model.named_modules()`: nn.Linear or Conv1D, unwrapped.
+        A copy of the config with target_modules, fan_in_fan_out and the heads of its task (in
+        modules_to_save) filled in, and the modules by full name in the order of `model.named_modules()`: nn.Linear or Conv1D, unwrapped.
 
     Raises:
         ConfigError: a field was set to a value that can't be meant.
@@ -112,6 +112,7 @@ def examine(model: nn.Module, config: VBLoRAConfig) -> Examination:
     """
     config = copy.deepcopy(config)
     config.validate()
+    _add_heads(config)
     named = own_modules(model)
     head = _output_head(model, config) if _is_all_linear(config) else None
     problems = _fill_in_targets(model, config, named, head)
@@ -177,6 +178,18 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 # --- names
+
+
+def _add_heads(config: VBLoRAConfig) -> None:
+    """Add to modules_to_save what PEFT adds for the config's task.
+
+    PEFT's classes for token classification and question answering write it into the object that
+    they were given, after the injection; the model keeps a copy, which has to know it too.
+    """
+    saved = config.modules_to_save or []
+    missing = [name for name in HEADS_OF_TASKS.get(config.task_type or "", ()) if name not in saved]
+    if missing:
+        config.modules_to_save = [*saved, *missing]
 
 
 def _is_all_linear(config: VBLoRAConfig) -> bool:
