@@ -84,8 +84,9 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[
         config: never changed.
 
     Returns:
-        A copy of the config with target_modules, fan_in_fan_out and the heads of its task (in
-        modules_to_save) filled in, and the modules by full name in the order of `model.named_modules()`: nn.Linear or Conv1D, unwrapped.
+        A copy of the config with target_modules, fan_in_fan_out and the heads of its task filled
+        in, and the modules by full name in the order of `model.named_modules()`: nn.Linear or
+        Conv1D, unwrapped.
 
     Raises:
         ConfigError: a field was set to a value that can't be meant.
@@ -385,9 +386,10 @@ def _layer_problems(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> lis
     outside = sorted(set(asked) - numbers)
     if outside:
         inside = [number for number in asked if number in numbers] or [max(numbers)]
+        few, many = "one, layer 0", f"{len(numbers)} layers, {min(numbers)} to {max(numbers)}"
         message = (
             f"{field}={wanted!r}: this model has no layer {_listed(map(str, outside))}; it has "
-            f"{len(numbers)} layers, {min(numbers)} to {max(numbers)}."
+            f"{few if numbers == {0} else many}."
         )
         return [Problem(field, message, inside)]
     # PEFT adapts a module that is given by its full name, whatever layer it is in.

@@ -203,7 +203,9 @@ class NoNewTensors(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj", "down_proj"], r".*\.mlp\..*"])
+@pytest.mark.parametrize(
+    "targets", [None, "all-linear", ["q_proj", "down_proj"], r".*\.mlp\..*_proj"]
+)
 def test_70_billion_parameters_take_no_memory_and_little_time(targets):
     model = llama_70b()
     config = VBLoRAConfig(target_modules=targets, bias="all", modules_to_save=["lm_head"])
