@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor, nn
 
@@ -157,6 +157,38 @@ class VBLoRAModel(BaseTuner):
                 f"bias={self._config_of(with_bias[-1]).bias!r}: another adapter of this model "
                 "trains biases already, and there is only one set of them; use bias='none'."
             )
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active, and train what they train: biases only if one of them asks for it.
+
+        (PEFT leaves biases trainable when the adapter that trains them is no longer active. They
+        would change with the training of another one, which doesn't store them.)
+
+        Args:
+            adapter_name: one name, or several.
+            inference_mode: train nothing.
+        """
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        for name in self.peft_config:
+            for bias in self._biases_trained_by(name):
+                bias.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def _biases_trained_by(self, adapter: str) -> list[nn.Parameter]:
+        """The biases of the base model that an adapter trains in place, as its config.bias says."""
+        mode = self._config_of(adapter).bias
+        if mode == "none":
+            return []
+        ending = "bias" if mode == "all" else "base_layer.bias"
+        apart: tuple[str, ...] = ()  # copies, and originals of which this adapter has a copy
+        for name, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                apart += (f"{name}.modules_to_save.",)
+                apart += (f"{name}.",) if adapter in module.modules_to_save else ()
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{name}".endswith(f".{ending}") and not name.startswith(apart)
+        ]
 
     def _create_and_replace(  # type: ignore[override]
         self,
