@@ -86,23 +86,24 @@ NUMBERS = {
     "init_logits_std": float,
 }
 NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+OTHER_FIELDS: dict[str, dict[str, Any]] = {
+    "layers_to_transform": {"nargs": "+", "type": int, "metavar": "N"},
+    "save_only_topk_weights": {"action": argparse.BooleanOptionalAction},
+    "bias": {"metavar": "MODE"},
+    "task_type": {"metavar": "TASK"},
+}
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    options: dict[str, dict[str, Any]] = {
+        **{n: {"type": t, "metavar": "N" if t is int else "X"} for n, t in NUMBERS.items()},
+        **{name: {"nargs": "+", "metavar": "NAME"} for name in NAMES},
+        **OTHER_FIELDS,
+    }
     group = parser.add_argument_group("fields of the config")
-
-    def add(name: str, **kwargs: Any) -> None:
+    for name, how in options.items():
         flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **kwargs)
-
-    for name, number in NUMBERS.items():
-        add(name, type=number, metavar="N" if number is int else "X")
-    for name in NAMES:
-        add(name, nargs="+", metavar="NAME")
-    add("layers_to_transform", nargs="+", type=int, metavar="N")
-    add("save_only_topk_weights", action=argparse.BooleanOptionalAction)
-    add("bias", metavar="MODE")
-    add("task_type", metavar="TASK")
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **how)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -116,15 +117,12 @@ def _plan(args: argparse.Namespace) -> int:
     if args.preset == "list":
         print(list_presets())
         return 0
-    options = (*NUMBERS, *NAMES, "layers_to_transform", "save_only_topk_weights", "bias")
-    given = {n: getattr(args, n) for n in (*options, "task_type") if hasattr(args, n)}
+    given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
     for name in ("target_modules", "exclude_modules"):
         if len(given.get(name, [])) == 1 and _is_expression(given[name][0]):
             given[name] = given[name][0]
-    if args.preset is not None:
-        config = find_preset(args.preset).config(**given)
-    else:
-        config = VBLoRAConfig(**given)
+    make = VBLoRAConfig if args.preset is None else find_preset(args.preset).config
+    config = make(**given)
     model = load_skeleton(args.model, task_type=config.task_type, dtype=getattr(torch, args.dtype))
     result = plan(model, config)
     print(result.to_json() if args.json else result)

@@ -183,6 +183,11 @@ class VBLoRAConfig(PeftConfig):
             spec = next(f for f in dataclasses.fields(self) if f.name == "layers_to_transform")
             if isinstance(layers, (list, tuple, set, range)):
                 self.layers_to_transform = [_whole_number(spec, layer) for layer in layers]
+                if not self.layers_to_transform and not self.inference_mode:
+                    raise ConfigError(
+                        "layers_to_transform=[]: names no layer, and PEFT would adapt every layer; "
+                        "give their numbers, such as [0, 1], or leave it out for every layer."
+                    )
             else:
                 self.layers_to_transform = _whole_number(spec, layers)
             if isinstance(self.target_modules, str):

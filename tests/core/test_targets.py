@@ -164,6 +164,7 @@ def test_a_list_of_layers_at_the_root_is_only_found_by_its_pattern():
     ("fields", "adapted"),
     [
         ({"layers_to_transform": [0, 99]}, [0]),
+        ({"layers_to_transform": []}, [0, 1]),
         ({"target_modules": r".*q_proj", "layers_to_transform": [1]}, [0, 1]),
         ({"target_modules": [FULL], "layers_to_transform": [1]}, [0]),
         ({"layers_to_transform": [1], "layers_pattern": ["blocks", "layers"]}, [1]),
