@@ -190,7 +190,8 @@ class VBLoRAConfig(PeftConfig):
                     )
             else:
                 self.layers_to_transform = _whole_number(spec, layers)
-            if isinstance(self.target_modules, str):
+            # A stored adapter may say so all the same: PEFT adapted every layer that matched.
+            if isinstance(self.target_modules, str) and not self.inference_mode:
                 raise ConfigError(
                     f"layers_to_transform={layers!r}: has no effect when target_modules is a "
                     f"string ({self.target_modules!r}); list the module names, or put the layer "

@@ -135,7 +135,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the config can be injected into the model as it is."""
+        """Whether the config can be injected into the base model."""
         return not self.problems
 
     @property

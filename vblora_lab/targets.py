@@ -250,29 +250,30 @@ def _dead_names(
     model: nn.Module, config: VBLoRAConfig, named: Mapping[str, nn.Module]
 ) -> list[Problem]:
     """Names and expressions that match no module."""
+    kind = type(model).__name__
     problems = []
     for field in ("target_modules", "exclude_modules"):
         wanted = getattr(config, field)
         if isinstance(wanted, str):
-            if not any(re.fullmatch(wanted, name) for name in named):
-                what = "matches the whole name of no module of"
-                text = (
-                    " A string is a regular expression; to give a name or its end, put it in a "
-                    "list."
-                )
-                near = [wanted] if _hits(wanted, named) else _near(wanted, named)
-                hint = f"Did you mean {near!r}?" if near else _endings_hint(named)
-                message = f"{field}: {wanted!r} {what} {type(model).__name__}.{text} {hint}"
-                problems.append(Problem(field, message, near or None))
-            continue
-        dead = sorted(name for name in wanted or () if not _hits(name, named))
-        if dead:
+            if any(re.fullmatch(wanted, name) for name in named):
+                continue
+            near = [wanted] if _hits(wanted, named) else _near(wanted, named)
+            better = near
+            message = (
+                f"{field}: {wanted!r} matches the whole name of no module of {kind}. A string is "
+                "a regular expression; to give a name or its end, put it in a list. "
+            )
+            hint = f"Did you mean {near!r}?"
+        else:
+            dead = sorted(name for name in wanted or () if not _hits(name, named))
+            if not dead:
+                continue
             near = [near for name in dead for near in _near(name, named)]
-            hint = f"Did you mean {_listed(map(repr, near))}?" if near else _endings_hint(named)
-            names = ", ".join(map(repr, dead))
-            message = f"{field}: {names} names no module of {type(model).__name__}. {hint}"
             better = sorted({*wanted, *near} - set(dead))
-            problems.append(Problem(field, message, better or None))
+            message = f"{field}: {', '.join(map(repr, dead))} names no module of {kind}. "
+            hint = f"Did you mean {_listed(map(repr, near))}?"
+        message += hint if near else _endings_hint(named)
+        problems.append(Problem(field, message, better or None))
     return problems
 
 
@@ -284,14 +285,20 @@ def _drop_dead_names(
     left: list[Problem] = []
     for problem in in_vain:
         if problem.field in ("target_modules", "exclude_modules"):
-            wanted = getattr(config, problem.field)
-            alive = set() if isinstance(wanted, str) else {n for n in wanted if _hits(n, named)}
+            alive = _alive(getattr(config, problem.field), named)
             if problem.field == "target_modules" and not alive:
                 left.append(problem)
                 continue
-            setattr(config, problem.field, alive or None)
+            setattr(config, problem.field, alive)
         dropped.append(problem)
     return dropped, left
+
+
+def _alive(wanted: set[str] | str, named: Mapping[str, nn.Module]) -> set[str] | str | None:
+    """What of a field with module names matches a module; None if nothing does."""
+    if isinstance(wanted, str):
+        return wanted if any(re.fullmatch(wanted, name) for name in named) else None
+    return {name for name in wanted if _hits(name, named)} or None
 
 
 def _near(wrong: str, named: Mapping[str, nn.Module]) -> list[str]:
@@ -367,8 +374,8 @@ def _layer_problems(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> lis
     field = "layers_to_transform"
     if isinstance(config.target_modules, str):
         message = (
-            f"{field}={wanted!r}: has no effect, since the default targets of this model are an "
-            f"expression ({config.target_modules!r}); list target_modules."
+            f"{field}={wanted!r}: has no effect, since the targets are given by an expression "
+            f"({config.target_modules!r}); list target_modules."
         )
         return [Problem("target_modules", message, _endings(named) or None)]
     patterns = [pattern] if isinstance(pattern, str) else list(pattern or ())
@@ -529,6 +536,7 @@ def _reasons_to_leave_out(
     head: nn.Module | None,
 ) -> dict[str, str]:
     """Why each module with a weight matrix that isn't adapted is left as it is."""
+    # The config with one filter at a time, to ask PEFT's own matching which of them it was.
     anywhere = copy.deepcopy(config)
     anywhere.exclude_modules = anywhere.modules_to_save = None
     anywhere.layers_to_transform = anywhere.layers_pattern = None
@@ -540,10 +548,8 @@ def _reasons_to_leave_out(
     reasons = {}
     for name, module in named.items():
         layer = _unwrapped(module)
-        matrices = (p for p in layer.parameters(recurse=False) if p.dim() > 1)
-        if name in targets or (
-            not isinstance(layer, LinearLayer) and not any(True for _ in matrices)
-        ):
+        has_matrix = any(p.dim() > 1 for p in layer.parameters(recurse=False))
+        if name in targets or not (has_matrix or isinstance(layer, LinearLayer)):
             continue
         unfit = _unfit_kind(module)
         if not check_target_module_exists(saved, name):
