@@ -29,7 +29,7 @@ def as_text(plan: Plan) -> str:
         lines += ["", *_wrapped(f"! {problem.message}")]
         if problem.suggestion is not None:
             lines += _wrapped(f"  -> {problem.field}={problem.suggestion!r}")
-    lines += ["", f"Adapted: {_count(len(plan.targets), 'module')}"]
+    lines += ["", adapted(plan)]
     lines += _aligned([TARGET_HEAD, *target_rows(plan)]) if plan.targets else []
     if plan.skipped:
         lines += ["", f"Left as they are: {_count(len(plan.skipped), 'module')}"]
@@ -52,9 +52,9 @@ def as_html(plan: Plan) -> str:
         # A bar of one colour that stands out on white and on black.
         parts.append(f'<div style="border-left:3px solid #d9822b;padding:2px 8px">{text}</div>')
     if plan.targets:
-        parts.append(_table(f"Adapted: {len(plan.targets)}", TARGET_HEAD, target_rows(plan)))
+        parts.append(_table(adapted(plan), TARGET_HEAD, target_rows(plan)))
     if plan.skipped:
-        title = f"Left as they are: {len(plan.skipped)}"
+        title = f"Left as they are: {_count(len(plan.skipped), 'module')}"
         parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
     head = ("", "VB-LoRA", f"LoRA r={plan.r}")
     parts.append(_table("Sizes", head, size_rows(plan)))
@@ -76,6 +76,10 @@ def settings(plan: Plan) -> str:
         f"r={plan.r}, topk={plan.topk}, one bank of {plan.num_vectors} vectors of length "
         f"{plan.vector_length}"
     )
+
+
+def adapted(plan: Plan) -> str:
+    return f"Adapted: {_count(len(plan.targets), 'module')} (tiles of one, counts of all in a line)"
 
 
 TARGET_HEAD = ("module", "in -> out", "tiles of A", "of B", "sub-vectors", "logits")
@@ -124,10 +128,14 @@ def size_rows(plan: Plan) -> Rows:
     if plan.other_parameters:
         other = f"{plan.other_parameters:,}"
         rows.append(("  biases and modules_to_save", other, other))
-    chosen = ("  (chosen)", "") if plan.save_only_topk_weights else ("", "  (chosen)")
+    mark = {plan.save_only_topk_weights: "  (chosen)"}
     rows += [
-        (f"stored, all logits{chosen[1]}", in_bytes(plan.full_bytes), in_bytes(plan.lora_bytes)),
-        (f"stored, top-k only{chosen[0]}", in_bytes(plan.topk_bytes), ""),
+        (
+            "stored, all logits" + mark.get(False, ""),
+            in_bytes(plan.full_bytes),
+            in_bytes(plan.lora_bytes),
+        ),
+        ("stored, top-k only" + mark.get(True, ""), in_bytes(plan.topk_bytes), ""),
     ]
     return rows
 

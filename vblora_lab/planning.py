@@ -195,31 +195,20 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
     sub_vectors = checkpoint.count_sub_vectors(features, config.r, config.vector_length)
-    dtypes = [adapter_dtype(layer.weight.dtype) for layer in found.targets.values()]
-    float_bytes = dtypes[-1].itemsize if dtypes else checkpoint.FLOAT32_BYTES
     bank = config.num_vectors * config.vector_length
     logits = sub_vectors * config.num_vectors
-
-    saved = modules_to_save(model, config)
-    copies = [p for module in saved.values() for p in module.parameters()]
-    biases = _biases(model, config, found.targets.values())
-    replaced = {id(p) for p in copies}  # the copy of such a bias is trained, not itself
-    others = [
-        *copies,
-        *_once(b for b in biases if isinstance(b, nn.Parameter) and id(b) not in replaced),
-    ]
-    other_bytes = sum(bias.nbytes for bias in biases)
-    other_bytes += sum(t.nbytes for m in saved.values() for t in _stored_whole(m, config))
-
+    float_bytes = _float_bytes(found.targets.values())
+    others = _others(model, config, found.targets.values())
     full, topk = (
-        other_bytes
+        others.stored_bytes
         + checkpoint.vblora_stored_bytes(
             sub_vectors, config.num_vectors, config.vector_length, config.topk, only, float_bytes
         )
         for only in (False, True)
     )
     adapter = (bank + logits) * float_bytes
-    trained = adapter + sum(p.nbytes for p in others)
+    trained = adapter + sum(p.nbytes for p in others.trained)
+    other_parameters = sum(p.numel() for p in others.trained)
     everything = _once([*model.parameters(), *model.buffers()])
     return Plan(
         model=type(model).__name__,
@@ -238,16 +227,15 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
         base_parameters=sum(p.numel() for p in model.parameters()),
         bank_parameters=bank,
         logits_parameters=logits,
-        other_parameters=sum(p.numel() for p in others),
+        other_parameters=other_parameters,
         full_bytes=full,
         topk_bytes=topk,
-        other_bytes=other_bytes,
-        lora_parameters=checkpoint.lora_parameters(features, config.r)
-        + sum(p.numel() for p in others),
-        lora_bytes=checkpoint.lora_stored_bytes(features, config.r) + other_bytes,
+        other_bytes=others.stored_bytes,
+        lora_parameters=checkpoint.lora_parameters(features, config.r) + other_parameters,
+        lora_bytes=checkpoint.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(
             weights=sum(t.nbytes for t in everything),
-            adapter=adapter + sum(p.nbytes for p in copies),
+            adapter=adapter + sum(p.nbytes for p in others.copies),
             gradients=trained,
             optimizer=ADAMW_STATES * trained,
         ),
@@ -272,7 +260,32 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
     )
 
 
+def _float_bytes(layers: Iterable[LinearLayer]) -> int:
+    """Bytes of a number of the adapter; the bank ends up in the dtype of the last layer's."""
+    dtypes = [adapter_dtype(layer.weight.dtype) for layer in layers]
+    return dtypes[-1].itemsize if dtypes else checkpoint.FLOAT32_BYTES
+
+
 # --- what is trained and stored besides bank and logits
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Parameters of the model that are trained, those of them that are copies, and file bytes."""
+
+    trained: list[Tensor]
+    copies: list[Tensor]
+    stored_bytes: int
+
+
+def _others(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> _Others:
+    saved = modules_to_save(model, config).values()
+    copies: list[Tensor] = [p for module in saved for p in module.parameters()]
+    replaced = {id(p) for p in copies}  # of such a bias the copy is trained
+    biases = _biases(model, config, layers)
+    in_place = _once(b for b in biases if isinstance(b, nn.Parameter) and id(b) not in replaced)
+    stored = [*biases, *(t for module in saved for t in _stored_whole(module, config))]
+    return _Others([*copies, *in_place], copies, sum(tensor.nbytes for tensor in stored))
 
 
 def _biases(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> list[Tensor]:
