@@ -21,6 +21,9 @@ _HOMES = {
     "register": "peft",
     "unregister": "peft",
     "using": "peft",
+    "Plan": "planning",
+    "plan": "planning",
+    "PRESETS": "presets",
     "Selection": "selection",
     "SubVectors": "selection",
     "read_selection": "selection",
@@ -38,12 +41,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "PRESETS",
     "BankHeatmap",
     "Base",
     "LearningRates",
     "Linear",
     "LiveTraining",
     "LossChart",
+    "Plan",
     "Selection",
     "SubVectors",
     "Task",
@@ -56,6 +61,7 @@ __all__ = [
     "get_peft_model",
     "load_base",
     "load_task",
+    "plan",
     "read_selection",
     "register",
     "run_demo",
@@ -82,6 +88,8 @@ if TYPE_CHECKING:
     from vblora_lab.layers import Linear, VBLoRALayer
     from vblora_lab.model import VBLoRAModel
     from vblora_lab.peft import from_pretrained, get_peft_model, register, unregister, using
+    from vblora_lab.planning import Plan, plan
+    from vblora_lab.presets import PRESETS
     from vblora_lab.selection import Selection, SubVectors, read_selection
     from vblora_lab.train import LearningRates, Trace, TrainingSession
     from vblora_lab.widgets import BankHeatmap, LiveTraining, LossChart

@@ -257,6 +257,11 @@ def vblora_stored_bytes(
     return bank + sub_vectors * per_sub_vector
 
 
+def lora_parameters(features: Iterable[tuple[int, int]], r: int) -> int:
+    """How many numbers a PEFT LoRA adapter of rank r trains: A (r, in) and B (out, r) per layer."""
+    return sum(r * (size_in + size_out) for size_in, size_out in features)
+
+
 def lora_stored_bytes(features: Iterable[tuple[int, int]], r: int) -> int:
     """Bytes of the tensors of a PEFT LoRA adapter of rank r in float32: A (r, in), B (out, r)."""
-    return sum(r * (size_in + size_out) * FLOAT32_BYTES for size_in, size_out in features)
+    return lora_parameters(features, r) * FLOAT32_BYTES

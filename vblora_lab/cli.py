@@ -1,4 +1,4 @@
-"""The command line: ``vblora-lab demo``."""
+"""The command line: ``vblora-lab demo`` and ``vblora-lab plan``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vblora_lab import __version__
 from vblora_lab.errors import VBLoRAError
@@ -46,7 +47,91 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_at_least(1), default=None, help="optimizer steps")
     demo.add_argument("--seed", type=_at_least(0), default=0, help="draws adapter and data order")
     demo.set_defaults(run=_demo)
+
+    plan = commands.add_parser(
+        "plan",
+        help="tell what a config would do to a model: targets, sizes, memory",
+        description="Tell what a VB-LoRA config would do to a model, from the model's config.json "
+        "alone. Exit status 1 says that the config doesn't fit.",
+    )
+    plan.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="mini-opt",
+        help="a hub name, a folder, or mini-opt (the default)",
+    )
+    plan.add_argument("--preset", metavar="NAME", help="start from a preset; 'list' lists them")
+    plan.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    plan.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the base weights (default: float32)",
+    )
+    _add_config_options(plan)
+    plan.set_defaults(run=_plan)
     return parser
+
+
+# Options of `plan` for fields of VBLoRAConfig. They are listed here, since reading them from the
+# class would load torch for every command; a test holds the list to the class.
+NUMBERS = {
+    "r": int,
+    "num_vectors": int,
+    "vector_length": int,
+    "topk": int,
+    "vblora_dropout": float,
+    "init_vector_bank_bound": float,
+    "init_logits_std": float,
+}
+NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+OTHER_FIELDS: dict[str, dict[str, Any]] = {
+    "layers_to_transform": {"nargs": "+", "type": int, "metavar": "N"},
+    "save_only_topk_weights": {"action": argparse.BooleanOptionalAction},
+    "bias": {"metavar": "MODE"},
+    "task_type": {"metavar": "TASK"},
+}
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    options: dict[str, dict[str, Any]] = {
+        **{n: {"type": t, "metavar": "N" if t is int else "X"} for n, t in NUMBERS.items()},
+        **{name: {"nargs": "+", "metavar": "NAME"} for name in NAMES},
+        **OTHER_FIELDS,
+    }
+    group = parser.add_argument_group("fields of the config")
+    for name, how in options.items():
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **how)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import torch
+
+    from vblora_lab.bases import load_skeleton
+    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.planning import plan
+    from vblora_lab.presets import find_preset, list_presets
+
+    if args.preset == "list":
+        print(list_presets())
+        return 0
+    given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
+    for name in ("target_modules", "exclude_modules"):
+        if len(given.get(name, [])) == 1 and _is_expression(given[name][0]):
+            given[name] = given[name][0]
+    make = VBLoRAConfig if args.preset is None else find_preset(args.preset).config
+    config = make(**given)
+    model = load_skeleton(args.model, task_type=config.task_type, dtype=getattr(torch, args.dtype))
+    result = plan(model, config)
+    print(result.to_json() if args.json else result)
+    return 0 if result.fits else 1
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a lone name is meant as a regular expression, or is 'all-linear'."""
+    return text.lower() == "all-linear" or any(sign in text for sign in "*+?()[]|\\^$")
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -183,9 +183,15 @@ class VBLoRAConfig(PeftConfig):
             spec = next(f for f in dataclasses.fields(self) if f.name == "layers_to_transform")
             if isinstance(layers, (list, tuple, set, range)):
                 self.layers_to_transform = [_whole_number(spec, layer) for layer in layers]
+                if not self.layers_to_transform and not self.inference_mode:
+                    raise ConfigError(
+                        "layers_to_transform=[]: names no layer, and PEFT would adapt every layer; "
+                        "give their numbers, such as [0, 1], or leave it out for every layer."
+                    )
             else:
                 self.layers_to_transform = _whole_number(spec, layers)
-            if isinstance(self.target_modules, str):
+            # A stored adapter may say so all the same: PEFT adapted every layer that matched.
+            if isinstance(self.target_modules, str) and not self.inference_mode:
                 raise ConfigError(
                     f"layers_to_transform={layers!r}: has no effect when target_modules is a "
                     f"string ({self.target_modules!r}); list the module names, or put the layer "

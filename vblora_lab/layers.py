@@ -51,6 +51,17 @@ def in_out_features(module: nn.Module) -> tuple[int, int]:
     )
 
 
+def adapter_dtype(base: torch.dtype, autocast_adapter_dtype: bool = True) -> torch.dtype:
+    """The dtype that an adapter has on a base weight of some dtype.
+
+    That of the weight, but float32 where the weight is quantised, and float32 at least unless
+    autocast_adapter_dtype is False.
+    """
+    if not base.is_floating_point or base.itemsize == 1:  # quantised, or float8
+        return torch.float32
+    return torch.promote_types(base, torch.float32) if autocast_adapter_dtype else base
+
+
 class VBLoRALayer(nn.Module, BaseTunerLayer):
     """What any VB-LoRA layer holds: its logits per adapter, and the bank it shares."""
 

@@ -14,13 +14,14 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError, MergeError, TargetError
-from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
+from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype
 from vblora_lab.pooled import Pool
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
 
@@ -159,6 +160,38 @@ class VBLoRAModel(BaseTuner):
                 "trains biases already, and there is only one set of them; use bias='none'."
             )
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active, and train what they train: biases only if one of them asks for it.
+
+        (PEFT leaves biases trainable when the adapter that trains them is no longer active. They
+        would change with the training of another one, which doesn't store them.)
+
+        Args:
+            adapter_name: one name, or several.
+            inference_mode: train nothing.
+        """
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        for name in self.peft_config:
+            for bias in self._biases_trained_by(name):
+                bias.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def _biases_trained_by(self, adapter: str) -> list[nn.Parameter]:
+        """The biases of the base model that an adapter trains in place, as its config.bias says."""
+        mode = self._config_of(adapter).bias
+        if mode == "none":
+            return []
+        ending = "bias" if mode == "all" else "base_layer.bias"
+        apart: tuple[str, ...] = ()  # copies, and originals of which this adapter has a copy
+        for name, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                apart += (f"{name}.modules_to_save.",)
+                apart += (f"{name}.",) if adapter in module.modules_to_save else ()
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{name}".endswith(f".{ending}") and not name.startswith(apart)
+        ]
+
     def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: VBLoRAConfig,  # inject_adapter made it one
@@ -185,11 +218,7 @@ class VBLoRAModel(BaseTuner):
             autocast_adapter_dtype: False to keep half precision where the base layer has it.
         """
         for layer in adapted_layers(self, adapter_name).values():
-            dtype = layer.base_weight().dtype
-            if not dtype.is_floating_point or dtype.itemsize == 1:  # quantised, or float8
-                dtype = torch.float32
-            if autocast_adapter_dtype:
-                dtype = torch.promote_types(dtype, torch.float32)
+            dtype = adapter_dtype(layer.base_weight().dtype, autocast_adapter_dtype)
             for name in layer.adapter_layer_names:
                 parameter = getattr(layer, name)[adapter_name]
                 parameter.data = parameter.data.to(dtype)
@@ -350,7 +379,9 @@ class VBLoRAModel(BaseTuner):
         return _features(adapted_layers(self, adapter))
 
     def _other_stored_tensors(self, adapter: str) -> list[Tensor]:
-        state_dict = self.state_dict()
+        # PEFT stores nothing that has another adapter's name in its key.
+        others = [name for name in self.peft_config if name != adapter]
+        state_dict = _filter_state_dict_for_adapter_name(self.state_dict(), others)
         config = self._config_of(adapter)
         tensors = dict(self._get_learnable_bias_state_dict(self, state_dict, config))
         for name, module in self.named_modules():

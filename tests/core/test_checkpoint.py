@@ -296,6 +296,84 @@ def test_modules_to_save_are_counted(opt_case, tmp_path):
     assert model.stored_bytes() == sum(tensor.nbytes for tensor in stored.values())
 
 
+TWO_ADAPTERS = {
+    "bank and logits": ({}, {}),
+    "formats": ({"save_only_topk_weights": True}, {}),
+    "own biases": ({"bias": "vblora_only"}, {}),
+    "all biases": ({"bias": "all"}, {"modules_to_save": ["decoder.final_layer_norm"]}),
+    "one head each": ({"modules_to_save": ["lm_head"]}, {"modules_to_save": ["lm_head"]}),
+    "biases and head": ({"bias": "all", "modules_to_save": ["lm_head", "final_layer_norm"]}, {}),
+}
+
+
+def two_adapters(case, make, kind, variant):
+    """A model with two adapters that differ in every size, made by either package."""
+    first, second = TWO_ADAPTERS[variant]
+    fields = {**case.config, "target_modules": ["q_proj"], "r": 3, "num_vectors": 300, "topk": 2}
+    model = make(**first)
+    model.add_adapter("other", kind(**{**fields, **second}))
+    return model
+
+
+@pytest.mark.parametrize("variant", TWO_ADAPTERS)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Could not find a conf")
+def test_each_of_two_adapters_is_counted_by_itself(opt_case, variant, tmp_path, capsys):
+    model = two_adapters(opt_case, opt_case.ours, VBLoRAConfig, variant)
+    model.save_pretrained(tmp_path)
+    for adapter, folder in (("default", tmp_path), ("other", tmp_path / "other")):
+        tensors = load_file(folder / WEIGHTS)
+        ours = {key: tensor for key, tensor in tensors.items() if "vblora_" in key}
+        vblora, others = model.get_nb_savable_parameters(adapter)
+        assert vblora == sum(tensor.nbytes for tensor in ours.values()) // 4
+        assert others == sum(t.numel() for key, t in tensors.items() if key not in ours)
+        assert model.stored_bytes(adapter) == sum(tensor.nbytes for tensor in tensors.values())
+        model.print_savable_parameters(adapter)
+        assert f"{vblora:,d} || total params to-be-saved: {vblora + others:,d}" in (
+            capsys.readouterr().out
+        )
+
+        # Trained are the parameters of the active adapter: as many as in a model with it alone.
+        model.set_adapter(adapter)
+        config = model.peft_config[adapter]
+        alone = lab.get_peft_model(opt_case.base(), config)
+        assert model.get_nb_trainable_parameters()[0] == alone.get_nb_trainable_parameters()[0]
+        model.print_trainable_parameters()
+        alone.print_trainable_parameters()
+        both, one = capsys.readouterr().out.splitlines()
+        assert both.split(" || ")[0] == one.split(" || ")[0]
+
+
+@pytest.mark.parametrize("mode", ["vblora_only", "all"])
+def test_peft_still_trains_the_biases_of_an_adapter_that_is_not_active(opt_case, mode):
+    """They would change with the other adapter's training, which doesn't store them."""
+
+    def trained_biases(model):
+        return {n for n, p in model.named_parameters() if p.requires_grad and n.endswith(".bias")}
+
+    at_first = trained_biases(opt_case.ours(bias=mode))
+    for make, kind in ((opt_case.ours, VBLoRAConfig), (opt_case.stock, peft.VBLoRAConfig)):
+        model = make(bias=mode)
+        model.add_adapter("other", kind(**opt_case.config))
+        assert trained_biases(model) == at_first
+        model.set_adapter("other")
+        assert trained_biases(model) == (set() if kind is VBLoRAConfig else at_first)
+        model.set_adapter("default")
+        assert trained_biases(model) == at_first
+    model = opt_case.ours(bias=mode)
+    model.set_adapter("default", inference_mode=True)
+    assert trained_biases(model) == set()
+
+
+def test_peft_still_counts_the_adapters_of_a_model_together(opt_case):
+    model = two_adapters(opt_case, opt_case.stock, peft.VBLoRAConfig, "bank and logits")
+    one, other = opt_case.ours(), two_adapters(opt_case, opt_case.ours, VBLoRAConfig, "formats")
+    counted = model.base_model.get_nb_savable_parameters("default")[0]
+    first = one.get_nb_savable_parameters("default")[0]
+    assert counted == first + other.get_nb_savable_parameters("other")[0]
+    with pytest.raises(TypeError):
+        model.base_model.print_savable_parameters("other")
+
+
 def test_lora_bytes_are_those_of_a_lora_file(case, tmp_path):
     model = case.ours()
     config = peft.LoraConfig(

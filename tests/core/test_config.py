@@ -35,7 +35,10 @@ def test_fields_and_defaults_are_those_of_peft():
         ({"num_vectors": 0}, ["num_vectors=0", "at least 1"]),
         ({"num_vectors": 2**31}, ["num_vectors=2147483648", "below 2147483648"]),
         ({"vector_length": 0}, ["vector_length=0", "at least 1"]),
+        ({"num_vectors": 2.5}, ["num_vectors=2.5", "whole number"]),
+        ({"vector_length": 2.5}, ["vector_length=2.5", "whole number"]),
         ({"topk": 0}, ["topk=0"]),
+        ({"topk": 2.0}, ["topk=2.0", "not float; the nearest is 2"]),
         ({"topk": 9, "num_vectors": 8}, ["topk=9", "num_vectors=8", "at most 8"]),
         ({"vblora_dropout": 1.0}, ["vblora_dropout=1.0", "below 1.0"]),
         ({"vblora_dropout": -0.1}, ["vblora_dropout=-0.1", "at least 0.0"]),
@@ -43,6 +46,12 @@ def test_fields_and_defaults_are_those_of_peft():
         ({"vblora_dropout": False}, ["vblora_dropout=False"]),
         ({"init_vector_bank_bound": -1}, ["init_vector_bank_bound=-1", "at least 0.0"]),
         ({"init_logits_std": "0.1"}, ["init_logits_std='0.1'"]),
+        ({"vblora_dropout": 2}, ["vblora_dropout=2.0", "below 1.0"]),
+        ({"init_vector_bank_bound": None}, ["init_vector_bank_bound=None", "finite"]),
+        ({"fan_in_fan_out": None}, ["fan_in_fan_out=None", "True or False"]),
+        ({"inference_mode": "yes"}, ["inference_mode='yes'", "True or False"]),
+        ({"modules_to_save": [3]}, ["modules_to_save", "3 is not a name"]),
+        ({"exclude_modules": 3}, ["exclude_modules=3", "list of names"]),
         ({"save_only_topk_weights": 1}, ["save_only_topk_weights=1", "True or False"]),
         ({"bias": "lora_only"}, ["bias='lora_only'", "'none', 'all'", "mean 'vblora_only'"]),
         ({"bias": None}, ["bias=None", "mean 'none'"]),
@@ -57,6 +66,13 @@ def test_fields_and_defaults_are_those_of_peft():
         ({"layers_pattern": "h"}, ["layers_pattern='h'", "layers_to_transform"]),
         ({"layers_pattern": "h(", "layers_to_transform": 1}, ["layers_pattern", "expression"]),
         ({"layers_to_transform": [0, -1]}, ["layers_to_transform=-1", "at least 0"]),
+        ({"layers_to_transform": -1}, ["layers_to_transform=-1", "nearest is 0"]),
+        ({"layers_to_transform": []}, ["layers_to_transform=[]", "every layer"]),
+        ({"layers_to_transform": 1.5}, ["layers_to_transform=1.5", "whole number"]),
+        ({"layers_to_transform": [True]}, ["layers_to_transform=True", "bool"]),
+        ({"layers_pattern": 5, "layers_to_transform": 1}, ["layers_pattern=5", "list of names"]),
+        ({"layers_pattern": [3], "layers_to_transform": 1}, ["layers_pattern", "3 is not a name"]),
+        ({"layers_to_transform": 1, "target_modules": ".*q"}, ["layers_to_transform=1", "'.*q'"]),
         ({"layers_to_transform": "0"}, ["layers_to_transform='0'"]),
         ({"layers_to_transform": 1, "target_modules": "all-linear"}, ["layers_to_transform=1"]),
     ],
@@ -80,6 +96,43 @@ def test_a_value_that_stops_learning_warns_where_it_was_given(fields, word):
     with pytest.warns(UserWarning, match=word) as caught:
         VBLoRAConfig(**fields)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"r": 2.5},
+        {"topk": 2.0},
+        {"topk": 9, "num_vectors": 8},
+        {"num_vectors": 0},
+        {"vector_length": 0},
+        {"vblora_dropout": 1.5},
+        {"bias": "lora_only"},
+        {"target_modules": ".*(q|v"},
+        {"init_vector_bank_bound": 0},
+        {"topk": 1},
+    ],
+    ids=str,
+)
+def test_peft_still_takes_any_value_without_a_word(fields):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        peft.VBLoRAConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dead"),
+    [({"init_vector_bank_bound": 0.0}, "vblora_"), ({"topk": 1}, "vblora_logits")],
+    ids=str,
+)
+def test_peft_still_trains_on_with_gradients_that_are_all_zero(opt_case, fields, dead):
+    """The two warnings are right: nothing (or no logit) would ever move."""
+    with pytest.warns(UserWarning, match=next(iter(fields))):
+        ours = opt_case.ours(**fields)
+    for model in (ours, opt_case.stock(**fields)):
+        opt_case.output(model.train()).square().mean().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if dead in n}
+        assert gradients and not any(grad.any() for grad in gradients.values())
 
 
 def test_no_warning_for_a_config_that_only_infers():

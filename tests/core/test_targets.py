@@ -1,12 +1,19 @@
 """Which modules a config adapts: as in PEFT where it fits, explained where it doesn't."""
 
 import copy
+import warnings
 
 import peft
 import pytest
 import torch
 from torch import nn
-from transformers import OPTConfig, OPTForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+)
 
 import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
@@ -57,6 +64,10 @@ def test_the_same_modules_as_peft_chooses(kind, fields):
     }
 
 
+LAYERS = {"target_modules": ["q_proj"]}
+FULL = "model.decoder.layers.0.self_attn.q_proj"
+
+
 def misfits():
     yield {"target_modules": ["q_porj"]}, ["'q_porj'", "'q_proj'"]
     yield {"target_modules": ["q_proj", "value"]}, ["'value'", "fc1, fc2"]
@@ -66,6 +77,27 @@ def misfits():
     yield {"target_modules": ["q_proj"], "exclude_modules": ["q_prj"]}, ["exclude", "'q_proj'"]
     yield {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, ["exclude_modules"]
     yield {"target_modules": ["q_proj"], "layers_to_transform": [7]}, ["layers_to_transform=[7]"]
+    yield {"target_modules": ["o_proj"]}, ["'o_proj'", "OPTForCausalLM", "mean 'out_proj'"]
+    yield {"target_modules": "fc1"}, ["whole name", "list. Did you mean ['fc1']"]
+    yield LAYERS | {"layers_to_transform": [0, 99]}, ["no layer 99; it has 2 layers, 0 to 1"]
+    yield LAYERS | {"layers_to_transform": 2}, ["layers_to_transform=2", "no layer 2;"]
+    yield (
+        LAYERS | {"layers_to_transform": [1, 2, 3], "layers_pattern": "layers"},
+        ["no layer 2, 3; it has 2 layers, 0 to 1"],
+    )
+    yield (
+        LAYERS | {"layers_to_transform": [1], "layers_pattern": "layer"},
+        ["layers_pattern: 'layer' names no list of layers", "mean 'layers'"],
+    )
+    yield (
+        LAYERS | {"layers_to_transform": [1], "layers_pattern": ["layers", "blocks"]},
+        ["layers_pattern: 'blocks'", "mean 'layers'"],
+    )
+    yield (
+        {"target_modules": [FULL, "fc1"], "layers_to_transform": [1]},
+        ["layers_to_transform=[1]", "no effect", FULL],
+    )
+    yield {"modules_to_save": ["proj"]}, ["'proj'", "q_proj", "target_modules adapts"]
     yield {"vector_length": 6}, ["vector_length=6", "fc1 (16 -> 32)", "1, 2, 4, 8, 16", "is 4"]
     yield {"vector_length": 32}, ["the nearest is 16"]
     yield {"modules_to_save": ["lm_haed"]}, ["'lm_haed'", "'lm_head'"]
@@ -98,6 +130,103 @@ def test_a_misfit_is_explained_and_nothing_changes(opt_case, fields, parts, adap
         torch.testing.assert_close(
             opt_case.output(again), opt_case.output(opt_case.ours()), rtol=1, atol=1
         )
+
+
+def test_layers_are_counted_where_the_pattern_says():
+    """Two lists of layers of different length: without a pattern, PEFT takes the first number."""
+    base = nn.ModuleDict(
+        {
+            side: nn.ModuleDict({name: nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(8, 8)})] * 1)})
+            for side, name in (("encoder", "blocks"), ("decoder", "layers"))
+        }
+    )
+    base["decoder"]["layers"].append(nn.ModuleDict({"fc": nn.Linear(8, 8)}))
+    fields = {**SMALL, "target_modules": ["fc"], "layers_to_transform": [1]}
+    for pattern, expected in ((None, 2), ("layers", 2), ("blocks", 1), (["blocks", "layers"], 2)):
+        config = VBLoRAConfig(**fields, layers_pattern=pattern)
+        if expected == 1:
+            with pytest.raises(TargetError, match="no layer 1; it has one, layer 0"):
+                resolve(base, config)
+        else:
+            assert list(resolve(base, config)[1]) == ["decoder.layers.1.fc"]
+
+
+def test_a_list_of_layers_at_the_root_is_only_found_by_its_pattern():
+    """PEFT's expression wants a name before the list's: 'h.0' counts, given layers_pattern='h'."""
+    base = CASES["gpt2"].base().transformer
+    fields = {**SMALL, "target_modules": ["c_attn"], "layers_to_transform": [1]}
+    with pytest.raises(TargetError, match="give layers_pattern, such as 'h'"):
+        lab.get_peft_model(base, VBLoRAConfig(**fields))
+    assert list(resolve(base, VBLoRAConfig(**fields, layers_pattern="h"))[1]) == ["h.1.attn.c_attn"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "adapted"),
+    [
+        ({"layers_to_transform": [0, 99]}, [0]),
+        ({"layers_to_transform": []}, [0, 1]),
+        ({"target_modules": r".*q_proj", "layers_to_transform": [1]}, [0, 1]),
+        ({"target_modules": [FULL], "layers_to_transform": [1]}, [0]),
+        ({"layers_to_transform": [1], "layers_pattern": ["blocks", "layers"]}, [1]),
+    ],
+    ids=str,
+)
+def test_peft_still_adapts_other_layers_than_asked_and_says_nothing(opt_case, fields, adapted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        config = peft.VBLoRAConfig(**{**SMALL, "target_modules": ["q_proj"], **fields})
+        model = peft.get_peft_model(opt_case.base(), config)
+    names = model.base_model.targeted_module_names
+    assert names == [f"model.decoder.layers.{n}.self_attn.q_proj" for n in adapted]
+    with pytest.raises((ConfigError, TargetError)):
+        lab.get_peft_model(opt_case.base(), config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"target_modules": ["q_proj"], "layers_to_transform": [0, 99]}, "no layer 99"),
+        ({"target_modules": [FULL], "layers_to_transform": [1]}, "no effect"),
+        ({"target_modules": "all-linear", "layers_to_transform": [1]}, "no effect"),
+        ({"target_modules": ".*q_proj", "layers_to_transform": [1]}, "no effect"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": []}, None),
+    ],
+    ids=str,
+)
+def test_what_peft_stored_with_layers_in_vain_loads_as_peft_meant_it(
+    opt_case, fields, warning, tmp_path
+):
+    config = peft.VBLoRAConfig(**{**SMALL, **fields})
+    stock = peft.get_peft_model(opt_case.base(), config).eval()
+    stock.save_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        ours = lab.from_pretrained(opt_case.base(), tmp_path)
+    assert warning is None or any(warning in str(w.message) for w in caught)
+    torch.testing.assert_close(opt_case.output(ours), opt_case.output(stock))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_the_inside_of_a_module_to_save_is_not_adapted(opt_case):
+    """A second adapter sees the first one's wrapper around the head, not two more linear layers."""
+    fields = {**SMALL, "target_modules": "all-linear"}
+    model = opt_case.ours(**fields, modules_to_save=["lm_head"])
+    model.add_adapter("other", VBLoRAConfig(**fields))
+    assert len(model.peft_config["other"].target_modules) == 2 * 6
+    with pytest.raises(TargetError, match="ModulesToSaveWrapper"):
+        model.add_adapter("third", VBLoRAConfig(**{**fields, "target_modules": ["lm_head"]}))
+
+
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_heads_of_other_tasks_are_trained_whole(task):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    kind = {"TOKEN_CLS": BertForTokenClassification, "QUESTION_ANS": BertForQuestionAnswering}[task]
+    base = kind(BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=32))
+    config = VBLoRAConfig(**SMALL, task_type=task)
+    model = lab.get_peft_model(base, config)
+    assert config.modules_to_save is None
+    heads = [n for n, p in model.named_parameters() if p.requires_grad and "vblora_" not in n]
+    assert heads and all("modules_to_save.default" in name for name in heads)
 
 
 def test_a_field_set_wrongly_after_construction_is_found(opt_case):

@@ -1,15 +1,21 @@
 """What the controls offer fits the model: PEFT's own tuner accepts every vector length offered."""
 
+import html
+
 import pytest
 from peft import VBLoRAConfig as PeftVBLoRAConfig
 from peft import get_peft_model as peft_get_peft_model
 from scripted import small_opt
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+from vblora_lab.bases import load_base
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError
+from vblora_lab.planning import plan
+from vblora_lab.presets import PRESETS
+from vblora_lab.targets import resolve
 from vblora_lab.train import LearningRates
-from vblora_lab.widgets.controls import Controls
+from vblora_lab.widgets.controls import WITH_CONTROL, Controls
 
 
 def controls_for(model, **config):
@@ -53,6 +59,41 @@ def test_every_length_offered_is_one_that_peft_accepts_and_no_other_is(opt, targ
         else:
             with pytest.raises(ValueError, match="divisible"):
                 peft_get_peft_model(small_opt(), config)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_base("mini-opt", device="cpu").model
+
+
+def test_every_preset_that_fits_can_be_started_from(mini):
+    controls = controls_for(mini, r=5, num_vectors=90, target_modules=["fc1"], vblora_dropout=0.5)
+    given = controls.config()
+    assert controls.start.options == ("as given", *(p.title for p in PRESETS.values()))
+    for preset in PRESETS.values():
+        controls.start.value = preset.title
+        config, expected = controls.config(), preset.config()
+        assert resolve(mini, config)[1].keys() == resolve(mini, expected)[1].keys()
+        for name in set(VBLoRAConfig.__annotations__) - {"target_modules"}:
+            assert getattr(config, name) == getattr(expected, name)
+            if name in preset.fields and name not in WITH_CONTROL:
+                told = f"{name}={getattr(expected, name)!r}"
+                assert html.escape(told) in controls.also.value
+        assert plan(mini, config).stored_bytes == plan(mini, expected).stored_bytes
+    controls.r.value = 3  # a knob changes that field alone
+    assert controls.config().r == 3
+    assert controls.config().vblora_dropout == PRESETS["trainer"].config().vblora_dropout
+    controls.start.value = "as given"
+    assert controls.config() == given
+    assert "vblora_dropout=0.5" in controls.also.value
+
+
+def test_presets_that_do_not_fit_are_not_offered(opt, mini):
+    assert controls_for(opt).start.options == ("as given",)  # 256 and 128 don't divide 32
+    mini_of_four = OPTForCausalLM(OPTConfig(**{**mini.config.to_dict(), "num_hidden_layers": 4}))
+    offered = controls_for(mini_of_four).start.options
+    left_out = {p.title for p in PRESETS.values()} - set(offered)
+    assert left_out == {PRESETS["first-layers"].title}
 
 
 def test_without_modules_the_lengths_stay_and_the_config_is_refused(opt):

@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import constants, snapshot_download
+import transformers
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from vblora_lab.errors import BaseModelError
 
 MINI_OPT = "mini-opt"
+# A config.json tells the class it was made for; these tasks put another head on the same model.
+CLASSES_OF_TASKS = {
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+}
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 
@@ -68,6 +75,56 @@ def load_base(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device)  # type: ignore[arg-type]
     return Base(model, tokenizer)
+
+
+def load_skeleton(
+    name: str | Path = MINI_OPT,
+    *,
+    task_type: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A base model without its weights, on the meta device: only its config.json is read.
+
+    Args:
+        name: "mini-opt", a hub name, or a local folder with a config.json.
+        task_type: PEFT's name of a task, for the head that the model would get for it.
+        dtype: that the weights would have.
+
+    Raises:
+        BaseModelError: there is no such config.json, or transformers can't build the model.
+    """
+    where = str(_ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
+    is_here = Path(where).is_dir() or isinstance(_cached_config(where), str)
+    try:
+        if not is_here:
+            _check_hub(where)
+        config = AutoConfig.from_pretrained(where, local_files_only=is_here)
+    except (OSError, ValueError) as error:
+        if Path(where).is_dir():
+            raise BaseModelError(
+                f"the folder {where!r} has no config.json of a model that transformers knows"
+            ) from error
+        raise BaseModelError(_what_to_do(str(name))) from error
+    own_class = getattr(transformers, (config.architectures or [""])[0], None)
+    auto_class = CLASSES_OF_TASKS.get(task_type or "", transformers.AutoModel)
+    try:
+        with torch.device("meta"):
+            if own_class is not None and task_type not in CLASSES_OF_TASKS:
+                return own_class._from_config(config, dtype=dtype)
+            return auto_class.from_config(config, dtype=dtype)
+    except (ValueError, ImportError) as error:  # no such head; a backend that isn't installed
+        kind = f" for task_type={task_type!r}" if task_type in CLASSES_OF_TASKS else ""
+        raise BaseModelError(
+            f"transformers can't build {str(name)!r} (model_type {config.model_type!r}){kind}"
+        ) from error
+
+
+def _cached_config(name: str) -> str | object | None:
+    """The path of a hub model's config.json, if this machine has it; else None or a marker."""
+    try:
+        return try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no valid hub name
+        return None
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -141,4 +198,4 @@ def _what_to_do(name: str) -> str:
     )
 
 
-__all__ = ["MINI_OPT", "Base", "load_base", "share_weights"]
+__all__ = ["MINI_OPT", "Base", "load_base", "load_skeleton", "share_weights"]

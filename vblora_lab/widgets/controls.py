@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.errors import ConfigError
-from vblora_lab.targets import resolve, vector_lengths
+from vblora_lab.presets import PRESETS
+from vblora_lab.targets import examine, resolve, vector_lengths
 from vblora_lab.train import LearningRates
 
 BANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -20,6 +22,8 @@ SHORTEST_VECTOR = 4
 """Shorter ones are not offered: the logits to train would outnumber LoRA's weights many times."""
 QUERY_OR_VALUE = {"q_proj", "v_proj", "q_lin", "v_lin", "query", "value", "q", "v", "c_attn"}
 OWN_CHOICE = "own choice"
+AS_GIVEN = "as given"
+WITH_CONTROL = {"r", "num_vectors", "vector_length", "topk", "target_modules"}
 HOW_TO_READ = """<div class="vblora-help">
 <p>Next to each target's frozen weight, LoRA trains two thin matrices, A and B, of rank r.</p>
 <p>VB-LoRA cuts the rows of A and the columns of B into sub-vectors, and makes each of them by
@@ -54,11 +58,17 @@ class Controls:
         everything = VBLoRAConfig(target_modules=ALL_LINEAR, vector_length=1)
         _, self._linears = resolve(model, everything)
         self._config = config
+        self._starts = {AS_GIVEN: config, **presets_for(model)}
         self._rates = learning_rates
         self._presets = target_presets(self._linears)
         names = self._presets["all linear"]
         chosen = _as_names(config.target_modules, names) or self._presets.get("attention", names)
 
+        self.start = ipywidgets.Dropdown(
+            options=list(self._starts), description="start from",
+            **_style("A preset, as long as it fits this model."),
+        )  # fmt: skip
+        self.also = ipywidgets.HTML()
         self.r = _slider("r", config.r, 1, 16, _help("r"))
         self.num_vectors = _dropdown(
             "bank vectors", config.num_vectors, BANK_SIZES, _help("num_vectors")
@@ -85,11 +95,14 @@ class Controls:
         )
         self._offer_vector_lengths(config.vector_length)
         self._name_preset()
+        self._tell_the_rest()
+        self.start.observe(self._on_start, "value")
         self.preset.observe(self._on_preset, "value")
         self.targets.observe(self._on_targets, "value")
         self.box = ipywidgets.VBox(
             [
-                _group("Adapter"), self.r, self.num_vectors, self.vector_length, self.topk,
+                _group("Adapter"), self.start, self.also,
+                self.r, self.num_vectors, self.vector_length, self.topk,
                 self.preset, _after_group(self.targets),
                 _group("Learning rates"), self.bank_rate, _after_group(self.logits_rate),
                 _group("Run"), self.steps, self.batch_size, _after_group(self.seed),
@@ -120,6 +133,30 @@ class Controls:
             if hasattr(control, "disabled"):
                 control.disabled = not enabled
 
+    def _on_start(self, _change: Any) -> None:
+        """Set the controls to a preset, and keep its other fields for `config`."""
+        config = self._config = self._starts[self.start.value]
+        self.r.max = max(self.r.max, config.r)
+        self.r.value = config.r
+        if config.num_vectors not in self.num_vectors.options:
+            self.num_vectors.options = sorted({*self.num_vectors.options, config.num_vectors})
+        self.num_vectors.value = config.num_vectors
+        self.topk.value = config.topk
+        names = self._presets["all linear"]
+        self.targets.value = tuple(_as_names(config.target_modules, names)) or self.targets.value
+        self._offer_vector_lengths(config.vector_length)
+        self._tell_the_rest()
+
+    def _tell_the_rest(self) -> None:
+        """Say which fields without a control aren't as they are by default."""
+        default = VBLoRAConfig()
+        rest = [
+            f"{name}={getattr(self._config, name)!r}"
+            for name in VBLoRAConfig.__annotations__
+            if name not in WITH_CONTROL and getattr(self._config, name) != getattr(default, name)
+        ]
+        self.also.value = html.escape("Also: " + ", ".join(rest)) if rest else ""
+
     def _on_preset(self, _change: Any) -> None:
         if self.preset.value != OWN_CHOICE:
             self.targets.value = tuple(self._presets[self.preset.value])
@@ -144,6 +181,23 @@ class Controls:
         below = [length for length in lengths if wanted is None or length <= wanted]
         self.vector_length.options = lengths
         self.vector_length.value = max(below, default=min(lengths))
+
+
+def presets_for(model: nn.Module) -> dict[str, VBLoRAConfig]:
+    """The configs of `PRESETS` that fit a model, by title, with their targets as last names.
+
+    A preset whose targets last names can't tell (an expression for some layers only) isn't there.
+    """
+    fitting = {}
+    for preset in PRESETS.values():
+        config = preset.config()
+        found = examine(model, config)
+        if not found.problems:
+            names = list(dict.fromkeys(_last(name) for name in found.targets))
+            by_names = replace(config, target_modules=names)
+            if examine(model, by_names).targets.keys() == found.targets.keys():
+                fitting[preset.title] = by_names
+    return fitting
 
 
 def target_presets(linears: Collection[str]) -> dict[str, list[str]]:

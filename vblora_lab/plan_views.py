@@ -1,0 +1,238 @@
+"""How a plan is shown: as text for terminals, as one HTML table for notebooks. Pure text-making."""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from vblora_lab.planning import Plan, Skipped, Target
+
+Item = TypeVar("Item", bound="Target | Skipped")
+Rows = list[tuple[str, ...]]
+
+NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
+MEMORY_NOTE = (
+    "Weights in their dtype, adapter, one gradient and two AdamW numbers per trained parameter; "
+    "activations come on top."
+)
+INCOMPLETE_NOTE = "It doesn't fit as it is: sizes count only the modules that can be cut."
+
+
+def as_text(plan: Plan) -> str:
+    """The plan in lines of at most 100 characters, as far as the names allow."""
+    lines = [f"{heading(plan)}: {'fits' if plan.fits else 'does NOT fit'}", settings(plan)]
+    for problem in plan.problems:
+        lines += ["", *_wrapped(f"! {problem.message}")]
+        if problem.suggestion is not None:
+            lines += _wrapped(f"  -> {problem.field}={problem.suggestion!r}")
+    lines += ["", adapted(plan)]
+    lines += _aligned([TARGET_HEAD, *target_rows(plan)]) if plan.targets else []
+    if plan.skipped:
+        lines += ["", f"Left as they are: {_count(len(plan.skipped), 'module')}"]
+        lines += _aligned(skipped_rows(plan), right=False)
+    lines += ["", *_aligned([("", "VB-LoRA", f"LoRA r={plan.r}"), *size_rows(plan)])]
+    lines += ["", *_aligned(memory_rows(plan)), *_wrapped(MEMORY_NOTE, "  ")]
+    lines += [] if plan.fits else ["", INCOMPLETE_NOTE]
+    return "\n".join(lines)
+
+
+def as_html(plan: Plan) -> str:
+    """The plan as a self-contained block, in the page's own colours."""
+    verdict = "fits" if plan.fits else "<b>does not fit</b>"
+    parts = [f"<div><b>{_escaped(heading(plan))}</b>: {verdict}</div>"]
+    parts.append(f"<div>{_escaped(settings(plan))}</div>")
+    for problem in plan.problems:
+        text = _escaped(problem.message)
+        if problem.suggestion is not None:
+            text += f"<br>→ <code>{_escaped(f'{problem.field}={problem.suggestion!r}')}</code>"
+        # A bar of one colour that stands out on white and on black.
+        parts.append(f'<div style="border-left:3px solid #d9822b;padding:2px 8px">{text}</div>')
+    if plan.targets:
+        parts.append(_table(adapted(plan), TARGET_HEAD, target_rows(plan)))
+    if plan.skipped:
+        title = f"Left as they are: {_count(len(plan.skipped), 'module')}"
+        parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
+    head = ("", "VB-LoRA", f"LoRA r={plan.r}")
+    parts.append(_table("Sizes", head, size_rows(plan)))
+    parts.append(_table("Training memory", ("", "bytes", ""), memory_rows(plan)))
+    note = MEMORY_NOTE if plan.fits else f"{MEMORY_NOTE} {INCOMPLETE_NOTE}"
+    parts.append(f'<div style="opacity:.75">{_escaped(note)}</div>')
+    return f'<div style="max-width:60em;line-height:1.5">{"".join(parts)}</div>'
+
+
+# --- what is said, whatever the form
+
+
+def heading(plan: Plan) -> str:
+    return f"VB-LoRA plan for {plan.model}"
+
+
+def settings(plan: Plan) -> str:
+    return (
+        f"r={plan.r}, topk={plan.topk}, one bank of {plan.num_vectors} vectors of length "
+        f"{plan.vector_length}"
+    )
+
+
+def adapted(plan: Plan) -> str:
+    return f"Adapted: {_count(len(plan.targets), 'module')} (tiles of one, counts of all in a line)"
+
+
+TARGET_HEAD = ("module", "in -> out", "tiles of A", "of B", "sub-vectors", "logits")
+
+
+def target_rows(plan: Plan) -> Rows:
+    """One row for modules that differ in their layer alone; counts are sums over the layers."""
+    rows: Rows = []
+    for name, group in grouped(plan.targets, _like_target):
+        first = group[0]
+        rows.append(
+            (
+                name,
+                f"{first.in_features} -> {first.out_features}",
+                "x".join(map(str, first.tiles_A)) if first.tiles_A else "no fit",
+                "x".join(map(str, first.tiles_B)) if first.tiles_B else "-",
+                f"{sum(target.sub_vectors for target in group):,}",
+                f"{sum(target.logits for target in group):,}",
+            )
+        )
+    return rows
+
+
+def _like_target(target: Target) -> tuple:
+    return target.kind, target.in_features, target.out_features
+
+
+def skipped_rows(plan: Plan) -> Rows:
+    """One row, name and reason, for modules that differ in their layer alone."""
+    groups = grouped(plan.skipped, lambda skipped: (skipped.kind, skipped.reason))
+    return [(name, _why(group[0])) for name, group in groups]
+
+
+def _why(skipped: Skipped) -> str:
+    is_kind = skipped.reason.startswith("kind ")
+    return f"{skipped.kind} {skipped.reason.removeprefix('kind ')}" if is_kind else skipped.reason
+
+
+def size_rows(plan: Plan) -> Rows:
+    lora = plan.lora_parameters - plan.other_parameters
+    rows: Rows = [
+        ("trained parameters", f"{plan.trained_parameters:,}", f"{plan.lora_parameters:,}"),
+        ("  vector bank", f"{plan.bank_parameters:,}", ""),
+        ("  logits, or LoRA's A and B", f"{plan.logits_parameters:,}", f"{lora:,}"),
+    ]
+    if plan.other_parameters:
+        other = f"{plan.other_parameters:,}"
+        rows.append(("  biases and modules_to_save", other, other))
+    mark = {plan.save_only_topk_weights: "  (chosen)"}
+    rows += [
+        (
+            "stored, all logits" + mark.get(False, ""),
+            in_bytes(plan.full_bytes),
+            in_bytes(plan.lora_bytes),
+        ),
+        ("stored, top-k only" + mark.get(True, ""), in_bytes(plan.topk_bytes), ""),
+    ]
+    return rows
+
+
+def memory_rows(plan: Plan) -> Rows:
+    memory = plan.memory
+    rows = [
+        (f"base weights ({plan.base_parameters:,} parameters)", memory.weights),
+        ("adapter", memory.adapter),
+        ("gradients", memory.gradients),
+        ("AdamW", memory.optimizer),
+        ("training memory without activations", memory.total),
+    ]
+    return [(name, f"{value:,}", readable(value)) for name, value in rows]
+
+
+def grouped(items: Iterable[Item], like: Callable[[Item], tuple]) -> list[tuple[str, list[Item]]]:
+    """Put together what differs in the layer number alone: ("layers.0-11.fc1", its modules)."""
+    groups: dict[tuple, list[Item]] = {}
+    for item in items:
+        groups.setdefault((NUMBER.sub("#", item.name, count=1), *like(item)), []).append(item)
+    named = []
+    for (pattern, *_), group in groups.items():
+        numbers = [int(number) for member in group for number in NUMBER.findall(member.name)[:1]]
+        named.append((pattern.replace("#", ranges(numbers), 1) if numbers else pattern, group))
+    return named
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as ranges: [0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def readable(size: int) -> str:
+    """Bytes in the largest binary unit of which there is one: "1.5 MiB"."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{size} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def in_bytes(size: int) -> str:
+    return f"{size:,} bytes"
+
+
+# --- forms
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    return textwrap.wrap(
+        text, 96, initial_indent=indent[:2], subsequent_indent=indent, break_long_words=False
+    )
+
+
+def _aligned(rows: Rows, right: bool = True) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right or the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _table(title: str, head: tuple[str, ...], rows: Rows, text_columns: int = 1) -> str:
+    def row(cells: tuple[str, ...], tag: str, style: str) -> str:
+        aligned = (
+            f'<{tag} style="text-align:{"left" if i < text_columns else "right"};padding:1px 8px;'
+            f'white-space:pre;{style}">{_escaped(cell)}</{tag}>'
+            for i, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(aligned)}</tr>"
+
+    body = "".join(row(cells, "td", "") for cells in rows)
+    line = "border-bottom:1px solid currentColor"
+    return (
+        f'<table style="margin:.6em 0;border-collapse:collapse;color:inherit">'
+        f'<caption style="text-align:left;font-weight:bold">{_escaped(title)}</caption>'
+        f"{row(head, 'th', line)}{body}</table>"
+    )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text)

@@ -1,0 +1,323 @@
+"""plan(): what a config would do to a model, found without touching it.
+
+Only names, shapes and dtypes are read, so a model on the meta device will do: a model of 70 billion
+parameters can be planned where it could never be loaded. What would stop the injection is part of
+the answer; the checks are those of `targets.examine`, the sizes those of `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from vblora_lab import checkpoint, plan_views
+from vblora_lab.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.errors import TargetError
+from vblora_lab.layers import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
+from vblora_lab.targets import (
+    Problem,
+    examine,
+    modules_to_save,
+    own_modules,
+    vector_lengths,
+)
+
+ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that the config adapts.
+
+    Attributes:
+        name: full name in the base model.
+        kind: class of the module.
+        in_features, out_features: its sizes.
+        tiles_A: (r, in_features / vector_length), the sub-vectors of A; None if it doesn't divide.
+        tiles_B: (out_features / vector_length, r), those of B.
+        sub_vectors: how many A and B have together.
+        logits: trained parameters of this module, num_vectors per sub-vector.
+        lora_parameters: what LoRA of the same rank trains here.
+    """
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    tiles_A: tuple[int, int] | None
+    tiles_B: tuple[int, int] | None
+    sub_vectors: int
+    logits: int
+    lora_parameters: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A module with a weight matrix that is left as it is, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training holds whatever the batch: everything but activations.
+
+    Attributes:
+        weights: the base model's parameters and buffers in the dtype they have, tied ones once.
+        adapter: bank, logits, and copies of modules_to_save.
+        gradients: one number per trained parameter, in its dtype.
+        optimizer: two numbers per trained parameter, as AdamW keeps.
+    """
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """The sum, in bytes."""
+        return self.weights + self.adapter + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config would do to a model: plain data, with a text and an HTML view.
+
+    If the config doesn't fit, `problems` says why, and sizes count the targets that can be cut.
+
+    Attributes:
+        model: class of the base model.
+        r, num_vectors, vector_length, topk, save_only_topk_weights: the config's.
+        targets: the modules that are adapted, in the model's order.
+        skipped: the other modules with a weight matrix.
+        problems: what keeps the config from fitting, each with a value that would settle it.
+        vector_lengths: those that divide every size of every target, ascending.
+        base_parameters: of the model as it is.
+        bank_parameters, logits_parameters: trained by VB-LoRA.
+        other_parameters: trained besides, by any method: biases and modules_to_save.
+        full_bytes, topk_bytes: of the tensors of the stored adapter, in either format.
+        other_bytes: the part of both that biases and modules_to_save take.
+        lora_parameters, lora_bytes: the same for LoRA of rank r on the same modules, with the same
+            other parameters; stored in float32.
+        memory: that training would take.
+    """
+
+    model: str
+    r: int
+    num_vectors: int
+    vector_length: int
+    topk: int
+    save_only_topk_weights: bool
+    targets: tuple[Target, ...]
+    skipped: tuple[Skipped, ...]
+    problems: tuple[Problem, ...]
+    vector_lengths: tuple[int, ...]
+    base_parameters: int
+    bank_parameters: int
+    logits_parameters: int
+    other_parameters: int
+    full_bytes: int
+    topk_bytes: int
+    other_bytes: int
+    lora_parameters: int
+    lora_bytes: int
+    memory: Memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether the config can be injected into the base model."""
+        return not self.problems
+
+    @property
+    def sub_vectors(self) -> int:
+        """How many sub-vectors are mixed from the bank."""
+        return sum(target.sub_vectors for target in self.targets)
+
+    @property
+    def trained_parameters(self) -> int:
+        """Bank, logits and others."""
+        return self.bank_parameters + self.logits_parameters + self.other_parameters
+
+    @property
+    def stored_bytes(self) -> int:
+        """In the format that save_only_topk_weights asks for."""
+        return self.topk_bytes if self.save_only_topk_weights else self.full_bytes
+
+    def to_json(self) -> str:
+        """All of it as JSON, the properties included."""
+        values = dataclasses.asdict(self)
+        values["memory"]["total"] = self.memory.total
+        for name in ("fits", "sub_vectors", "trained_parameters", "stored_bytes"):
+            values[name] = getattr(self, name)
+        return json.dumps(values, indent=2)
+
+    def __str__(self) -> str:
+        return plan_views.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return plan_views.as_html(self)
+
+
+def plan(model: nn.Module, config: PeftConfig) -> Plan:
+    """What `get_peft_model(model, config)` would do, without doing it.
+
+    Args:
+        model: the base model, or a PeftModel on it; never changed. Only names, shapes and dtypes
+            are read, so its parameters may be on the meta device.
+        config: a VBLoRAConfig, this package's or PEFT's. Never changed.
+
+    Returns:
+        The plan. A config that doesn't fit this model gives one too, with `plan.problems`.
+
+    Raises:
+        ConfigError: the config is for another method, or has a value that can't be meant at all.
+        TargetError: model is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    elif isinstance(model, BaseTuner):
+        model = model.model
+    found = examine(model, as_vblora_config(config))
+    config = found.config
+
+    targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
+    features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
+    sub_vectors = checkpoint.count_sub_vectors(features, config.r, config.vector_length)
+    bank = config.num_vectors * config.vector_length
+    logits = sub_vectors * config.num_vectors
+    float_bytes = _float_bytes(found.targets.values())
+    others = _others(model, config, found.targets.values())
+    full, topk = (
+        others.stored_bytes
+        + checkpoint.vblora_stored_bytes(
+            sub_vectors, config.num_vectors, config.vector_length, config.topk, only, float_bytes
+        )
+        for only in (False, True)
+    )
+    adapter = (bank + logits) * float_bytes
+    trained = adapter + sum(p.nbytes for p in others.trained)
+    other_parameters = sum(p.numel() for p in others.trained)
+    everything = _once([*model.parameters(), *model.buffers()])
+    return Plan(
+        model=type(model).__name__,
+        r=config.r,
+        num_vectors=config.num_vectors,
+        vector_length=config.vector_length,
+        topk=config.topk,
+        save_only_topk_weights=config.save_only_topk_weights,
+        targets=targets,
+        skipped=tuple(
+            Skipped(name, type(model.get_submodule(name)).__name__, why)
+            for name, why in found.left_out.items()
+        ),
+        problems=found.problems,
+        vector_lengths=tuple(vector_lengths(found.targets.values())) if targets else (),
+        base_parameters=sum(p.numel() for p in model.parameters()),
+        bank_parameters=bank,
+        logits_parameters=logits,
+        other_parameters=other_parameters,
+        full_bytes=full,
+        topk_bytes=topk,
+        other_bytes=others.stored_bytes,
+        lora_parameters=checkpoint.lora_parameters(features, config.r) + other_parameters,
+        lora_bytes=checkpoint.lora_stored_bytes(features, config.r) + others.stored_bytes,
+        memory=Memory(
+            weights=sum(t.nbytes for t in everything),
+            adapter=adapter + sum(p.nbytes for p in others.copies),
+            gradients=trained,
+            optimizer=ADAMW_STATES * trained,
+        ),
+    )
+
+
+def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
+    size_in, size_out = in_out_features(layer)
+    length, r = config.vector_length, config.r
+    divides = size_in % length == 0 and size_out % length == 0
+    sub_vectors = checkpoint.count_sub_vectors([(size_in, size_out)], r, length) if divides else 0
+    return Target(
+        name=name,
+        kind=type(layer).__name__,
+        in_features=size_in,
+        out_features=size_out,
+        tiles_A=(r, size_in // length) if divides else None,
+        tiles_B=(size_out // length, r) if divides else None,
+        sub_vectors=sub_vectors,
+        logits=sub_vectors * config.num_vectors,
+        lora_parameters=checkpoint.lora_parameters([(size_in, size_out)], r),
+    )
+
+
+def _float_bytes(layers: Iterable[LinearLayer]) -> int:
+    """Bytes of a number of the adapter; the bank ends up in the dtype of the last layer's."""
+    dtypes = [adapter_dtype(layer.weight.dtype) for layer in layers]
+    return dtypes[-1].itemsize if dtypes else checkpoint.FLOAT32_BYTES
+
+
+# --- what is trained and stored besides bank and logits
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Parameters of the model that are trained, those of them that are copies, and file bytes."""
+
+    trained: list[Tensor]
+    copies: list[Tensor]
+    stored_bytes: int
+
+
+def _others(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> _Others:
+    saved = modules_to_save(model, config).values()
+    copies: list[Tensor] = [p for module in saved for p in module.parameters()]
+    replaced = {id(p) for p in copies}  # of such a bias the copy is trained
+    biases = _biases(model, config, layers)
+    in_place = _once(b for b in biases if isinstance(b, nn.Parameter) and id(b) not in replaced)
+    stored = [*biases, *(t for module in saved for t in _stored_whole(module, config))]
+    return _Others([*copies, *in_place], copies, sum(tensor.nbytes for tensor in stored))
+
+
+def _biases(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> list[Tensor]:
+    """The biases of the base model that PEFT stores with an adapter."""
+    if config.bias == "none":
+        return []
+    owners = _base_modules(model) if config.bias == "all" else iter(layers)
+    stored = (
+        module._parameters.get("bias", module._buffers.get("bias"))
+        for module in owners
+        if "bias" not in module._non_persistent_buffers_set
+    )
+    return [bias for bias in stored if bias is not None]
+
+
+def _base_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that the model has without any adapter."""
+    yield model
+    for module in own_modules(model).values():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            yield from module.original_module.modules()
+        else:
+            yield module.get_base_layer() if isinstance(module, VBLoRALayer) else module
+
+
+def _stored_whole(module: nn.Module, config: VBLoRAConfig) -> list[Tensor]:
+    """What PEFT stores of a module to save: all of it, and with bias='all' its biases again."""
+    stored = module.state_dict(keep_vars=True)
+    again = [k for k in stored if k.rpartition(".")[2] == "bias" and config.bias == "all"]
+    return [*stored.values(), *(stored[key] for key in again)]
+
+
+def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each tensor once, though several modules may share it."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
