@@ -453,7 +453,6 @@ class VBLoRAModel(BaseTuner):
         """
         name = next(name for name, own in self.peft_config.items() if own is config)
         weights = folder / SAFETENSORS_WEIGHTS_NAME
-        its_fingerprint = self.vblora_vector_bank.fingerprints.get(name)
         going_on = checkpoint.is_training_checkpoint(folder, name)
         (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
         if not weights.is_file():
@@ -461,11 +460,11 @@ class VBLoRAModel(BaseTuner):
         if going_on and config.save_only_topk_weights and self._put_back_logits(name, weights):
             config = copy.copy(config)
             config.save_only_topk_weights = False
-        if not going_on and its_fingerprint:
+        if not going_on and name in self.vblora_vector_bank.fingerprints:
             tensors = checkpoint.read_tensors(folder)
             tensors.pop(checkpoint.BANK_KEY, None)
             checkpoint.rewrite(weights, tensors)
-            write_fingerprint(folder, its_fingerprint)
+            write_fingerprint(folder, self.vblora_vector_bank.fingerprint_of(name))
         return config
 
     def _put_back_logits(self, adapter_name: str, weights: Path) -> bool:

@@ -30,7 +30,8 @@ class VectorBanks(nn.ParameterDict):
 
     Attributes:
         fingerprints: of each bank that an adapter uses without owning it, by adapter, as it was
-            when it was first shared. These stay frozen and aren't stored with the adapter.
+            when it was first shared. These stay frozen and aren't stored with the adapter. For
+            which bank it is now, see `fingerprint_of`.
     """
 
     def __init__(self) -> None:
@@ -51,10 +52,17 @@ class VectorBanks(nn.ParameterDict):
             dtype = torch.promote_types(bank.dtype, torch.float32)
             bank = nn.Parameter(bank.detach().to(device, dtype, copy=True))
         self[adapter_name] = bank
-        # If the owner itself only uses it: as it was then, should the model be half precision now.
-        known = self.fingerprints.get(owner) if owner else None
-        self.fingerprints[adapter_name] = known or fingerprint(bank)
+        uses_it_too = owner in self.fingerprints
+        self.fingerprints[adapter_name] = (
+            self.fingerprint_of(owner) if owner and uses_it_too else fingerprint(bank)
+        )
         self.keep_frozen()
+
+    def fingerprint_of(self, adapter_name: str) -> str:
+        """Of the bank that an adapter uses; of before, should the model be half precision now."""
+        bank = self[adapter_name]
+        rounded = bank.dtype.itemsize < torch.float32.itemsize
+        return self.fingerprints[adapter_name] if rounded else fingerprint(bank)
 
     def start_from(self, adapter_name: str, bank: Tensor) -> None:
         """Give an adapter a copy of this bank to train, in place of the random one it has."""

@@ -1,4 +1,4 @@
-"""Programs written for PEFT, unchanged: what they do on these classes once `register` was called."""
+"""Programs written for PEFT, unchanged: what they do on these classes after `register`."""
 
 import copy
 import gc
@@ -130,7 +130,7 @@ def test_peft_still_can_t_resume_what_is_exported_compact(tmp_path):
     # And such a checkpoint fails here too, at the first step, with the reason.
     lab.register()
     resumed = new_trainer(new_model(only_topk=True), tmp_path)
-    with pytest.raises(RuntimeError, match="Found infinity values .* stores only the top 3"):
+    with pytest.raises(RuntimeError, match=r"Found infinity values .* stores only the top 3"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
