@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -311,8 +311,14 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"weights_only=True), {str(path)!r})."
         )
     raise CheckpointError(
-        f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing."
+        f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing. (Pickled "
+        f"weights, {WEIGHTS_NAME}, are neither downloaded nor read.)"
     )
+
+
+def read_to_rewrite(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, apart from it: a mapped file can't always be replaced."""
+    return load(path.read_bytes())
 
 
 def rewrite(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -86,7 +86,7 @@ class VBLoRAConfig(PeftConfig):
         default=False,
         metadata={
             "help": "Store the chosen indices and topk - 1 weights instead of all logits: far "
-            "smaller, but for inference and merging only."
+            "smaller, but for inference and merging only. Checkpoints of HF Trainer keep all."
         },
     )
     vblora_dropout: float = field(
@@ -252,7 +252,7 @@ class VBLoRAConfig(PeftConfig):
         PEFT's tables is in force (see `VBLoRAModel.complete_folder`).
         """
         owner = self.__dict__.get("_owner", lambda: None)()
-        stored = owner.complete_folder(self, Path(save_directory)) if owner else self
+        stored = self if owner is None else owner.complete_folder(self, Path(save_directory))
         PeftConfig.save_pretrained(stored, str(save_directory), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

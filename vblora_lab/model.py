@@ -435,6 +435,8 @@ class VBLoRAModel(BaseTuner):
         banks = next(iter(layers.values())).vblora_vector_bank
         _check_bank(banks, adapter_name, state_dict, where)
         full = checkpoint.unpacked(state_dict, config.num_vectors)
+        if banks.is_shared(adapter_name):
+            full.pop(checkpoint.BANK_KEY, None)  # the very same is there, for other adapters too
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
@@ -451,17 +453,17 @@ class VBLoRAModel(BaseTuner):
         Returns:
             The config to be written there.
         """
-        name = next(name for name, own in self.peft_config.items() if own is config)
+        name = next((name for name, own in self.peft_config.items() if own is config), None)
         weights = folder / SAFETENSORS_WEIGHTS_NAME
+        if name is None or not weights.is_file():  # the adapter is deleted, or nothing is stored
+            return config
         going_on = checkpoint.is_training_checkpoint(folder, name)
         (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
-        if not weights.is_file():
-            return config
         if going_on and config.save_only_topk_weights and self._put_back_logits(name, weights):
             config = copy.copy(config)
             config.save_only_topk_weights = False
         if not going_on and name in self.vblora_vector_bank.fingerprints:
-            tensors = checkpoint.read_tensors(folder)
+            tensors = checkpoint.read_to_rewrite(weights)
             tensors.pop(checkpoint.BANK_KEY, None)
             checkpoint.rewrite(weights, tensors)
             write_fingerprint(folder, self.vblora_vector_bank.fingerprint_of(name))
@@ -477,20 +479,35 @@ class VBLoRAModel(BaseTuner):
             for layer_name, layer in layers.items()
             for name in checkpoint.LOGITS
         }
-        stored = checkpoint.read_tensors(weights.parent)
         config = self._config_of(adapter_name)
-        # Only if the file is the top k of these: it isn't where a process holds but a part (FSDP).
-        for key, tensor in checkpoint.packed(logits, config.topk).items():
-            if key not in stored or not torch.equal(stored.pop(key), tensor.to("cpu")):
-                warnings.warn(
-                    f"{weights} keeps only the top {config.topk} logits, since this process "
-                    "doesn't have them all; training can't go on from there. Set "
-                    "save_only_topk_weights=False while training.",
-                    stacklevel=2,
-                )
-                return False
-        checkpoint.rewrite(weights, {**stored, **logits})
+        stored = checkpoint.read_to_rewrite(weights)
+        if not self._is_top_k_of(stored, logits, adapter_name):
+            warnings.warn(
+                f"{weights} keeps only the top {config.topk} logits, since this process doesn't "
+                "have them all; training can't go on from there. Set save_only_topk_weights=False "
+                "while training.",
+                stacklevel=2,
+            )
+            return False
+        suffixes = (checkpoint.INDICES, checkpoint.WEIGHTS)
+        rest = {key: tensor for key, tensor in stored.items() if not key.endswith(suffixes)}
+        checkpoint.rewrite(weights, {**rest, **logits})
         return True
+
+    def _is_top_k_of(
+        self, stored: Mapping[str, Tensor], logits: Mapping[str, Tensor], adapter_name: str
+    ) -> bool:
+        """Whether a file was made of these logits. Not so where a process holds but a part of
+        each parameter (FSDP, ZeRO-3), or where somebody saved another state dict.
+        """
+        config = self._config_of(adapter_name)
+        shapes = checkpoint.expected_shapes(config, self._features(adapter_name), only_topk=False)
+        if any(type(t) is not Tensor or t.shape != shapes[key] for key, t in logits.items()):
+            return False
+        return all(
+            key in stored and torch.equal(stored[key], tensor.to("cpu"))
+            for key, tensor in checkpoint.packed(logits, config.topk).items()
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Configs come out of a deepcopy or a pickle without the model that they belong to.

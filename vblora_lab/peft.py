@@ -111,8 +111,9 @@ def get_peft_model(
     model: nn.Module,
     config: PeftConfig,
     adapter_name: str = "default",
+    *,
     bank: Bank | None = None,
-    freeze_bank: bool = True,
+    freeze_bank: bool | None = None,
     **kwargs: Any,
 ) -> PeftModel:
     """Adapt a model with VB-LoRA: peft.get_peft_model on this package's classes.
@@ -123,8 +124,8 @@ def get_peft_model(
         adapter_name: name of the adapter.
         bank: a bank to use instead of a random one: the folder or Hub id of a stored adapter, or a
             tensor (num_vectors, vector_length).
-        freeze_bank: with `bank`: train logits alone, and store no bank with the adapter. False to
-            train a copy of the bank too.
+        freeze_bank: what becomes of a bank that is given. True, which is the default: only logits
+            are trained, and no bank is stored with the adapter. False: the bank is trained too.
         **kwargs: of peft.get_peft_model: autocast_adapter_dtype, low_cpu_mem_usage, revision.
 
     Returns:
@@ -142,12 +143,16 @@ def get_peft_model(
     check_adapter_name(adapter_name, model)
     config = as_vblora_config(config)
     numbers = _numbers(bank)
+    if numbers is None and freeze_bank is not None:
+        raise ConfigError(
+            f"freeze_bank={freeze_bank}: says what becomes of a bank that is given; give bank= too."
+        )
     if numbers is not None:
-        check_bank_fits(config, numbers, "bank=")
+        check_bank_fits(config, numbers, "the given bank")
     with using(), restored_on_error(model, adapter_name), _without_known_warning():
         adapted = peft.get_peft_model(model, config, adapter_name=adapter_name, **kwargs)
         if numbers is not None:
-            _use_bank(adapted, adapter_name, numbers, freeze_bank)
+            _use_bank(adapted, adapter_name, numbers, freeze_bank is not False)
         return adapted
 
 
@@ -155,6 +160,7 @@ def add_adapter(
     model: PeftModel,
     adapter_name: str,
     config: PeftConfig,
+    *,
     freeze_bank: bool = True,
     bank_of: str = "default",
     **kwargs: Any,
@@ -184,7 +190,7 @@ def add_adapter(
         there = ", ".join(map(repr, banks))
         raise ConfigError(f"bank_of={bank_of!r}: no adapter is called so; there are {there}.")
     config = as_vblora_config(config)
-    check_bank_fits(config, banks[bank_of], f"adapter {bank_of!r}")
+    check_bank_fits(config, banks[bank_of], f"the bank of adapter {bank_of!r}")
     base = model.get_base_model()
     with using(), restored_on_error(base, adapter_name), _without_known_warning():
         model.add_adapter(adapter_name, config, **kwargs)
@@ -230,6 +236,7 @@ def from_pretrained(
     path: str | os.PathLike[str],
     adapter_name: str = "default",
     is_trainable: bool = False,
+    *,
     bank: Bank | None = None,
     **kwargs: Any,
 ) -> PeftModel:
@@ -256,7 +263,7 @@ def from_pretrained(
     Raises:
         CheckpointError: no adapter there, one of another method, a damaged or pickled file, one
             that doesn't fit the model, one without its bank, or one that can't be trained.
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or a bank is given that has no use.
         TargetError: the config names no layers of this model. In any case the model is as it was.
     """
     hub = {key: kwargs.pop(key, None) for key in ("subfolder", "revision", "token", "cache_dir")}
@@ -271,7 +278,7 @@ def from_pretrained(
     if not has_bank:
         banks = _banks(model) if isinstance(model, PeftModel) else None
         found = find_bank(folder, banks, _numbers(bank))
-        check_bank_fits(config, found, f"the adapter {folder} was trained beside")
+        check_bank_fits(config, found, "its bank")
     elif bank is not None:
         raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
     with using(), restored_on_error(base, adapter_name), _without_known_warning():

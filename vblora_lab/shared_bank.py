@@ -52,10 +52,10 @@ class VectorBanks(nn.ParameterDict):
             dtype = torch.promote_types(bank.dtype, torch.float32)
             bank = nn.Parameter(bank.detach().to(device, dtype, copy=True))
         self[adapter_name] = bank
-        uses_it_too = owner in self.fingerprints
-        self.fingerprints[adapter_name] = (
-            self.fingerprint_of(owner) if owner and uses_it_too else fingerprint(bank)
-        )
+        if owner is not None and owner in self.fingerprints:
+            self.fingerprints[adapter_name] = self.fingerprint_of(owner)
+        else:
+            self.fingerprints[adapter_name] = fingerprint(bank)
         self.keep_frozen()
 
     def fingerprint_of(self, adapter_name: str) -> str:
@@ -91,13 +91,13 @@ def fingerprint(bank: Tensor) -> str:
     return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
 
 
-def check_bank_fits(config: VBLoRAConfig, bank: Tensor, owner: str) -> None:
+def check_bank_fits(config: VBLoRAConfig, bank: Tensor, which: str) -> None:
     """Raise `ConfigError` if a config can't use a bank.
 
     Args:
         config: of the adapter that would use it.
         bank: (num_vectors, vector_length), floats.
-        owner: says in the message whose bank it is.
+        which: says in the message which bank it is.
     """
     if bank.dim() != 2 or not bank.is_floating_point():
         raise ConfigError(
@@ -107,11 +107,11 @@ def check_bank_fits(config: VBLoRAConfig, bank: Tensor, owner: str) -> None:
     for field, size in zip(("num_vectors", "vector_length"), bank.shape, strict=True):
         if getattr(config, field) != size:
             raise ConfigError(
-                f"{field}={getattr(config, field)}: the bank of {owner} has {field}={size}, and "
-                f"an adapter that uses it must have the same; set {field}={size}."
+                f"{field}={getattr(config, field)}: {which} has {field}={size}, and an adapter "
+                f"that uses it must have the same; set {field}={size}."
             )
     if not torch.isfinite(bank).all():
-        raise ConfigError(f"bank: the bank of {owner} has NaN or infinite entries.")
+        raise ConfigError(f"bank: {which} has NaN or infinite entries.")
 
 
 def bank_of_folder(folder: str | os.PathLike[str]) -> Tensor:
@@ -120,6 +120,8 @@ def bank_of_folder(folder: str | os.PathLike[str]) -> Tensor:
     Raises:
         CheckpointError: there is no adapter, or it has no bank itself.
     """
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"bank: there is no folder {folder}.")
     tensors = read_tensors(folder)
     if BANK_KEY not in tensors:
         raise CheckpointError(

@@ -91,6 +91,57 @@ def test_files_load_both_ways(case, only_topk, written_by, tmp_path):
     assert not ours.training
 
 
+@pytest.mark.parametrize("num_vectors", [255, 256, 2**15 - 1, 2**15])
+@pytest.mark.parametrize("written_by", ["ours", "stock"])
+def test_every_size_of_index_loads_both_ways(num_vectors, written_by, tmp_path):
+    case = CASES["linear"]
+    writer = getattr(case, written_by)(num_vectors=num_vectors, save_only_topk_weights=True)
+    scramble(writer)
+    for name, parameter in writer.named_parameters():
+        if "vblora_logits" in name:
+            parameter.data[..., -1] = 9  # the largest index is chosen, here and there
+            parameter.data[..., 0] = 8
+    tensors = saved(writer, tmp_path, with_ours=written_by == "ours")
+    indices = tensors["base_model.model.first.vblora_logits_A_topk_indices"]
+    assert indices.dtype == checkpoint.index_dtype(num_vectors)
+    assert indices[..., 0].unique().tolist() == [num_vectors - 1]
+    for load in (lab.from_pretrained, PeftModel.from_pretrained):
+        loaded = load(case.base(), tmp_path)
+        assert_close(case.output(loaded), case.output(writer), relative=1e-4)
+
+
+@given(
+    r=st.integers(1, 5),
+    num_vectors=st.integers(4, 300),
+    vector_length=st.sampled_from([1, 2, 4]),
+    topk=st.integers(1, 4),
+    targets=st.sampled_from([["first"], ["second"], ["first", "second"], "all-linear"]),
+    only_topk=st.booleans(),
+    ours_writes=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+@pytest.mark.filterwarnings("ignore:topk=1")
+def test_any_adapter_loads_both_ways(
+    tmp_path_factory, r, num_vectors, vector_length, topk, targets, only_topk, ours_writes
+):
+    case = CASES["linear"]
+    changes = {
+        "r": r,
+        "num_vectors": num_vectors,
+        "vector_length": vector_length,
+        "topk": topk,
+        "target_modules": targets,
+        "save_only_topk_weights": only_topk,
+    }
+    writer = case.ours(**changes) if ours_writes else case.stock(**changes)
+    scramble(writer)
+    folder = tmp_path_factory.mktemp("adapter")
+    saved(writer, folder, with_ours=ours_writes)
+    for load in (lab.from_pretrained, PeftModel.from_pretrained):
+        loaded = load(case.base(), folder)
+        assert_close(case.output(loaded), case.output(writer), relative=1e-4)
+
+
 def test_a_second_process_gets_the_same_output(opt_case, tmp_path):
     """Save here, load there with PEFT alone and then with this package; compare the logits."""
     base = opt_case.base()

@@ -320,6 +320,11 @@ def test_a_config_knows_its_model_without_holding_it(tmp_path):
         other.save_pretrained(tmp_path / "checkpoint-1")  # no model, no weights to look at
         assert fields(tmp_path / "checkpoint-1")["save_only_topk_weights"] is True
     assert "_owner" not in config.to_dict()
+    model.add_adapter("task", config)
+    deleted = model.peft_config["task"]
+    model.delete_adapter("task")
+    deleted.save_pretrained(tmp_path / "deleted")
+    assert fields(tmp_path / "deleted")["save_only_topk_weights"] is True
     gone = weakref.ref(model.base_model)
     del model
     gc.collect()

@@ -127,7 +127,10 @@ def test_the_bank_stays_frozen_whatever_is_done(opt_case, two, tmp_path):
     two.save_pretrained(tmp_path)
     two.load_adapter(tmp_path / "task", "task", is_trainable=True)
     two.load_adapter(tmp_path, "default", is_trainable=True)
+    with lab.using():
+        two.load_adapter(tmp_path, "default", low_cpu_mem_usage=True)
     assert frozen()
+    assert banks(two)["task"] is banks(two)["default"]
     for other in (copy.deepcopy(two), pickle.loads(pickle.dumps(two))):
         other.set_adapter("task")
         assert banks(other)["task"] is banks(other)["default"]
@@ -433,8 +436,8 @@ def test_a_chain_of_tasks_names_the_first_bank(opt_case, two, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "options", "match"),
     [
-        ({"num_vectors": 12}, {}, r"num_vectors=12: the bank of .* set num_vectors=10"),
-        ({"vector_length": 2}, {}, r"vector_length=2: the bank of .* set vector_length=4"),
+        ({"num_vectors": 12}, {}, r"num_vectors=12: the .*bank.* set num_vectors=10"),
+        ({"vector_length": 2}, {}, r"vector_length=2: the .*bank.* set vector_length=4"),
         ({}, {"bank_of": "nobody"}, "bank_of='nobody'.*'default'"),
         ({"target_modules": ["q_prj"]}, {}, "q_proj"),
     ],
@@ -462,12 +465,14 @@ def test_what_is_no_bank(opt_case, first):
         (torch.zeros(10), "must be floats of shape"),
         (torch.zeros(10, 4, dtype=torch.int), "must be floats"),
         (torch.full((10, 4), torch.nan), "NaN or infinite"),
-        ("nowhere", "has a config but no weights|no folder"),
+        ("nowhere", "there is no folder nowhere"),
     ):
         base = opt_case.base()
         with pytest.raises((ConfigError, CheckpointError), match=match):
             lab.get_peft_model(base, task_config(), bank=bank)
         assert not any(isinstance(module, nn.ParameterDict) for module in base.modules())
+    with pytest.raises(ConfigError, match=r"freeze_bank=True: .* give bank= too"):
+        lab.get_peft_model(opt_case.base(), task_config(), freeze_bank=True)
     with pytest.raises(TargetError, match="made by vblora_lab"):
         lab.add_adapter(opt_case.stock(), "task", task_config())
     with pytest.raises(ConfigError, match="is taken"):
