@@ -581,16 +581,26 @@ def restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     adapted = set(adapted_layers(model, adapter_name).values())
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     configs = dict(model.__dict__.get("peft_config", {}))
+    of_passes: tuple[dict[int, Any], ...] = (
+        model._forward_pre_hooks,
+        model._forward_hooks,
+        model._forward_hooks_always_called,
+    )
+    hooks = [dict(each) for each in of_passes]
     try:
         yield
     except BaseException:
         for module, children in modules.items():
             if isinstance(module, VBLoRALayer) and module not in adapted:
                 module.delete_adapter(adapter_name)
+                module.pool.layers.pop(adapter_name, None)
             module._modules.clear()
             module._modules.update(children)
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+        for each, before in zip(of_passes, hooks, strict=True):
+            each.clear()
+            each.update(before)
         if adapter_name not in configs:
             model.__dict__.get("peft_config", {}).pop(adapter_name, None)
         if not configs:

@@ -875,12 +875,16 @@ def test_a_failure_while_loading_is_taken_back(opt_case, adapter, monkeypatch):
     monkeypatch.setattr("peft.peft_model.load_peft_weights", fails)
     base = opt_case.base()
     assert "disk gone" in refused(lambda: lab.from_pretrained(base, adapter), base, OSError)
+    assert not base._forward_pre_hooks
+    assert not base._forward_hooks
     model = opt_case.ours(target_modules=["k_proj", "fc1"])
     before = state_of(model)
     with pytest.raises(OSError, match="disk gone"):
         lab.from_pretrained(model, adapter, "other")
     assert_unchanged(model, before)
     assert list(model.peft_config) == list(model.vblora_vector_bank) == ["default"]
+    assert list(model.base_model.pool.layers) == ["default"]
+    assert len(model.get_base_model()._forward_hooks) == 1
 
 
 def test_a_name_that_is_taken(opt_case, adapter):
