@@ -16,9 +16,11 @@ _HOMES = {
     "VBLoRALayer": "layers",
     "VBLoRAModel": "model",
     "Linear": "layers",
+    "add_adapter": "peft",
     "get_peft_model": "peft",
     "from_pretrained": "peft",
     "register": "peft",
+    "save_with_bank": "peft",
     "unregister": "peft",
     "using": "peft",
     "Plan": "planning",
@@ -57,6 +59,7 @@ __all__ = [
     "VBLoRAConfig",
     "VBLoRALayer",
     "VBLoRAModel",
+    "add_adapter",
     "from_pretrained",
     "get_peft_model",
     "load_base",
@@ -65,6 +68,7 @@ __all__ = [
     "read_selection",
     "register",
     "run_demo",
+    "save_with_bank",
     "unregister",
     "using",
 ]
@@ -87,7 +91,15 @@ if TYPE_CHECKING:
     from vblora_lab.demo import run_demo
     from vblora_lab.layers import Linear, VBLoRALayer
     from vblora_lab.model import VBLoRAModel
-    from vblora_lab.peft import from_pretrained, get_peft_model, register, unregister, using
+    from vblora_lab.peft import (
+        add_adapter,
+        from_pretrained,
+        get_peft_model,
+        register,
+        save_with_bank,
+        unregister,
+        using,
+    )
     from vblora_lab.planning import Plan, plan
     from vblora_lab.presets import PRESETS
     from vblora_lab.selection import Selection, SubVectors, read_selection

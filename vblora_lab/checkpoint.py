@@ -14,19 +14,24 @@ or, with save_only_topk_weights, only what the choice came to:
 The last weight isn't stored, since the weights of a sub-vector sum to 1. Logits are rebuilt as the
 logarithm of the weights, and -inf where nothing was stored: softmax gives the weights back, but
 training can't go on from there.
+
+Weights are float32 whatever the adapter's dtype: PEFT rebuilds logits in float32 and can't mix.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.admixture import choose
 from vblora_lab.config import VBLoRAConfig
@@ -52,29 +57,79 @@ def index_dtype(num_vectors: int) -> torch.dtype:
 
 
 def pack(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """Logits (..., num_vectors) -> indices (..., topk), and weights (..., topk - 1)."""
-    indices, weights = choose(logits, topk)
-    return indices.to(index_dtype(logits.shape[-1])), weights[..., :-1].contiguous()
+    """What is stored of a choice.
+
+    Args:
+        logits: (..., num_vectors), in any float dtype.
+        topk: how many vectors are chosen.
+
+    Returns:
+        indices (..., topk) in the smallest integer type, largest weight first, and weights
+        (..., topk - 1) float32.
+    """
+    indices, weights = choose(logits.float(), topk)
+    weights = weights[..., :-1].clone()
+    if topk > 2:
+        # Rounding can bring the sum of several weights above 1. PEFT would then take the logarithm
+        # of a negative last weight, and its whole model would be NaN; the largest weight gives way.
+        most = 1 - topk * torch.finfo(torch.float32).eps
+        weights[..., 0] -= (weights.sum(-1) - most).clamp_min(0)
+    return indices.to(index_dtype(logits.shape[-1])), weights
 
 
-def unpack(indices: Tensor, weights: Tensor, num_vectors: int) -> Tensor:
-    """The inverse of `pack`, up to what it left out: -inf for each vector that wasn't chosen.
+def unpack(indices: Tensor, weights: Tensor, num_vectors: int, where: str = "the file") -> Tensor:
+    """The inverse of `pack`, up to what it left out.
+
+    Args:
+        indices: (..., topk) integers below num_vectors, no two the same in a sub-vector.
+        weights: (..., topk - 1) of a sum of at most 1, in any float dtype.
+        num_vectors: size of the bank.
+        where: names the tensors in an error.
+
+    Returns:
+        Logits (..., num_vectors) float32: -inf for each vector that wasn't chosen.
 
     Raises:
-        CheckpointError: an index lies outside the bank.
+        CheckpointError: the indices or weights can't be a choice.
     """
-    indices = indices.long()
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_vectors:
-        raise CheckpointError(
-            f"stored indices run from {int(indices.min())} to {int(indices.max())}, but the bank "
-            f"has num_vectors={num_vectors} vectors (0 to {num_vectors - 1})."
-        )
+    check_choice(indices, weights, num_vectors, where)
+    weights = weights.float()
     weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], dim=-1)
     # Rounding can leave a last weight of zero or just below. Its logarithm would be -inf or NaN,
     # and the choice lost; the smallest normal number keeps it, at no weight worth the name.
-    logits = torch.log(weights.clamp_min(torch.finfo(weights.dtype).tiny))
+    logits = torch.log(weights.clamp_min(torch.finfo(torch.float32).tiny))
     empty = logits.new_full((*logits.shape[:-1], num_vectors), -torch.inf)
-    return empty.scatter(-1, indices, logits)
+    return empty.scatter(-1, indices.long(), logits)
+
+
+def check_choice(indices: Tensor, weights: Tensor, num_vectors: int, where: str) -> None:
+    """Raise `CheckpointError` for indices or weights that no choice of vectors gives."""
+    if indices.is_floating_point() or not weights.is_floating_point():
+        raise CheckpointError(
+            f"{where}: indices are {indices.dtype} and weights {weights.dtype}; must be integers "
+            "and floats."
+        )
+    if indices.numel() == 0:
+        return
+    indices = indices.long()  # uint8 knows no comparison with negative numbers
+    lowest, highest = int(indices.min()), int(indices.max())
+    if lowest < 0 or highest >= num_vectors:
+        raise CheckpointError(
+            f"{where}: stored indices run from {lowest} to {highest}, but the bank has "
+            f"num_vectors={num_vectors} vectors (0 to {num_vectors - 1})."
+        )
+    in_order = indices.sort(-1).values
+    if (in_order[..., 1:] == in_order[..., :-1]).any():
+        raise CheckpointError(f"{where}: a sub-vector has the same index twice.")
+    if not torch.isfinite(weights).all():
+        raise CheckpointError(f"{where}: stored weights are NaN or infinite.")
+    total = weights.float().sum(-1)
+    rounding = indices.shape[-1] * torch.finfo(weights.dtype).eps
+    if (weights < 0).any() or (total > 1 + rounding).any():
+        raise CheckpointError(
+            f"{where}: the stored weights of a sub-vector must be 0 or more and sum to 1 at most; "
+            f"the smallest is {float(weights.min()):g}, the largest sum {float(total.max()):g}."
+        )
 
 
 # --- the state dict of an adapter
@@ -97,12 +152,15 @@ def unpacked(state_dict: Mapping[str, Tensor], num_vectors: int) -> dict[str, Te
     for key in state_dict:
         if key.endswith(INDICES):
             stem = key.removesuffix(INDICES)
-            result[stem] = unpack(state_dict[key], state_dict[stem + WEIGHTS], num_vectors)
+            result[stem] = unpack(state_dict[key], state_dict[stem + WEIGHTS], num_vectors, stem)
     return result
 
 
 def expected_shapes(
-    config: VBLoRAConfig, features: Mapping[str, tuple[int, int]], only_topk: bool
+    config: VBLoRAConfig,
+    features: Mapping[str, tuple[int, int]],
+    only_topk: bool,
+    with_bank: bool = True,
 ) -> dict[str, Shape]:
     """The keys and shapes of an adapter's bank and logits.
 
@@ -110,8 +168,11 @@ def expected_shapes(
         config: of the adapter.
         features: (in_features, out_features) of each adapted layer, by full name.
         only_topk: in the top-k format rather than with all logits.
+        with_bank: False for an adapter that uses the bank of another.
     """
-    shapes: dict[str, Shape] = {BANK_KEY: (config.num_vectors, config.vector_length)}
+    shapes: dict[str, Shape] = {}
+    if with_bank:
+        shapes[BANK_KEY] = (config.num_vectors, config.vector_length)
     for name, (in_features, out_features) in features.items():
         tiles_A = (config.r, in_features // config.vector_length)
         tiles_B = (out_features // config.vector_length, config.r)
@@ -125,31 +186,36 @@ def expected_shapes(
     return shapes
 
 
-def check_shapes(
-    found: Mapping[str, Shape],
+def check_tensors(
+    tensors: Mapping[str, Tensor],
     config: VBLoRAConfig,
     features: Mapping[str, tuple[int, int]],
+    others: Mapping[str, Shape],
     where: str,
 ) -> None:
-    """Compare the bank and logits of a file with what a model expects; ignore other entries.
+    """Compare what a file holds with what a model expects, and look at its numbers.
 
     Args:
-        found: shapes by key, in either format.
+        tensors: of the file, in either format; a bank may be missing.
         config: of the adapter.
         features: (in_features, out_features) of each adapted layer, by full name.
+        others: all else that the model could take: shapes of biases and whole modules, by key.
         where: names the file in the message.
 
     Raises:
-        CheckpointError: keys are missing, unexpected, or of another shape.
+        CheckpointError: keys are missing, unexpected, or of another shape; or numbers that no
+            training gives: NaN, infinite, or no choice of bank vectors.
     """
-    expected = expected_shapes(config, features, only_topk=is_topk_format(found))
-    ours = {key: tuple(shape) for key, shape in found.items() if "vblora_" in key}
-    problems = [f"{key} is missing" for key in expected.keys() - ours.keys()]
-    problems += [f"{key} is not in this model" for key in ours.keys() - expected.keys()]
+    only_topk, with_bank = is_topk_format(tensors), BANK_KEY in tensors
+    expected = expected_shapes(config, features, only_topk, with_bank)
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    needed = {**{key: others[key] for key in found.keys() & others.keys()}, **expected}
+    problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
+    problems += [f"{key} is not in this model" for key in found.keys() - needed.keys()]
     problems += [
-        f"{key} has shape {ours[key]}, this model needs {expected[key]}"
-        for key in ours.keys() & expected.keys()
-        if ours[key] != expected[key]
+        f"{key} has shape {found[key]}, this model needs {needed[key]}"
+        for key in found.keys() & needed.keys()
+        if found[key] != needed[key]
     ]
     if problems:
         problems.sort()
@@ -158,11 +224,36 @@ def check_shapes(
             f"{where} doesn't fit this model: {'; '.join(problems[:4])}{more}. Was it made for "
             "another base model, or with another config?"
         )
+    for key in expected:
+        if key.endswith(INDICES):
+            stem = key.removesuffix(INDICES)
+            weights = tensors[stem + WEIGHTS]
+            check_choice(tensors[key], weights, config.num_vectors, f"{where}: {stem}")
+        elif not key.endswith(WEIGHTS):
+            _check_finite(tensors[key], f"{where}: {key}", minus_infinity=key != BANK_KEY)
+
+
+def _check_finite(tensor: Tensor, where: str, minus_infinity: bool) -> None:
+    """Logits may be -inf: saved again after they were rebuilt from their top k."""
+    finite = torch.isfinite(tensor)
+    if not (finite | (tensor == -torch.inf) if minus_infinity else finite).all():
+        raise CheckpointError(f"{where} is NaN or infinite; the training probably diverged.")
 
 
 def is_topk_format(keys: Iterable[str]) -> bool:
     """Whether these are the keys of the top-k format."""
     return any(key.endswith(INDICES) for key in keys)
+
+
+def check_format(keys: Iterable[str], config: VBLoRAConfig, where: str) -> None:
+    """Raise `CheckpointError` for a file that isn't in the format that its config says."""
+    only_topk = is_topk_format(keys)
+    if only_topk != config.save_only_topk_weights:
+        holds = "only the top-k weights" if only_topk else "all logits"
+        raise CheckpointError(
+            f"{where} holds {holds}, but its config says save_only_topk_weights="
+            f"{config.save_only_topk_weights}. Were config and weights of two adapters mixed up?"
+        )
 
 
 # --- a folder with an adapter
@@ -197,31 +288,55 @@ def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read_shapes(folder: str | os.PathLike[str]) -> dict[str, Shape]:
-    """Keys and shapes of the tensors in an adapter folder; safetensors files aren't read in full.
+def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors in an adapter folder, by key.
 
     Raises:
-        CheckpointError: there is no weights file, or it is damaged.
+        CheckpointError: there is no safetensors file, or it is damaged. Pickled weights are never
+            read, since a pickle can run any code.
     """
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     pickled = Path(folder) / WEIGHTS_NAME
     if path.is_file():
         try:
-            with safe_open(path, framework="pt") as file:
-                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            return load_file(path)
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path} is damaged or no safetensors file ({error}); copy it again."
             ) from error
-    if not pickled.is_file():
+    if pickled.is_file():
         raise CheckpointError(
-            f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing."
+            f"{pickled} is a pickle, which can run any code when it is read. If you trust it, "
+            f"convert it once: safetensors.torch.save_file(torch.load({str(pickled)!r}, "
+            f"weights_only=True), {str(path)!r})."
         )
-    try:
-        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
-        raise CheckpointError(f"{pickled} is damaged or no torch file ({error}).") from error
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    raise CheckpointError(
+        f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing. (Pickled "
+        f"weights, {WEIGHTS_NAME}, are neither downloaded nor read.)"
+    )
+
+
+def read_to_rewrite(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, apart from it: a mapped file can't always be replaced."""
+    return load(path.read_bytes())
+
+
+def rewrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Put other tensors into a safetensors file; an interruption leaves the old file."""
+    new = path.with_name(f"{path.name}.new")
+    save_file({k: t.contiguous() for k, t in tensors.items()}, new, metadata={"format": "pt"})
+    os.replace(new, path)
+
+
+def is_training_checkpoint(folder: Path, adapter_name: str) -> bool:
+    """Whether a folder is where HF Trainer keeps an adapter to resume from: checkpoint-<step>.
+
+    PEFT puts an adapter of another name than "default" into a folder of that name in it.
+    """
+    folder = Path(folder).absolute()
+    if adapter_name != "default":
+        folder = folder.parent
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is not None
 
 
 # --- sizes
@@ -239,6 +354,7 @@ def vblora_stored_bytes(
     topk: int,
     only_topk: bool,
     float_bytes: int = FLOAT32_BYTES,
+    with_bank: bool = True,
 ) -> int:
     """Bytes of the tensors of a stored VB-LoRA adapter: the bank, and logits in either format.
 
@@ -248,10 +364,11 @@ def vblora_stored_bytes(
         topk: vectors mixed into a sub-vector.
         only_topk: the format of save_only_topk_weights.
         float_bytes: size of one number of the adapter, 4 for float32.
+        with_bank: False for an adapter that uses the bank of another.
     """
-    bank = num_vectors * vector_length * float_bytes
+    bank = num_vectors * vector_length * float_bytes if with_bank else 0
     if only_topk:
-        per_sub_vector = topk * index_dtype(num_vectors).itemsize + (topk - 1) * float_bytes
+        per_sub_vector = topk * index_dtype(num_vectors).itemsize + (topk - 1) * FLOAT32_BYTES
     else:
         per_sub_vector = num_vectors * float_bytes
     return bank + sub_vectors * per_sub_vector

@@ -11,11 +11,14 @@ import dataclasses
 import difflib
 import math
 import numbers
+import os
 import re
 import warnings
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from peft import PeftConfig, PeftType, TaskType
 
@@ -23,6 +26,12 @@ from vblora_lab.errors import ConfigError
 
 BIAS_MODES = ("none", "all", "vblora_only")
 ALL_LINEAR = "all-linear"
+
+
+class FolderOwner(Protocol):
+    """What a model does for the configs of its adapters (see `VBLoRAConfig.save_pretrained`)."""
+
+    def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig: ...
 
 
 @dataclass
@@ -77,7 +86,7 @@ class VBLoRAConfig(PeftConfig):
         default=False,
         metadata={
             "help": "Store the chosen indices and topk - 1 weights instead of all logits: far "
-            "smaller, but for inference and merging only."
+            "smaller, but for inference and merging only. Checkpoints of HF Trainer keep all."
         },
     )
     vblora_dropout: float = field(
@@ -229,6 +238,28 @@ class VBLoRAConfig(PeftConfig):
                 "and the choice of vectors never changes; only the bank learns. Use topk=2.",
                 stacklevel=4,
             )
+
+    # --- the model it belongs to. No field: neither compared, nor printed, nor stored.
+
+    def belongs_to(self, owner: FolderOwner) -> None:
+        """Let this model, which is only weakly referenced, complete the folders it is saved in."""
+        self.__dict__["_owner"] = weakref.ref(owner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, and what comes out of a pickle, belongs to no model until one says so.
+        return {name: value for name, value in self.__dict__.items() if name != "_owner"}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write adapter_config.json; if a model holds this config, the model completes the folder.
+
+        PeftModel.save_pretrained writes the weights of an adapter, tells the tuner no folder, and
+        then calls this method on the config that the model holds. So this is the one place where
+        the model can see that the folder is a training checkpoint, and can do so whichever of
+        PEFT's tables is in force (see `VBLoRAModel.complete_folder`).
+        """
+        owner = self.__dict__.get("_owner", lambda: None)()
+        stored = self if owner is None else owner.complete_folder(self, Path(save_directory))
+        PeftConfig.save_pretrained(stored, str(save_directory), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dict; names that PEFT keeps as sets come sorted, so files don't vary."""

@@ -17,6 +17,13 @@ class CheckpointError(VBLoRAError, ValueError):
     """A file or folder is not a VB-LoRA adapter, or not one that fits this model or this use."""
 
 
+class InferenceOnlyError(CheckpointError, RuntimeError):
+    """An adapter of which only the top-k weights were stored is to be trained.
+
+    A RuntimeError too, since that is what PEFT raises here.
+    """
+
+
 class MergeError(VBLoRAError, ValueError):
     """An adapter can't be added to the weights of the base model."""
 

@@ -14,7 +14,7 @@ Attribute and parameter names are PEFT's, so that PEFT's code saves and loads th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,9 +26,10 @@ from transformers.pytorch_utils import Conv1D
 from vblora_lab import fused
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.errors import CheckpointError, MergeError, TargetError
+from vblora_lab.errors import InferenceOnlyError, MergeError, TargetError
 from vblora_lab.frozen_linear import frozen_linear, frozen_weight
 from vblora_lab.pooled import Matrices, Pool, autocast_dtype
+from vblora_lab.shared_bank import VectorBanks
 
 LinearLayer = nn.Linear | Conv1D
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
@@ -119,7 +120,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
     def update_layer(
         self,
         adapter_name: str,
-        vblora_vector_bank: nn.ParameterDict,
+        vblora_vector_bank: VectorBanks,
         config: VBLoRAConfig,
         inference_mode: bool = False,
     ) -> None:
@@ -160,6 +161,18 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters: theirs are trained from now on, except for a bank that is shared."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.vblora_vector_bank.keep_frozen()
+
+    def set_requires_grad(
+        self, adapter_names: str | Sequence[str], requires_grad: bool = True
+    ) -> None:
+        """Train or freeze adapters, except for a bank that is shared, which stays frozen."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self.vblora_vector_bank.keep_frozen()
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
@@ -192,7 +205,7 @@ class Linear(VBLoRALayer):
     def __init__(
         self,
         base_layer: nn.Module,
-        vblora_vector_bank: nn.ParameterDict,
+        vblora_vector_bank: VectorBanks,
         adapter_name: str,
         config: VBLoRAConfig,
     ) -> None:
@@ -213,7 +226,7 @@ class Linear(VBLoRALayer):
             (..., out_features) in the dtype of the base layer's output.
 
         Raises:
-            CheckpointError: in training, logits of which only the top k were stored.
+            InferenceOnlyError: in training, logits of which only the top k were stored.
         """
         if self.pool.folds and not args and not kwargs:
             folded = self.pool.folded(self.name_in_pool, self)
@@ -285,13 +298,16 @@ class Linear(VBLoRALayer):
         return Matrices(A.to(autocast or A.dtype), B.T.to(autocast or B.dtype))
 
     def _refuse_to_train(self, adapter: str) -> None:
-        learns = self.vblora_logits_A[adapter].requires_grad and torch.is_grad_enabled()
+        logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in logits)
         if self.training and learns:
-            raise CheckpointError(
-                f"adapter {adapter!r} can't be trained: its file stores only the top "
-                f"{self.topk[adapter]} logits of each sub-vector (save_only_topk_weights=True), so "
-                "another choice could never be learned. Train from a file with all logits, or "
-                "call model.eval() to use this one."
+            # The first sentences are PEFT's; programs may look for them.
+            raise InferenceOnlyError(
+                "Found infinity values in VB-LoRA logits. Ensure training was not resumed from a "
+                f"`save_only_topk_weights` model. Adapter {adapter!r} was loaded from a file that "
+                f"stores only the top {self.topk[adapter]} logits of each sub-vector, so another "
+                "choice could never be learned. Train from a file with all logits, or call "
+                "model.eval() to use this one."
             )
 
     def _load_from_state_dict(

@@ -6,23 +6,28 @@ something still fail on the way, the model is put back as it was.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import ConfigError, MergeError, TargetError
+from vblora_lab.errors import CheckpointError, ConfigError, MergeError, TargetError
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype
 from vblora_lab.pooled import Pool
+from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
 
 
@@ -50,7 +55,7 @@ class VBLoRAModel(BaseTuner):
 
     Attributes:
         vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
-            holds this same ParameterDict.
+            holds this same dictionary.
 
     Raises:
         ConfigError, TargetError: before anything is changed.
@@ -95,9 +100,15 @@ class VBLoRAModel(BaseTuner):
     # --- injection
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.vblora_vector_bank = nn.ParameterDict()
+        self.vblora_vector_bank = VectorBanks()
         self.pool = Pool()
         self._adapters_of_batch: list[str] = []
+
+    def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
+        """Draw the bank of an adapter anew, uniform in [-bound, bound], on the CPU in float32."""
+        bank = torch.empty(config.num_vectors, config.vector_length)
+        nn.init.uniform_(bank, -config.init_vector_bank_bound, config.init_vector_bank_bound)
+        self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
 
     def inject_adapter(
         self,
@@ -120,13 +131,12 @@ class VBLoRAModel(BaseTuner):
             config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
             self.peft_config[adapter_name] = config
             with restored_on_error(model, adapter_name):
+                self._init_vblora_vector_bank(config, adapter_name)
                 device = cast(Tensor, next(iter(targets.values())).weight).device
-                bank = torch.empty(config.num_vectors, config.vector_length)
-                nn.init.uniform_(
-                    bank, -config.init_vector_bank_bound, config.init_vector_bank_bound
-                )
-                bank = bank.to("meta" if low_cpu_mem_usage else device)
-                self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
+                bank = self.vblora_vector_bank[adapter_name].detach()
+                if not bank.is_meta:  # as it is when PEFT builds the whole tuner without memory
+                    bank = bank.to("meta" if low_cpu_mem_usage else device)
+                    self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
                 super().inject_adapter(
                     model,
                     adapter_name,
@@ -135,6 +145,7 @@ class VBLoRAModel(BaseTuner):
                 )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
                 self._pool_layers(adapter_name)
+            config.belongs_to(self)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
             if adapter_name in self.vblora_vector_bank:
@@ -217,9 +228,12 @@ class VBLoRAModel(BaseTuner):
             adapter_name: which adapter.
             autocast_adapter_dtype: False to keep half precision where the base layer has it.
         """
+        bank_is_shared = self.vblora_vector_bank.is_shared(adapter_name)
         for layer in adapted_layers(self, adapter_name).values():
             dtype = adapter_dtype(layer.base_weight().dtype, autocast_adapter_dtype)
             for name in layer.adapter_layer_names:
+                if name == "vblora_vector_bank" and bank_is_shared:
+                    continue  # it isn't this adapter's alone
                 parameter = getattr(layer, name)[adapter_name]
                 parameter.data = parameter.data.to(dtype)
 
@@ -321,8 +335,8 @@ class VBLoRAModel(BaseTuner):
     def get_nb_savable_parameters(self, adapter: str = "default") -> tuple[int, int]:
         """Numbers that storing an adapter takes, counted in float32: (bank and logits, others).
 
-        The others are biases and modules_to_save. Small integers of the top-k format count as the
-        part of a float32 that they take.
+        A bank that isn't the adapter's own isn't stored. The others are biases and modules_to_save.
+        Small integers of the top-k format count as the part of a float32 that they take.
         """
         config = self._config_of(adapter)
         vblora = self._vblora_bytes(adapter, config.save_only_topk_weights, float_bytes=4)
@@ -367,12 +381,17 @@ class VBLoRAModel(BaseTuner):
             config.topk,
             only_topk,
             float_bytes,
+            with_bank=adapter not in self.vblora_vector_bank.fingerprints,
         )
 
-    def _config_of(self, adapter: str) -> VBLoRAConfig:
+    def check_adapter_exists(self, adapter: str) -> None:
+        """Raise `ConfigError` if no adapter has this name."""
         if adapter not in self.peft_config:
             there = ", ".join(map(repr, self.peft_config))
             raise ConfigError(f"no adapter is called {adapter!r}; there are {there}.")
+
+    def _config_of(self, adapter: str) -> VBLoRAConfig:
+        self.check_adapter_exists(adapter)
         return cast(VBLoRAConfig, self.peft_config[adapter])
 
     def _features(self, adapter: str) -> dict[str, tuple[int, int]]:
@@ -434,11 +453,125 @@ class VBLoRAModel(BaseTuner):
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-        features = _features(adapted_layers(model, adapter_name))
-        checkpoint.check_shapes(found, config, features, where=f"the file of {adapter_name!r}")
+        layers = adapted_layers(model, adapter_name)
+        where = f"the file of {adapter_name!r}"
+        others = {
+            # A model that PEFT injected layers into without wrapping it has no prefix; files have.
+            key if key.startswith("base_model.") else checkpoint.LAYER_PREFIX + key: tensor.shape
+            for key, tensor in model.state_dict().items()
+        }
+        checkpoint.check_tensors(state_dict, config, _features(layers), others, where)
+        if not config.save_only_topk_weights:
+            checkpoint.check_format(state_dict, config, where)
+        # The other way round it passes: HF Trainer loads its checkpoints, which hold all logits,
+        # into an adapter that is to be stored in the top-k format in the end.
+        banks = next(iter(layers.values())).vblora_vector_bank
+        _check_bank(banks, adapter_name, state_dict, where)
         full = checkpoint.unpacked(state_dict, config.num_vectors)
+        if banks.is_shared(adapter_name):
+            full.pop(checkpoint.BANK_KEY, None)  # the very same is there, for other adapters too
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+
+    def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
+        """Bring a folder in which PEFT just stored an adapter into its final form.
+
+        A checkpoint of HF Trainer is for going on: it keeps all logits and the bank, even with
+        save_only_topk_weights and a shared bank. Any other folder is an export, and is compact: a
+        bank that the adapter only uses is left out, and a small file says which it was.
+
+        Args:
+            config: of the adapter, as the model holds it.
+            folder: has the adapter's weights, in PEFT's format.
+
+        Returns:
+            The config to be written there.
+        """
+        name = next((name for name, own in self.peft_config.items() if own is config), None)
+        weights = folder / SAFETENSORS_WEIGHTS_NAME
+        if name is None or not weights.is_file():  # the adapter is deleted, or nothing is stored
+            return config
+        going_on = checkpoint.is_training_checkpoint(folder, name)
+        (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
+        if going_on and config.save_only_topk_weights and self._put_back_logits(name, weights):
+            config = copy.copy(config)
+            config.save_only_topk_weights = False
+        if not going_on and name in self.vblora_vector_bank.fingerprints:
+            tensors = checkpoint.read_to_rewrite(weights)
+            tensors.pop(checkpoint.BANK_KEY, None)
+            checkpoint.rewrite(weights, tensors)
+            write_fingerprint(folder, self.vblora_vector_bank.fingerprint_of(name))
+        return config
+
+    def _put_back_logits(self, adapter_name: str, weights: Path) -> bool:
+        """Replace the top-k format in a file by all logits, or say that it can't be done."""
+        layers = adapted_layers(self, adapter_name)
+        if not all(layer.logits_are_complete[adapter_name] for layer in layers.values()):
+            return False  # there are no more than these
+        logits = {
+            f"{checkpoint.LAYER_PREFIX}{layer_name}.{name}": getattr(layer, name)[adapter_name].data
+            for layer_name, layer in layers.items()
+            for name in checkpoint.LOGITS
+        }
+        config = self._config_of(adapter_name)
+        stored = checkpoint.read_to_rewrite(weights)
+        if not self._is_top_k_of(stored, logits, adapter_name):
+            warnings.warn(
+                f"{weights} keeps only the top {config.topk} logits, since this process doesn't "
+                "have them all; training can't go on from there. Set save_only_topk_weights=False "
+                "while training.",
+                stacklevel=2,
+            )
+            return False
+        suffixes = (checkpoint.INDICES, checkpoint.WEIGHTS)
+        rest = {key: tensor for key, tensor in stored.items() if not key.endswith(suffixes)}
+        checkpoint.rewrite(weights, {**rest, **logits})
+        return True
+
+    def _is_top_k_of(
+        self, stored: Mapping[str, Tensor], logits: Mapping[str, Tensor], adapter_name: str
+    ) -> bool:
+        """Whether a file was made of these logits. Not so where a process holds but a part of
+        each parameter (FSDP, ZeRO-3), or where somebody saved another state dict.
+        """
+        config = self._config_of(adapter_name)
+        shapes = checkpoint.expected_shapes(config, self._features(adapter_name), only_topk=False)
+        if any(type(t) is not Tensor or t.shape != shapes[key] for key, t in logits.items()):
+            return False
+        return all(
+            key in stored and torch.equal(stored[key], tensor.to("cpu"))
+            for key, tensor in checkpoint.packed(logits, config.topk).items()
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Configs come out of a deepcopy or a pickle without the model that they belong to.
+        super().__setstate__(state)
+        for config in self.peft_config.values():
+            cast(VBLoRAConfig, config).belongs_to(self)
+
+
+def _check_bank(
+    banks: VectorBanks, adapter_name: str, state_dict: Mapping[str, Tensor], where: str
+) -> None:
+    """A file may lack the bank, or hold another one, just where that does no harm.
+
+    Raises:
+        CheckpointError: the adapter would be left with a random bank, or a load into one adapter
+            would change others.
+    """
+    bank = state_dict.get(checkpoint.BANK_KEY)
+    if bank is None and adapter_name not in banks.fingerprints:
+        raise CheckpointError(
+            f"{where} doesn't fit this model: {checkpoint.BANK_KEY} is missing. If the adapter "
+            "was trained on the bank of another, load it with vblora_lab.from_pretrained(model, "
+            "folder, bank=...)."
+        )
+    if bank is not None and banks.is_shared(adapter_name):
+        held = banks[adapter_name]
+        if not torch.equal(bank.to(held.device, held.dtype), held):
+            raise CheckpointError(
+                f"{where} has another bank than the one that {adapter_name!r} shares with other "
+                "adapters of this model, and would change them too. Load it under another name."
+            )
 
 
 def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
@@ -447,7 +580,7 @@ def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
 
 def check_adapter_name(name: str, model: nn.Module) -> None:
     """Raise `ConfigError` for a name that would get lost among the keys of the model."""
-    reserved = {NO_ADAPTER, *dir(nn.ParameterDict()), *dir(nn.ModuleDict())}
+    reserved = {NO_ADAPTER, *dir(VectorBanks()), *dir(nn.ModuleDict())}
     if not isinstance(name, str) or not name or "." in name or name in reserved:
         raise ConfigError(
             f"adapter_name={name!r}: must be a word without dots, and none that a parameter "
@@ -481,16 +614,26 @@ def restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     adapted = set(adapted_layers(model, adapter_name).values())
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     configs = dict(model.__dict__.get("peft_config", {}))
+    of_passes: tuple[dict[int, Any], ...] = (
+        model._forward_pre_hooks,
+        model._forward_hooks,
+        model._forward_hooks_always_called,
+    )
+    hooks = [dict(each) for each in of_passes]
     try:
         yield
     except BaseException:
         for module, children in modules.items():
             if isinstance(module, VBLoRALayer) and module not in adapted:
                 module.delete_adapter(adapter_name)
+                module.pool.layers.pop(adapter_name, None)
             module._modules.clear()
             module._modules.update(children)
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+        for each, before in zip(of_passes, hooks, strict=True):
+            each.clear()
+            each.update(before)
         if adapter_name not in configs:
             model.__dict__.get("peft_config", {}).pop(adapter_name, None)
         if not configs:

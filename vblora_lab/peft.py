@@ -12,26 +12,36 @@ names, so that PEFT's save_pretrained and load_adapter handle them.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, PeftType
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from torch import nn
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
 from vblora_lab.layers import in_out_features
 from vblora_lab.model import VBLoRAModel, check_adapter_name, restored_on_error
+from vblora_lab.shared_bank import (
+    FINGERPRINT_NAME,
+    VectorBanks,
+    bank_of_folder,
+    check_bank_fits,
+    find_bank,
+)
 from vblora_lab.targets import resolve
+
+Bank = str | os.PathLike[str] | Tensor
 
 
 class _Seam:
@@ -98,7 +108,13 @@ def _without_known_warning() -> Iterator[None]:
 
 
 def get_peft_model(
-    model: nn.Module, config: PeftConfig, adapter_name: str = "default", **kwargs: Any
+    model: nn.Module,
+    config: PeftConfig,
+    adapter_name: str = "default",
+    *,
+    bank: Bank | None = None,
+    freeze_bank: bool | None = None,
+    **kwargs: Any,
 ) -> PeftModel:
     """Adapt a model with VB-LoRA: peft.get_peft_model on this package's classes.
 
@@ -106,13 +122,17 @@ def get_peft_model(
         model: the base model; its linear layers are wrapped in place.
         config: a VBLoRAConfig, this package's or PEFT's. Never changed.
         adapter_name: name of the adapter.
+        bank: a bank to use instead of a random one: the folder or Hub id of a stored adapter, or a
+            tensor (num_vectors, vector_length).
+        freeze_bank: what becomes of a bank that is given. True, which is the default: only logits
+            are trained, and no bank is stored with the adapter. False: the bank is trained too.
         **kwargs: of peft.get_peft_model: autocast_adapter_dtype, low_cpu_mem_usage, revision.
 
     Returns:
         The PeftModel for config.task_type.
 
     Raises:
-        ConfigError, TargetError: the model is as it was.
+        ConfigError, TargetError, CheckpointError: the model is as it was.
     """
     _check_is_module(model)
     if isinstance(model, PeftModel):
@@ -122,8 +142,93 @@ def get_peft_model(
         )
     check_adapter_name(adapter_name, model)
     config = as_vblora_config(config)
+    numbers = _numbers(bank)
+    if numbers is None and freeze_bank is not None:
+        raise ConfigError(
+            f"freeze_bank={freeze_bank}: says what becomes of a bank that is given; give bank= too."
+        )
+    if numbers is not None:
+        check_bank_fits(config, numbers, "the given bank")
     with using(), restored_on_error(model, adapter_name), _without_known_warning():
-        return peft.get_peft_model(model, config, adapter_name=adapter_name, **kwargs)
+        adapted = peft.get_peft_model(model, config, adapter_name=adapter_name, **kwargs)
+        if numbers is not None:
+            _use_bank(adapted, adapter_name, numbers, freeze_bank is not False)
+        return adapted
+
+
+def add_adapter(
+    model: PeftModel,
+    adapter_name: str,
+    config: PeftConfig,
+    *,
+    freeze_bank: bool = True,
+    bank_of: str = "default",
+    **kwargs: Any,
+) -> None:
+    """Add an adapter for another task that uses the bank of one that is there.
+
+    The new adapter isn't active yet (`model.set_adapter`). Training it trains logits alone, and its
+    files have no bank: `from_pretrained` finds it, and `save_with_bank` puts it in for PEFT. (For
+    an adapter with a random bank of its own, use `model.add_adapter`.)
+
+    Args:
+        model: a PeftModel made by this package.
+        adapter_name: name of the new adapter.
+        config: with the num_vectors and vector_length of that bank; all else may differ. Never
+            changed.
+        freeze_bank: share the bank itself, which is frozen from now on for both adapters. False to
+            give the new one a copy, which is trained and stored with it.
+        bank_of: the adapter that has the bank.
+        **kwargs: of PeftModel.add_adapter: autocast_adapter_dtype, low_cpu_mem_usage.
+
+    Raises:
+        ConfigError, TargetError: the model is as it was.
+    """
+    _check_accepts(model, adapter_name)
+    banks = _banks(model)
+    if bank_of not in banks:
+        there = ", ".join(map(repr, banks))
+        raise ConfigError(f"bank_of={bank_of!r}: no adapter is called so; there are {there}.")
+    config = as_vblora_config(config)
+    check_bank_fits(config, banks[bank_of], f"the bank of adapter {bank_of!r}")
+    base = model.get_base_model()
+    with using(), restored_on_error(base, adapter_name), _without_known_warning():
+        model.add_adapter(adapter_name, config, **kwargs)
+        _use_bank(model, adapter_name, banks[bank_of], freeze_bank)
+
+
+def save_with_bank(
+    model: PeftModel, folder: str | os.PathLike[str], adapter_name: str = "default", **kwargs: Any
+) -> Path:
+    """model.save_pretrained for one adapter, with the bank in its file even if that is shared.
+
+    For use without this package: PEFT gives an adapter that was stored without its bank a random
+    one, and says nothing.
+
+    Args:
+        model: a PeftModel made by this package.
+        folder: as in save_pretrained; an adapter of another name than "default" comes into a
+            folder of that name in it.
+        adapter_name: which adapter.
+        **kwargs: of PeftModel.save_pretrained.
+
+    Returns:
+        The folder to load from.
+
+    Raises:
+        TargetError, ConfigError: the model wasn't made by this package, or has no such adapter.
+    """
+    _check_is_ours(model)
+    banks = _banks(model)
+    cast(VBLoRAModel, model.base_model).check_adapter_exists(adapter_name)
+    borrowed = banks.fingerprints.pop(adapter_name, None)  # meanwhile, its bank is its own
+    try:
+        with using():
+            model.save_pretrained(str(folder), selected_adapters=[adapter_name], **kwargs)
+    finally:
+        if borrowed is not None:
+            banks.fingerprints[adapter_name] = borrowed
+    return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name
 
 
 def from_pretrained(
@@ -131,17 +236,23 @@ def from_pretrained(
     path: str | os.PathLike[str],
     adapter_name: str = "default",
     is_trainable: bool = False,
+    *,
+    bank: Bank | None = None,
     **kwargs: Any,
 ) -> PeftModel:
     """Load a stored VB-LoRA adapter, written here or by PEFT, onto a base model.
 
-    Config, names and shapes are checked before the model is touched.
+    Config, names, shapes and numbers are checked before the model is touched. Pickled weights
+    aren't read.
 
     Args:
         model: the base model, or a PeftModel made here, which gets one more adapter.
         path: folder of the adapter, or its id on the Hugging Face Hub ("owner/name").
         adapter_name: name to give it.
         is_trainable: whether training is to go on; needs a file with all logits.
+        bank: for an adapter that was stored without its bank, if no adapter of the model has it:
+            the folder or Hub id of an adapter that has, or the tensor. It is frozen from now on for
+            every adapter that has it.
         **kwargs: of PeftModel.from_pretrained: torch_device, low_cpu_mem_usage, subfolder,
             revision, token, cache_dir and so on.
 
@@ -150,9 +261,9 @@ def from_pretrained(
         adapter stays active.
 
     Raises:
-        CheckpointError: no adapter there, one of another method, a damaged file, one that doesn't
-            fit the model, or one that can't be trained.
-        ConfigError: the name is taken.
+        CheckpointError: no adapter there, one of another method, a damaged or pickled file, one
+            that doesn't fit the model, one without its bank, or one that can't be trained.
+        ConfigError: the name is taken, or a bank is given that has no use.
         TargetError: the config names no layers of this model. In any case the model is as it was.
     """
     hub = {key: kwargs.pop(key, None) for key in ("subfolder", "revision", "token", "cache_dir")}
@@ -162,8 +273,18 @@ def from_pretrained(
     if isinstance(model, PeftModel):
         _check_accepts(model, adapter_name)
     folder = _local_folder(path, hub)
-    config = _checked_config(base, folder, is_trainable)
+    config, has_bank = _checked_config(base, folder, is_trainable)
+    found = None
+    if not has_bank:
+        banks = _banks(model) if isinstance(model, PeftModel) else None
+        found = find_bank(folder, banks, _numbers(bank))
+        check_bank_fits(config, found, "its bank")
+    elif bank is not None:
+        raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
     with using(), restored_on_error(base, adapter_name), _without_known_warning():
+        if found is not None:
+            model = _injected(model, config, adapter_name, kwargs)
+            _use_bank(model, adapter_name, found, freeze_bank=True)
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name, is_trainable=is_trainable, **kwargs)
             return model
@@ -172,15 +293,47 @@ def from_pretrained(
         )
 
 
+def _injected(
+    model: nn.Module, config: VBLoRAConfig, adapter_name: str, kwargs: dict[str, Any]
+) -> PeftModel:
+    """What PEFT does when it loads an adapter, up to the point where the file is read."""
+    how = {k: kwargs[k] for k in ("autocast_adapter_dtype", "low_cpu_mem_usage") if k in kwargs}
+    if not isinstance(model, PeftModel):
+        kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
+        return kind(model, config, adapter_name, **how)
+    model.add_adapter(adapter_name, config, **how)
+    if not config.inference_mode:
+        model.set_requires_grad(adapter_name)
+    return model
+
+
+def _use_bank(model: PeftModel, adapter_name: str, bank: Tensor, freeze_bank: bool) -> None:
+    if freeze_bank:
+        _banks(model).share(adapter_name, bank)
+    else:
+        _banks(model).start_from(adapter_name, bank)
+
+
+def _banks(model: PeftModel) -> VectorBanks:
+    return cast(VBLoRAModel, model.base_model).vblora_vector_bank
+
+
+def _numbers(bank: Bank | None) -> Tensor | None:
+    """A bank that is given as such, as a folder, or as a Hub id."""
+    if bank is None or isinstance(bank, Tensor):
+        return bank
+    return bank_of_folder(_local_folder(bank, {}))
+
+
 def _local_folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> str:
     """The adapter's folder on this machine; what looks like a Hub id is downloaded."""
     folder = Path(path)
-    subfolder = hub.pop("subfolder") or ""
+    subfolder = hub.pop("subfolder", None) or ""
     looks_like_hub_id = (
         isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
     )
     if not folder.exists() and looks_like_hub_id:
-        files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME]
+        files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME]
         wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
         try:
             folder = Path(snapshot_download(str(path), allow_patterns=wanted, **hub))
@@ -200,12 +353,17 @@ def _check_is_module(model: object) -> None:
         )
 
 
-def _check_accepts(model: PeftModel, adapter_name: str) -> None:
-    if not isinstance(model.base_model, VBLoRAModel):
+def _check_is_ours(model: PeftModel) -> None:
+    tuner = getattr(model, "base_model", model)
+    if not isinstance(tuner, VBLoRAModel):
         raise TargetError(
-            f"model is a PeftModel on {type(model.base_model).__name__}, not one made by "
+            f"model is a {type(model).__name__} on {type(tuner).__name__}, not one made by "
             "vblora_lab; load onto model.unload(), or with model.load_adapter."
         )
+
+
+def _check_accepts(model: PeftModel, adapter_name: str) -> None:
+    _check_is_ours(model)
     if adapter_name in model.peft_config:
         there = ", ".join(map(repr, model.peft_config))
         raise ConfigError(
@@ -214,12 +372,13 @@ def _check_accepts(model: PeftModel, adapter_name: str) -> None:
         )
 
 
-def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> VBLoRAConfig:
-    """The config of a stored adapter, once its file is known to fit the base model."""
+def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VBLoRAConfig, bool]:
+    """The config of a stored adapter, once its file is known to fit; whether it has a bank."""
     config = checkpoint.read_config(folder)
-    shapes = checkpoint.read_shapes(folder)
-    if is_trainable and checkpoint.is_topk_format(shapes):
-        raise CheckpointError(
+    tensors = checkpoint.read_tensors(folder)
+    checkpoint.check_format(tensors, config, folder)
+    if is_trainable and config.save_only_topk_weights:
+        raise InferenceOnlyError(
             f"{folder} can't be trained: it stores only the top {config.topk} logits of each "
             "sub-vector (save_only_topk_weights=True). Load it with is_trainable=False, or train "
             "from a file with all logits."
@@ -228,5 +387,15 @@ def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> VBLoRAC
     config, targets = resolve(base, config)
     config.inference_mode = not is_trainable
     features = {name: in_out_features(module) for name, module in targets.items()}
-    checkpoint.check_shapes(shapes, config, features, where=folder)
-    return config
+    # PEFT's files name other weights as they are called in a model that carries this adapter alone.
+    others = {
+        checkpoint.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor
+        for name, tensor in base.state_dict().items()
+    }
+    for name in targets:
+        bias = f"{checkpoint.LAYER_PREFIX}{name}.bias"
+        if bias in others:
+            others[f"{checkpoint.LAYER_PREFIX}{name}.base_layer.bias"] = others.pop(bias)
+    shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
+    checkpoint.check_tensors(tensors, config, features, shapes, where=folder)
+    return config, checkpoint.BANK_KEY in tensors

@@ -1,14 +1,20 @@
 """Files: PEFT's, key for key and byte for byte; and one clear sentence for each broken one."""
 
+import copy
 import json
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 import warnings
 
 import peft
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from peft.tuners.vblora import VBLoRAModel as StockModel
 from peft.utils import load_peft_weights
@@ -17,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import vblora_lab.peft as lab
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
 from vblora_lab.model import VBLoRAModel, adapted_layers
 from vblora_lab.selection import read_selection
 
@@ -83,6 +89,57 @@ def test_files_load_both_ways(case, only_topk, written_by, tmp_path):
     assert_close(case.output(ours), output, relative=1e-4 if only_topk else 1e-6)
     assert not any(p.requires_grad for p in ours.parameters())
     assert not ours.training
+
+
+@pytest.mark.parametrize("num_vectors", [255, 256, 2**15 - 1, 2**15])
+@pytest.mark.parametrize("written_by", ["ours", "stock"])
+def test_every_size_of_index_loads_both_ways(num_vectors, written_by, tmp_path):
+    case = CASES["linear"]
+    writer = getattr(case, written_by)(num_vectors=num_vectors, save_only_topk_weights=True)
+    scramble(writer)
+    for name, parameter in writer.named_parameters():
+        if "vblora_logits" in name:
+            parameter.data[..., -1] = 9  # the largest index is chosen, here and there
+            parameter.data[..., 0] = 8
+    tensors = saved(writer, tmp_path, with_ours=written_by == "ours")
+    indices = tensors["base_model.model.first.vblora_logits_A_topk_indices"]
+    assert indices.dtype == checkpoint.index_dtype(num_vectors)
+    assert indices[..., 0].unique().tolist() == [num_vectors - 1]
+    for load in (lab.from_pretrained, PeftModel.from_pretrained):
+        loaded = load(case.base(), tmp_path)
+        assert_close(case.output(loaded), case.output(writer), relative=1e-4)
+
+
+@given(
+    r=st.integers(1, 5),
+    num_vectors=st.integers(4, 300),
+    vector_length=st.sampled_from([1, 2, 4]),
+    topk=st.integers(1, 4),
+    targets=st.sampled_from([["first"], ["second"], ["first", "second"], "all-linear"]),
+    only_topk=st.booleans(),
+    ours_writes=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+@pytest.mark.filterwarnings("ignore:topk=1")
+def test_any_adapter_loads_both_ways(
+    tmp_path_factory, r, num_vectors, vector_length, topk, targets, only_topk, ours_writes
+):
+    case = CASES["linear"]
+    changes = {
+        "r": r,
+        "num_vectors": num_vectors,
+        "vector_length": vector_length,
+        "topk": topk,
+        "target_modules": targets,
+        "save_only_topk_weights": only_topk,
+    }
+    writer = case.ours(**changes) if ours_writes else case.stock(**changes)
+    scramble(writer)
+    folder = tmp_path_factory.mktemp("adapter")
+    saved(writer, folder, with_ours=ours_writes)
+    for load in (lab.from_pretrained, PeftModel.from_pretrained):
+        loaded = load(case.base(), folder)
+        assert_close(case.output(loaded), case.output(writer), relative=1e-4)
 
 
 def test_a_second_process_gets_the_same_output(opt_case, tmp_path):
@@ -194,13 +251,43 @@ def test_training_goes_on_from_all_logits(opt_case, tmp_path):
             assert_close(gradients[name], parameter.grad)
 
 
-def test_a_pickled_file_loads_too(opt_case, tmp_path):
+class WritesAFile:
+    """Pickled, it is a malicious file: reading it runs code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_refused_and_never_run(opt_case, tmp_path):
     model = opt_case.ours()
     scramble(model)
-    model.save_pretrained(tmp_path, safe_serialization=False)
-    assert_close(
-        opt_case.output(lab.from_pretrained(opt_case.base(), tmp_path)), opt_case.output(model)
+    model.save_pretrained(tmp_path / "honest", safe_serialization=False)
+    base = opt_case.base()
+    message = refused(lambda: lab.from_pretrained(base, tmp_path / "honest"), base)
+    assert "is a pickle" in message
+    # What the message says to do, done.
+    exec(
+        re.search(r"convert it once: (.*)\.$", message)[1],
+        {"safetensors": safetensors, "torch": torch},
     )
+    assert_close(
+        opt_case.output(lab.from_pretrained(base, tmp_path / "honest")), opt_case.output(model)
+    )
+
+    shutil.copytree(tmp_path / "honest", tmp_path / "evil")
+    (tmp_path / "evil" / WEIGHTS).unlink()
+    torch.save({BANK: WritesAFile(tmp_path / "ran")}, tmp_path / "evil" / "adapter_model.bin")
+    base = opt_case.base()
+    assert "is a pickle" in refused(lambda: lab.from_pretrained(base, tmp_path / "evil"), base)
+    # PEFT's own loader reads pickles, but as mere weights.
+    with lab.using(), pytest.raises(pickle.UnpicklingError):
+        PeftModel.from_pretrained(opt_case.base(), tmp_path / "evil")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "evil" / "adapter_model.bin", weights_only=False)[BANK].close()
+    assert (tmp_path / "ran").exists(), "the probe would see it"
 
 
 @pytest.mark.filterwarnings("ignore:exclude_modules")
@@ -231,22 +318,62 @@ def test_indices_take_the_smallest_type_that_peft_takes(num_vectors, dtype):
     assert weights.shape == (2, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("topk", [1, 2, 4])
-def test_packing_keeps_the_choice(topk, dtype):
-    logits = torch.randn(50, 9).to(dtype) * 20  # large: many last weights round to zero
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    num_vectors=st.integers(4, 40),
+    topk=st.integers(1, 4),
+    peak=st.sampled_from([0.0, 0.1, 1.0, 20.0, 400.0]),
+    seed=st.integers(0, 2**20),
+)
+@settings(max_examples=60, deadline=None)
+def test_packing_keeps_the_choice_at_any_precision(dtype, num_vectors, topk, peak, seed):
+    """The mixture that a file gives is that of the logits, in float64, as far as float32 can."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(20, num_vectors, generator=generator) * peak).to(dtype)
     indices, weights = checkpoint.pack(logits, topk)
-    rebuilt = checkpoint.unpack(indices, weights, 9)
-    assert not rebuilt.isnan().any()
-    again, shares = rebuilt.topk(topk).indices, rebuilt.topk(topk).values.softmax(-1)
-    expected = logits.topk(topk)
-    assert torch.equal(again.sort().values, expected.indices.sort().values)
-    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-6
-    dense = torch.zeros(50, 9, dtype=dtype).scatter(1, again, shares)
-    exact = torch.zeros(50, 9, dtype=dtype).scatter(
-        1, expected.indices, expected.values.softmax(-1)
-    )
-    torch.testing.assert_close(dense, exact, rtol=0, atol=tolerance)
+    assert indices.dtype == checkpoint.index_dtype(num_vectors)
+    assert weights.dtype == torch.float32
+    assert weights.shape == (20, topk - 1)
+    rebuilt = checkpoint.unpack(indices, weights, num_vectors)
+    assert rebuilt.dtype == torch.float32
+    assert (rebuilt.isfinite().sum(-1) == topk).all()
+    assert rebuilt.isneginf().sum() == 20 * (num_vectors - topk)
+
+    def shares(any_logits):
+        values, chosen = any_logits.double().topk(topk)
+        return torch.zeros(20, num_vectors).double().scatter(1, chosen, values.softmax(-1))
+
+    if peak:  # equal logits leave the choice open
+        torch.testing.assert_close(shares(rebuilt), shares(logits.float()), rtol=0, atol=2e-6)
+
+
+def peaked_logits(topk):
+    """Logits whose rounded first topk - 1 weights sum to more than 1, as training can give."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 10, generator=generator)
+    peaks = logits.argsort(-1, descending=True)[:, : topk - 1]
+    return logits.scatter_add(1, peaks, torch.full(peaks.shape, 25.0))
+
+
+def peft_s_logits(indices, weights, num_vectors):
+    """What PEFT makes of the stored choice of one layer, and NaN where it fails."""
+    weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], -1)
+    empty = torch.full((len(weights), num_vectors), -torch.inf)
+    return empty.scatter(-1, indices.long(), torch.log(weights))
+
+
+@pytest.mark.parametrize("topk", [3, 4])
+def test_files_never_give_nan_in_peft_however_peaked_the_logits(topk):
+    logits = peaked_logits(topk)
+    rounded = logits.topk(topk).values.softmax(-1)[:, :-1]
+    assert (rounded.sum(-1) > 1).any(), "no case in which PEFT's own files fail"
+    indices, weights = checkpoint.pack(logits, topk)
+    assert not peft_s_logits(indices, weights, 10).isnan().any()
+    shift = (weights - rounded).abs().max()
+    assert 0 < shift < 1e-6
+    # In any order of summation.
+    assert (weights.flip(-1).cumsum(-1)[:, -1] <= 1).all()
+    assert (weights.double().sum(-1) < 1).all()
 
 
 def test_a_choice_outside_the_bank_is_refused():
@@ -473,7 +600,7 @@ def break_garbage(folder):
 def break_pickle(folder):
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(b"no pickle")
-    return "damaged or no torch file"
+    return "adapter_model.bin is a pickle"
 
 
 def break_bank_shape(folder):
@@ -495,7 +622,44 @@ def break_key_too_many(folder):
 def break_bits_and_pieces(folder):
     indices = {LOGITS + "_topk_indices": torch.zeros(2, 4, 3, dtype=torch.uint8)}
     retensor(folder, lambda tensors: (tensors.pop(LOGITS), tensors.update(indices)))
-    return "topk_weights is missing"
+    return "holds only the top-k weights, but its config says save_only_topk_weights=False"
+
+
+def break_format_in_config(folder):
+    edit(folder / "adapter_config.json", save_only_topk_weights=True)
+    return "holds all logits, but its config says save_only_topk_weights=True"
+
+
+def break_bank_missing(folder):
+    retensor(folder, lambda tensors: tensors.pop(BANK))
+    return "vector_bank is missing"
+
+
+def break_bank_nan(folder):
+    retensor(folder, lambda tensors: tensors[BANK][0].fill_(torch.nan))
+    return "vector_bank is NaN or infinite"
+
+
+def break_logits_nan(folder):
+    retensor(folder, lambda tensors: tensors[LOGITS][0].fill_(torch.nan))
+    return "vblora_logits_A is NaN or infinite"
+
+
+def break_logits_infinite(folder):
+    retensor(folder, lambda tensors: tensors[LOGITS][0].fill_(torch.inf))
+    return "vblora_logits_A is NaN or infinite"
+
+
+def break_foreign_key(folder):
+    extra = {"base_model.model.model.decoder.layers.0.fc9.weight": torch.zeros(2)}
+    retensor(folder, lambda tensors: tensors.update(extra))
+    return "fc9.weight is not in this model"
+
+
+def break_foreign_shape(folder):
+    extra = {"base_model.model.model.decoder.layers.0.fc1.base_layer.bias": torch.zeros(2)}
+    retensor(folder, lambda tensors: tensors.update(extra))
+    return r"fc1.base_layer.bias has shape \(2,\), this model needs \(32,\)"
 
 
 BREAKS = [value for name, value in list(globals().items()) if name.startswith("break_")]
@@ -515,6 +679,166 @@ def test_what_is_no_adapter_is_told_and_nothing_changes(opt_case, adapter, break
     assert_unchanged(model, before)
     assert list(model.peft_config) == ["default"]
     opt_case.output(model)
+
+
+# --- a choice that can't be one, by either way in
+
+INDICES_KEY, WEIGHTS_KEY = LOGITS + "_topk_indices", LOGITS + "_topk_weights"
+
+
+@pytest.fixture
+def compact(opt_case, tmp_path):
+    model = opt_case.ours(save_only_topk_weights=True)
+    scramble(model)
+    model.save_pretrained(tmp_path / "compact")
+    return tmp_path / "compact"
+
+
+def first(key, values, dtype=None):
+    """Put these numbers into the first sub-vector."""
+
+    def change(tensors):
+        tensor = tensors[key].to(dtype or tensors[key].dtype)
+        tensor[0, 0] = torch.tensor(values).to(tensor.dtype)
+        tensors[key] = tensor
+
+    return change
+
+
+WRONG_CHOICES = {
+    "weight_nan": (first(WEIGHTS_KEY, [torch.nan, 0.5]), "weights are NaN or infinite"),
+    "weight_infinite": (first(WEIGHTS_KEY, [torch.inf, 0.5]), "weights are NaN or infinite"),
+    "weight_negative": (first(WEIGHTS_KEY, [0.5, -0.1]), "the smallest is -0.1"),
+    "weights_too_large": (first(WEIGHTS_KEY, [0.7, 0.4]), "the largest sum 1.1"),
+    "weights_integers": (
+        lambda tensors: tensors.update({WEIGHTS_KEY: tensors[WEIGHTS_KEY].int()}),
+        "must be integers and floats",
+    ),
+    "index_too_large": (first(INDICES_KEY, [0, 10, 1]), "run from 0 to 10, .* num_vectors=10"),
+    "index_negative": (first(INDICES_KEY, [0, -1, 1], torch.int16), "run from -1 to 9"),
+    "index_twice": (first(INDICES_KEY, [4, 1, 4]), "the same index twice"),
+    "indices_floats": (
+        lambda tensors: tensors.update({INDICES_KEY: tensors[INDICES_KEY].float()}),
+        "must be integers and floats",
+    ),
+    "weights_missing": (lambda tensors: tensors.pop(WEIGHTS_KEY), "topk_weights is missing"),
+    "indices_missing": (lambda tensors: tensors.pop(INDICES_KEY), "topk_indices is missing"),
+    "bank_missing": (lambda tensors: tensors.pop(BANK), "vector_bank is missing"),
+    "shape": (
+        lambda tensors: tensors.update({INDICES_KEY: tensors[INDICES_KEY][..., :2].contiguous()}),
+        r"has shape \(2, 4, 2\), this model needs \(2, 4, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CHOICES)
+def test_a_choice_that_can_t_be_one_is_told_by_either_way_in(opt_case, compact, name):
+    change, expected = WRONG_CHOICES[name]
+    retensor(compact, change)
+    base = opt_case.base()
+    message = refused(lambda: lab.from_pretrained(base, compact), base)
+    assert re.search(expected, message), message
+    with lab.using():
+        with pytest.raises(CheckpointError, match=expected):
+            PeftModel.from_pretrained(opt_case.base(), compact)
+        # Into an adapter that is there: not one number of it is changed.
+        model = opt_case.ours(save_only_topk_weights=True)
+        before = state_of(model)
+        with pytest.raises(CheckpointError, match=expected):
+            model.load_adapter(compact, "default")
+        assert_unchanged(model, before)
+
+
+def test_the_top_k_where_all_logits_are_expected(opt_case, compact):
+    """And the other way round, which is how a checkpoint is resumed."""
+    with lab.using():
+        model = opt_case.ours()
+        before = state_of(model)
+        with pytest.raises(CheckpointError, match="holds only the top-k weights"):
+            model.load_adapter(compact, "default")
+        assert_unchanged(model, before)
+        edit(compact / "adapter_config.json", save_only_topk_weights=False)
+        with pytest.raises(CheckpointError, match="holds only the top-k weights"):
+            PeftModel.from_pretrained(opt_case.base(), compact)
+        scramble(model)
+        model.save_pretrained(compact)
+        other = opt_case.ours(save_only_topk_weights=True)
+        other.load_adapter(compact, "default")
+    assert torch.equal(opt_case.output(other), opt_case.output(model))
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_peft_still_takes_such_files_in_silence(opt_case, compact):
+    """NaN, indices twice and a missing bank give a model that is NaN or random."""
+    whole = opt_case.output(PeftModel.from_pretrained(opt_case.base(), compact))
+    for name in ("index_twice", "bank_missing", "weights_too_large"):
+        good = load_file(compact / WEIGHTS)
+        retensor(compact, WRONG_CHOICES[name][0])
+        broken = opt_case.output(PeftModel.from_pretrained(opt_case.base(), compact))
+        assert not torch.allclose(broken, whole, equal_nan=False), name
+        save_file(good, compact / WEIGHTS)
+    edit(compact / "adapter_config.json", save_only_topk_weights=False)
+    random = opt_case.output(PeftModel.from_pretrained(opt_case.base(), compact))
+    assert not torch.allclose(random, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_adapter_reloads_from_its_top_k(opt_case, dtype, tmp_path):
+    """Stored weights are float32, which is what PEFT needs too, as the last lines show."""
+    base = opt_case.base().to(dtype)
+    config = VBLoRAConfig(**opt_case.config, save_only_topk_weights=True)
+    model = lab.get_peft_model(base, config, autocast_adapter_dtype=False)
+    scramble(model)
+    assert model.vblora_vector_bank["default"].dtype == dtype
+    expected = opt_case.output(model)
+    tensors = saved(model, tmp_path / "ours", with_ours=True)
+    assert tensors[WEIGHTS_KEY].dtype == torch.float32
+    assert tensors[BANK].dtype == dtype
+    assert model.stored_bytes() == sum(tensor.nbytes for tensor in tensors.values())
+    same = {"autocast_adapter_dtype": False}
+    ours = lab.from_pretrained(opt_case.base().to(dtype), tmp_path / "ours", **same)
+    wide = lab.from_pretrained(opt_case.base().to(dtype), tmp_path / "ours")
+    stock = PeftModel.from_pretrained(opt_case.base().to(dtype), tmp_path / "ours", **same)
+    assert ours.vblora_vector_bank["default"].dtype == dtype
+    assert wide.vblora_vector_bank["default"].dtype == torch.float32
+    for loaded in (ours, wide, stock):
+        assert_close(opt_case.output(loaded).float(), expected.float(), relative=0.05)
+
+    # PEFT's own file can't be read by PEFT, but it can here.
+    own = saved(model, tmp_path / "stock", with_ours=False)
+    assert own[WEIGHTS_KEY].dtype == dtype
+    ours = lab.from_pretrained(opt_case.base().to(dtype), tmp_path / "stock", **same)
+    assert_close(opt_case.output(ours).float(), expected.float(), relative=0.05)
+
+
+def test_peft_still_can_t_reload_its_own_half_precision_file(opt_case, tmp_path):
+    base = opt_case.base().bfloat16()
+    config = peft.VBLoRAConfig(**opt_case.config, save_only_topk_weights=True)
+    peft.get_peft_model(base, config, autocast_adapter_dtype=False).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"scatter\(\)"):
+        PeftModel.from_pretrained(opt_case.base().bfloat16(), tmp_path)
+
+
+def test_peft_still_makes_nan_of_peaked_logits(opt_case, tmp_path):
+    """The same logits stored by PEFT and here: its own file breaks it, this one doesn't."""
+    changes = {"save_only_topk_weights": True, "r": 8, "vector_length": 2}
+    ours, stock = opt_case.ours(**changes), opt_case.stock(**changes)
+    for name, parameter in stock.named_parameters():
+        if "vblora_logits" in name:
+            rows = parameter.data.view(-1, 10)
+            rows.copy_(peaked_logits(3)[: len(rows)])
+    ours.load_state_dict(stock.state_dict())
+    expected = opt_case.output(stock)
+    saved(stock, tmp_path / "stock", with_ours=False)
+    saved(ours, tmp_path / "ours", with_ours=True)
+    broken = PeftModel.from_pretrained(opt_case.base(), tmp_path / "stock")
+    assert opt_case.output(broken).isnan().any()
+    for load in (PeftModel.from_pretrained, lab.from_pretrained):
+        assert_close(
+            opt_case.output(load(opt_case.base(), tmp_path / "ours")), expected, relative=1e-3
+        )
+    repaired = lab.from_pretrained(opt_case.base(), tmp_path / "stock")
+    assert_close(opt_case.output(repaired), expected, relative=1e-3)
 
 
 def test_a_lora_adapter_is_told(opt_case, tmp_path):
@@ -565,11 +889,59 @@ def test_an_adapter_for_another_base_is_told(opt_case, adapter):
     assert "q_proj" in refused(lambda: lab.from_pretrained(base, adapter), base, TargetError)
 
 
+PEFT_S_WORDS = (
+    "Found infinity values in VB-LoRA logits. Ensure training was not resumed from a "
+    "`save_only_topk_weights` model."
+)
+
+
 def test_training_from_the_top_k_is_refused_before_loading(opt_case, tmp_path):
     opt_case.ours(save_only_topk_weights=True).save_pretrained(tmp_path)
     base = opt_case.base()
     message = refused(lambda: lab.from_pretrained(base, tmp_path, is_trainable=True), base)
     assert "top 3" in message
+
+
+def test_what_was_loaded_from_the_top_k_can_do_all_but_train(opt_case, compact):
+    full = opt_case.ours()
+    scramble(full)
+    expected = opt_case.output(full)
+    with lab.using():
+        model = PeftModel.from_pretrained(opt_case.base(), compact, is_trainable=True)
+    with pytest.raises(RuntimeError, match=re.escape(PEFT_S_WORDS)) as caught:
+        opt_case.output(model.train())
+    assert isinstance(caught.value, InferenceOnlyError)
+    assert "'default'" in str(caught.value)
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(InferenceOnlyError):
+            opt_case.output(each.train())
+        assert_close(opt_case.output(each.eval()), expected, relative=1e-4)
+    # In training mode too, as soon as nothing is trained; dropout of the base is off.
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout) or type(module).__name__.startswith("OPT"):
+            module.eval()
+    assert model.training
+    with torch.no_grad():
+        assert_close(opt_case.output(model), expected, relative=1e-4)
+    model.requires_grad_(False)
+    assert_close(opt_case.output(model), expected, relative=1e-4)
+    model.set_adapter("default")
+    merged = model.train().merge_and_unload(safe_merge=True).eval()
+    assert_close(opt_case.output(merged), expected, relative=1e-4)
+
+
+def test_peft_still_refuses_even_evaluation_in_training_mode(opt_case, compact):
+    stock = PeftModel.from_pretrained(opt_case.base(), compact).train()
+    assert not any(parameter.requires_grad for parameter in stock.parameters())
+    with torch.no_grad(), pytest.raises(RuntimeError, match=re.escape(PEFT_S_WORDS)):
+        opt_case.output(stock)
+
+
+def test_all_logits_loaded_over_the_top_k_can_be_trained(opt_case, compact, adapter):
+    with lab.using():
+        model = PeftModel.from_pretrained(opt_case.base(), compact, is_trainable=True)
+        model.load_adapter(adapter, "default", is_trainable=True)
+    opt_case.output(model.train()).sum().backward()
 
 
 def test_a_failure_while_loading_is_taken_back(opt_case, adapter, monkeypatch):
@@ -581,12 +953,16 @@ def test_a_failure_while_loading_is_taken_back(opt_case, adapter, monkeypatch):
     monkeypatch.setattr("peft.peft_model.load_peft_weights", fails)
     base = opt_case.base()
     assert "disk gone" in refused(lambda: lab.from_pretrained(base, adapter), base, OSError)
+    assert not base._forward_pre_hooks
+    assert not base._forward_hooks
     model = opt_case.ours(target_modules=["k_proj", "fc1"])
     before = state_of(model)
     with pytest.raises(OSError, match="disk gone"):
         lab.from_pretrained(model, adapter, "other")
     assert_unchanged(model, before)
     assert list(model.peft_config) == list(model.vblora_vector_bank) == ["default"]
+    assert list(model.base_model.pool.layers) == ["default"]
+    assert len(model.get_base_model()._forward_hooks) == 1
 
 
 def test_a_name_that_is_taken(opt_case, adapter):
