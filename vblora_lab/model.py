@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import ConfigError, MergeError, TargetError
+from vblora_lab.errors import ConfigError, MergeError, TargetError, UnsupportedError
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer
 from vblora_lab.pooled import Pool
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
@@ -119,13 +119,12 @@ class VBLoRAModel(BaseTuner):
             config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
             self.peft_config[adapter_name] = config
             with restored_on_error(model, adapter_name):
+                # Before all logits and once, so that a seed gives one bank whatever the targets.
+                self._init_vblora_vector_bank(config, adapter_name)
                 device = cast(Tensor, next(iter(targets.values())).weight).device
-                bank = torch.empty(config.num_vectors, config.vector_length)
-                nn.init.uniform_(
-                    bank, -config.init_vector_bank_bound, config.init_vector_bank_bound
-                )
-                bank = bank.to("meta" if low_cpu_mem_usage else device)
-                self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
+                bank = self.vblora_vector_bank[adapter_name]
+                if not bank.is_meta:
+                    bank.data = bank.data.to("meta" if low_cpu_mem_usage else device)
                 super().inject_adapter(
                     model,
                     adapter_name,
@@ -150,6 +149,12 @@ class VBLoRAModel(BaseTuner):
         """Remove an adapter: its logits, its bank and its config."""
         super().delete_adapter(adapter_name)
         self.pool.layers.pop(adapter_name, None)
+
+    def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
+        """Draw the bank (num_vectors, vector_length) of an adapter, uniform in [-bound, bound]."""
+        bank = torch.empty(config.num_vectors, config.vector_length)
+        nn.init.uniform_(bank, -config.init_vector_bank_bound, config.init_vector_bank_bound)
+        self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         with_bias = [name for name in self.peft_config if self._config_of(name).bias != "none"]
@@ -196,17 +201,6 @@ class VBLoRAModel(BaseTuner):
 
     # --- merging: all layers or none
 
-    def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
-        for name, module in self.model.named_modules():
-            if isinstance(module, VBLoRALayer):
-                dtype = module.base_weight().dtype
-                if not dtype.is_floating_point:
-                    raise MergeError(
-                        f"can't merge into {name}: its weight is quantised ({dtype}). Load the "
-                        "base model unquantised to merge."
-                    )
-
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
@@ -217,10 +211,11 @@ class VBLoRAModel(BaseTuner):
             safe_merge: look at every merged weight first, and merge none if one isn't finite.
 
         Raises:
-            MergeError: nothing was merged.
+            ConfigError: no adapter has that name.
+            MergeError: a weight isn't finite, is quantised in a way that can't be written back, or
+                is tied to that of another module. Nothing was merged.
         """
-        if safe_merge:
-            self._check_merged_weights(adapter_names)
+        self._check_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names)
 
     def _unload_and_optionally_merge(
@@ -230,8 +225,8 @@ class VBLoRAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:  # PEFT's annotation; it returns the base model
-        if merge and safe_merge:
-            self._check_merged_weights(adapter_names)
+        if merge:
+            self._check_mergeable(adapter_names, safe_merge)
         base_model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, adapter_names=adapter_names
         )
@@ -239,15 +234,57 @@ class VBLoRAModel(BaseTuner):
             hook.remove()
         return base_model
 
-    def _check_merged_weights(self, adapter_names: list[str] | None) -> None:
-        for name, module in self.model.named_modules():
-            if isinstance(module, Linear):
+    def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        """Find before the first merge what would stop a later one, or give a wrong result."""
+        if isinstance(adapter_names, str):
+            raise ConfigError(f"adapter_names={adapter_names!r}: must be a list of names.")
+        for name in adapter_names or ():
+            self._config_of(name)
+        layers = {
+            path: layer
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, Linear) and layer.adapters_to_merge(adapter_names)
+        }
+        for path, layer in layers.items():
+            if reason := layer.why_not_mergeable():
+                raise MergeError(f"can't merge into {path}: {reason}")
+        _check_untied(self.model, layers)
+        if safe_merge:
+            for path, layer in layers.items():
                 try:
-                    module.merged_weight(adapter_names, safe_merge=True)
+                    layer.merged_weight(adapter_names, safe_merge=True)
                 except MergeError as error:
-                    raise MergeError(f"{name}: {error}") from error
+                    raise MergeError(f"{path}: {error}") from error
 
-    # --- several adapters in one batch
+    # --- several adapters at once
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active: the update of a layer is the sum of theirs.
+
+        Args:
+            adapter_name: one name or several.
+            inference_mode: leave them frozen; else they are trained.
+
+        Raises:
+            ConfigError: no adapter has that name; the active ones stay.
+        """
+        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
+            self._config_of(name)
+        super().set_adapter(adapter_name, inference_mode)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not for VB-LoRA.
+
+        Raises:
+            UnsupportedError: always, and says what to do instead.
+        """
+        raise UnsupportedError(
+            "add_weighted_adapter: a weighted sum of VB-LoRA adapters is no VB-LoRA adapter, since "
+            "each mixes the vectors of its own bank. To use several at equal weight, activate "
+            'them together: model.base_model.set_adapter(["a", "b"]) sums their updates. For '
+            "other weights, make each a LoRA adapter (vblora_lab.export_lora) and combine those "
+            "with add_weighted_adapter of peft.LoraModel."
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -412,6 +449,37 @@ class VBLoRAModel(BaseTuner):
 
 def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def _check_untied(model: nn.Module, layers: Mapping[str, Linear]) -> None:
+    """Raise `MergeError` if merging into these layers would change what other modules compute.
+
+    Args:
+        model: all of the base model.
+        layers: those to merge into, by a name that they have in it.
+    """
+    layer_of = {layer.base_weight(): layer for layer in layers.values()}
+    path_of = {layer: path for path, layer in layers.items()}
+    if len(layer_of) < len(layers):
+        shared = next(la for la in layers.values() if layer_of[la.base_weight()] is not la)
+        raise MergeError(_tied(path_of[shared], path_of[layer_of[shared.base_weight()]]))
+    # A module may have several names; the base layer is reached through its adapter under each.
+    every = list(model.named_modules(remove_duplicate=False))
+    within = {layer: tuple(f"{path}." for path, m in every if m is layer) for layer in path_of}
+    for path, module in every:
+        for parameter in module.parameters(recurse=False):
+            layer = layer_of.get(cast(nn.Parameter, parameter))
+            if layer is not None and not path.startswith(within[layer]):
+                raise MergeError(_tied(path_of[layer], path))
+
+
+def _tied(layer: str, other: str) -> str:
+    return (
+        f"can't merge into {layer}: {other.removesuffix('.base_layer')} uses the same weight, and "
+        "would change with it. Keep the adapter unmerged, or untie the two in the base model "
+        f"before adapting it: {layer}.weight = nn.Parameter({layer}.weight.detach().clone()), and "
+        "config.tie_word_embeddings = False where the config says True."
+    )
 
 
 def check_adapter_name(name: str, model: nn.Module) -> None:
