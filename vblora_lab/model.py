@@ -39,6 +39,15 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
     }
 
 
+class _Configs(dict[str, PeftConfig]):
+    """The configs by adapter. PeftModel asks for one in every pass, even when none is left."""
+
+    def __missing__(self, adapter_name: str) -> PeftConfig:
+        if self:
+            raise KeyError(adapter_name)
+        return VBLoRAConfig(inference_mode=True)  # of no adapter: the pass is the base model's
+
+
 class VBLoRAModel(BaseTuner):
     """A model with VB-LoRA adapters. Usually made by `vblora_lab.get_peft_model`.
 
@@ -72,9 +81,10 @@ class VBLoRAModel(BaseTuner):
                 "this model already carries VB-LoRA adapters. Add another with "
                 "peft_model.add_adapter(name, config), or start afresh from peft_model.unload()."
             )
-        if isinstance(peft_config, dict):
-            peft_config = dict(peft_config)  # inject_adapter puts a copy of the config there
-        super().__init__(model, peft_config, adapter_name, **kwargs)
+        if not isinstance(peft_config, dict):
+            peft_config = {adapter_name: peft_config}
+        # Not the caller's dict: inject_adapter puts a copy of the config there.
+        super().__init__(model, _Configs(peft_config), adapter_name, **kwargs)
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -113,6 +123,7 @@ class VBLoRAModel(BaseTuner):
         Raises:
             ConfigError, TargetError: what doesn't fit, and what would.
         """
+        targeted = list(self.targeted_module_names)
         try:
             check_adapter_name(adapter_name, model)
             # A copy, so that what is filled in here never shows in the caller's config.
@@ -122,9 +133,10 @@ class VBLoRAModel(BaseTuner):
                 # Before all logits and once, so that a seed gives one bank whatever the targets.
                 self._init_vblora_vector_bank(config, adapter_name)
                 device = cast(Tensor, next(iter(targets.values())).weight).device
-                bank = self.vblora_vector_bank[adapter_name]
+                bank = self.vblora_vector_bank[adapter_name].data
                 if not bank.is_meta:
-                    bank.data = bank.data.to("meta" if low_cpu_mem_usage else device)
+                    bank = bank.to("meta" if low_cpu_mem_usage else device)
+                    self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
                 super().inject_adapter(
                     model,
                     adapter_name,
@@ -135,6 +147,7 @@ class VBLoRAModel(BaseTuner):
                 self._pool_layers(adapter_name)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
+            self.targeted_module_names = targeted
             if adapter_name in self.vblora_vector_bank:
                 del self.vblora_vector_bank[adapter_name]
             raise
