@@ -34,8 +34,17 @@ def backend_of(layer: nn.Module) -> QuantizationBackend | None:
 def why_not_mergeable(layer: nn.Module, backend: QuantizationBackend | None) -> str | None:
     """What stands against adding an update to the weight of a layer; None if nothing does."""
     weight: Any = layer.weight
+    if isinstance(backend, REQUANTISE):
+        four_bits = isinstance(backend, Bnb4bitBackend)
+        done = weight.quant_state is not None if four_bits else weight.dtype == torch.int8
+        if done:
+            return None
+        return (
+            f"bitsandbytes hasn't quantised its weight ({weight.dtype}) yet. It does so when the "
+            'base model is moved to its device, if only with model.to("cpu").'
+        )
     if backend is not None:
-        kind, mergeable = backend.backend_name, isinstance(backend, REQUANTISE)
+        kind, mergeable = backend.backend_name, False
     else:
         # torchao keeps nn.Linear as it is and hides a quantised weight behind the dtype it had.
         hidden = type(weight).__module__.partition(".")[0] == "torchao"

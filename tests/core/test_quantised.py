@@ -290,6 +290,13 @@ def test_a_kind_that_cannot_be_written_back_is_told():
         assert not layers_of(model)[0].merged
 
 
+def test_a_weight_that_waits_to_be_quantised_is_told():
+    for kind in ("nf4", "int8"):
+        model = adapted(TwoLinear(KINDS[kind]))
+        with pytest.raises(MergeError, match=r"first.*hasn't quantised.*float32"):
+            model.merge_adapter()
+
+
 # --- PEFT
 
 
