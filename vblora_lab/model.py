@@ -161,7 +161,7 @@ class VBLoRAModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter: its logits, its bank and its config."""
         super().delete_adapter(adapter_name)
-        self.pool.layers.pop(adapter_name, None)
+        self.pool.drop(adapter_name)
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
         """Draw the bank (num_vectors, vector_length) of an adapter, uniform in [-bound, bound]."""

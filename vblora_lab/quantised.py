@@ -21,8 +21,6 @@ from peft.utils.quantization_utils import (
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-REQUANTISE = (Bnb4bitBackend, Bnb8bitBackend)
-
 
 def backend_of(layer: nn.Module) -> QuantizationBackend | None:
     """PEFT's back end for a linear layer, None if it is of a plain kind."""
@@ -34,23 +32,22 @@ def backend_of(layer: nn.Module) -> QuantizationBackend | None:
 def why_not_mergeable(layer: nn.Module, backend: QuantizationBackend | None) -> str | None:
     """What stands against adding an update to the weight of a layer; None if nothing does."""
     weight: Any = layer.weight
-    if isinstance(backend, REQUANTISE):
+    kind = str(weight.dtype)
+    if isinstance(backend, Bnb4bitBackend | Bnb8bitBackend):
         four_bits = isinstance(backend, Bnb4bitBackend)
         done = weight.quant_state is not None if four_bits else weight.dtype == torch.int8
         if done:
             return None
         return (
-            f"bitsandbytes hasn't quantised its weight ({weight.dtype}) yet. It does so when the "
-            'base model is moved to its device, if only with model.to("cpu").'
+            f"bitsandbytes hasn't quantised its weight ({kind}) yet. It does so when the base "
+            'model is moved to its device, if only with model.to("cpu").'
         )
     if backend is not None:
-        kind, mergeable = backend.backend_name, False
-    else:
-        # torchao keeps nn.Linear as it is and hides a quantised weight behind the dtype it had.
-        hidden = type(weight).__module__.partition(".")[0] == "torchao"
-        kind = type(weight).__name__ if hidden else str(weight.dtype)
-        mergeable = weight.is_floating_point() and weight.element_size() > 1 and not hidden
-    if mergeable:
+        kind = backend.backend_name
+    elif type(weight).__module__.partition(".")[0] == "torchao":
+        # It keeps nn.Linear as it is, and hides the quantised weight behind the dtype it had.
+        kind = type(weight).__name__
+    elif weight.is_floating_point() and weight.element_size() > 1:
         return None
     return (
         f"its weight is quantised ({kind}), and not in a way that can be read and written back. "
