@@ -28,6 +28,10 @@ class MergeError(VBLoRAError, ValueError):
     """An adapter can't be added to the weights of the base model."""
 
 
+class UnsupportedError(VBLoRAError, NotImplementedError):
+    """PEFT offers this for other methods; VB-LoRA has no such operation."""
+
+
 class SelectionError(VBLoRAError, ValueError):
     """Two selections, or a selection and a model, don't belong together."""
 

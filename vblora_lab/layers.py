@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from vblora_lab import fused
+from vblora_lab import fused, quantised
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import InferenceOnlyError, MergeError, TargetError
@@ -36,7 +36,7 @@ NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adap
 
 
 def in_out_features(module: nn.Module) -> tuple[int, int]:
-    """Input and output size of an nn.Linear or a transformers Conv1D.
+    """Input and output size of an nn.Linear (quantised ones are such too) or a Conv1D.
 
     Raises:
         TargetError: the module is of another kind.
@@ -73,6 +73,8 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = in_out_features(self.get_base_layer())
+        # PEFT's name: None for a plain layer. Its get_model_status reads it here.
+        self.quantization_backend = quantised.backend_of(self.get_base_layer())
         self.r: dict[str, int] = {}
         self.topk: dict[str, int] = {}
         self.vblora_dropout = nn.ModuleDict()
@@ -83,12 +85,12 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self.logits_are_complete: dict[str, bool] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self._weight_before_merge: Tensor | None = None
+        self._weight_before_merge: Tensor | quantised.SetAside | None = None
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = Pool(), ""
 
     def base_weight(self) -> nn.Parameter:
-        """The weight that is adapted: (out, in), or (in, out) in a Conv1D."""
+        """The weight that is adapted, as stored: (out, in), (in, out) in a Conv1D, or packed."""
         return cast(nn.Parameter, self.get_base_layer().weight)
 
     def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -116,6 +118,12 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         for A, B_T in matrices.values():
             weight = torch.addmm(weight.to(A.dtype), B_T.t(), A)
         return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def get_base_weight(self) -> Tensor:
+        """The weight that is adapted as floating point numbers: dequantised where it has to be."""
+        if self.quantization_backend is not None:
+            return quantised.dequantised(self.get_base_layer(), self.quantization_backend)
+        return self.base_weight().data
 
     def update_layer(
         self,
@@ -335,12 +343,23 @@ class Linear(VBLoRALayer):
         delta = B @ A
         return delta.T if self.fan_in_fan_out else delta
 
+    def adapters_to_merge(self, adapter_names: list[str] | None = None) -> list[str]:
+        """Those of `adapter_names`, or of the active ones, that are here and not merged yet."""
+        wanted = self.active_adapters if adapter_names is None else adapter_names
+        here = self.topk.keys() - set(self.merged_adapters)
+        return [name for name in dict.fromkeys(wanted) if name in here]
+
+    def why_not_mergeable(self) -> str | None:
+        """What stands against merging into the base weight; None if nothing does."""
+        return quantised.why_not_mergeable(self.get_base_layer(), self.quantization_backend)
+
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base weight, so that the layer costs no more than the base layer.
 
         The old weight is kept, so that `unmerge` gives it back bit for bit, whatever becomes of
-        the logits meanwhile. The sum is rounded to the weight's dtype once.
+        the logits meanwhile. The sum is rounded to the weight's dtype once; a weight in 4 or 8
+        bits is dequantised, added to and quantised again, which rounds it anew.
 
         Args:
             safe_merge: refuse a weight that isn't finite.
@@ -348,39 +367,43 @@ class Linear(VBLoRALayer):
 
         Raises:
             MergeError: with safe_merge, the merged weight has NaN or infinite entries; the layer
-                is left as it was. Also for a base weight that isn't floating point (quantised).
+                is left as it was. Also for a base weight that is quantised in another way.
         """
-        names = check_adapters_to_merge(self, adapter_names)
-        names = [name for name in names if name in self.topk]
+        check_adapters_to_merge(self, adapter_names)  # warns of those that are merged already
+        names = self.adapters_to_merge(adapter_names)
         if not names:
             return
-        weight = self.base_weight()
         merged = self.merged_weight(names, safe_merge)
         if not self.merged:
-            self._weight_before_merge = weight.data
-        weight.data = merged
+            self._weight_before_merge = (
+                self.base_weight().data
+                if self.quantization_backend is None
+                else quantised.SetAside.of(self.get_base_layer())
+            )
+        self.set_base_weight(merged)
         self.merged_adapters.extend(names)
 
     @torch.no_grad()
     def merged_weight(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> Tensor:
-        """The weight that merging would give, in the base weight's shape and dtype.
+        """The weight that merging would give, before it is quantised where it has to be.
 
-        Takes the adapters that aren't merged yet out of `adapter_names`, or of the active ones.
+        Takes `adapters_to_merge(adapter_names)`.
+
+        Returns:
+            (out_features, in_features), or its transpose for a Conv1D, in the weight's dtype.
 
         Raises:
             MergeError: see `merge`.
         """
-        weight = self.base_weight()
-        if not weight.is_floating_point():
-            raise MergeError(f"can't merge into a quantised weight ({weight.dtype}).")
-        wanted = self.active_adapters if adapter_names is None else adapter_names
-        names = [name for name in wanted if name in self.topk and name not in self.merged_adapters]
-        merged = weight.data
+        if reason := self.why_not_mergeable():
+            raise MergeError(f"can't merge: {reason}")
+        names = self.adapters_to_merge(adapter_names)
+        merged = weight = self.get_base_weight()
         for name in names:
             merged = merged + self.get_delta_weight(name).to(weight.device)
-        merged = merged.to(weight.dtype)
+        merged = merged.to(quantised.dtype_to_write(weight, self.quantization_backend))
         if safe_merge and not torch.isfinite(merged).all():
             raise MergeError(
                 f"merging {', '.join(map(repr, names))} gives a weight with NaN or infinite "
@@ -391,11 +414,15 @@ class Linear(VBLoRALayer):
     @torch.no_grad()
     def unmerge(self) -> None:
         """Give the base layer the very weight it had before the first merge."""
-        if self._weight_before_merge is None:
+        before = self._weight_before_merge
+        if before is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.base_weight()
-        weight.data = self._weight_before_merge.to(weight.device, weight.dtype)
+        if isinstance(before, quantised.SetAside):
+            before.put_back(self.get_base_layer())
+        else:
+            weight = self.base_weight()
+            weight.data = before.to(weight.device, weight.dtype)
         self._weight_before_merge = None
         self.merged_adapters.clear()
 

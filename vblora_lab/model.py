@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import CheckpointError, ConfigError, MergeError, TargetError
+from vblora_lab.errors import (
+    CheckpointError,
+    ConfigError,
+    MergeError,
+    TargetError,
+    UnsupportedError,
+)
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype
 from vblora_lab.pooled import Pool
 from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
@@ -43,6 +49,15 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
         for name, module in model.named_modules()
         if isinstance(module, VBLoRALayer) and adapter_name in module.topk
     }
+
+
+class _Configs(dict[str, PeftConfig]):
+    """The configs by adapter. PeftModel asks for one in every pass, even when none is left."""
+
+    def __missing__(self, adapter_name: str) -> PeftConfig:
+        if self:
+            raise KeyError(adapter_name)
+        return VBLoRAConfig(inference_mode=True)  # of no adapter: the pass is the base model's
 
 
 class VBLoRAModel(BaseTuner):
@@ -78,9 +93,10 @@ class VBLoRAModel(BaseTuner):
                 "this model already carries VB-LoRA adapters. Add another with "
                 "peft_model.add_adapter(name, config), or start afresh from peft_model.unload()."
             )
-        if isinstance(peft_config, dict):
-            peft_config = dict(peft_config)  # inject_adapter puts a copy of the config there
-        super().__init__(model, peft_config, adapter_name, **kwargs)
+        if not isinstance(peft_config, dict):
+            peft_config = {adapter_name: peft_config}
+        # Not the caller's dict: inject_adapter puts a copy of the config there.
+        super().__init__(model, _Configs(peft_config), adapter_name, **kwargs)
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -125,12 +141,14 @@ class VBLoRAModel(BaseTuner):
         Raises:
             ConfigError, TargetError: what doesn't fit, and what would.
         """
+        targeted = list(self.targeted_module_names)
         try:
             check_adapter_name(adapter_name, model)
             # A copy, so that what is filled in here never shows in the caller's config.
             config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
             self.peft_config[adapter_name] = config
             with restored_on_error(model, adapter_name):
+                # Before all logits and once, so that a seed gives one bank whatever the targets.
                 self._init_vblora_vector_bank(config, adapter_name)
                 device = cast(Tensor, next(iter(targets.values())).weight).device
                 bank = self.vblora_vector_bank[adapter_name].detach()
@@ -148,6 +166,7 @@ class VBLoRAModel(BaseTuner):
             config.belongs_to(self)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
+            self.targeted_module_names = targeted
             if adapter_name in self.vblora_vector_bank:
                 del self.vblora_vector_bank[adapter_name]
             raise
@@ -161,7 +180,7 @@ class VBLoRAModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter: its logits, its bank and its config."""
         super().delete_adapter(adapter_name)
-        self.pool.layers.pop(adapter_name, None)
+        self.pool.drop(adapter_name)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         with_bias = [name for name in self.peft_config if self._config_of(name).bias != "none"]
@@ -170,38 +189,6 @@ class VBLoRAModel(BaseTuner):
                 f"bias={self._config_of(with_bias[-1]).bias!r}: another adapter of this model "
                 "trains biases already, and there is only one set of them; use bias='none'."
             )
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters active, and train what they train: biases only if one of them asks for it.
-
-        (PEFT leaves biases trainable when the adapter that trains them is no longer active. They
-        would change with the training of another one, which doesn't store them.)
-
-        Args:
-            adapter_name: one name, or several.
-            inference_mode: train nothing.
-        """
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        for name in self.peft_config:
-            for bias in self._biases_trained_by(name):
-                bias.requires_grad_(name in self.active_adapters and not inference_mode)
-
-    def _biases_trained_by(self, adapter: str) -> list[nn.Parameter]:
-        """The biases of the base model that an adapter trains in place, as its config.bias says."""
-        mode = self._config_of(adapter).bias
-        if mode == "none":
-            return []
-        ending = "bias" if mode == "all" else "base_layer.bias"
-        apart: tuple[str, ...] = ()  # copies, and originals of which this adapter has a copy
-        for name, module in self.model.named_modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                apart += (f"{name}.modules_to_save.",)
-                apart += (f"{name}.",) if adapter in module.modules_to_save else ()
-        return [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if f".{name}".endswith(f".{ending}") and not name.startswith(apart)
-        ]
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -239,17 +226,6 @@ class VBLoRAModel(BaseTuner):
 
     # --- merging: all layers or none
 
-    def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
-        for name, module in self.model.named_modules():
-            if isinstance(module, VBLoRALayer):
-                dtype = module.base_weight().dtype
-                if not dtype.is_floating_point:
-                    raise MergeError(
-                        f"can't merge into {name}: its weight is quantised ({dtype}). Load the "
-                        "base model unquantised to merge."
-                    )
-
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False
     ) -> None:
@@ -260,10 +236,11 @@ class VBLoRAModel(BaseTuner):
             safe_merge: look at every merged weight first, and merge none if one isn't finite.
 
         Raises:
-            MergeError: nothing was merged.
+            ConfigError: no adapter has that name.
+            MergeError: a weight isn't finite, is quantised in a way that can't be written back, or
+                is tied to that of another module. Nothing was merged.
         """
-        if safe_merge:
-            self._check_merged_weights(adapter_names)
+        self._check_mergeable(adapter_names, safe_merge)
         super().merge_adapter(adapter_names)
 
     def _unload_and_optionally_merge(
@@ -273,8 +250,8 @@ class VBLoRAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> None:  # PEFT's annotation; it returns the base model
-        if merge and safe_merge:
-            self._check_merged_weights(adapter_names)
+        if merge:
+            self._check_mergeable(adapter_names, safe_merge)
         base_model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, adapter_names=adapter_names
         )
@@ -282,15 +259,81 @@ class VBLoRAModel(BaseTuner):
             hook.remove()
         return base_model
 
-    def _check_merged_weights(self, adapter_names: list[str] | None) -> None:
-        for name, module in self.model.named_modules():
-            if isinstance(module, Linear):
+    def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        """Find before the first merge what would stop a later one, or give a wrong result."""
+        if isinstance(adapter_names, str):
+            raise ConfigError(f"adapter_names={adapter_names!r}: must be a list of names.")
+        for name in adapter_names or ():
+            self._config_of(name)
+        layers = {
+            path: layer
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, Linear) and layer.adapters_to_merge(adapter_names)
+        }
+        for path, layer in layers.items():
+            if reason := layer.why_not_mergeable():
+                raise MergeError(f"can't merge into {path}: {reason}")
+        _check_untied(self.model, layers)
+        if safe_merge:
+            for path, layer in layers.items():
                 try:
-                    module.merged_weight(adapter_names, safe_merge=True)
+                    layer.merged_weight(adapter_names, safe_merge=True)
                 except MergeError as error:
-                    raise MergeError(f"{name}: {error}") from error
+                    raise MergeError(f"{path}: {error}") from error
 
-    # --- several adapters in one batch
+    # --- several adapters at once
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active: the update of a layer is the sum of theirs.
+
+        Biases of the base model are trained only while an adapter that asks for it is active.
+        (PEFT leaves them trainable, so that they would change with the training of another
+        adapter, which doesn't store them.)
+
+        Args:
+            adapter_name: one name or several.
+            inference_mode: leave them frozen; else they are trained.
+
+        Raises:
+            ConfigError: no adapter has that name; the active ones stay.
+        """
+        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
+            self._config_of(name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        for name in self.peft_config:
+            for bias in self._biases_trained_by(name):
+                bias.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def _biases_trained_by(self, adapter: str) -> list[nn.Parameter]:
+        """The biases of the base model that an adapter trains in place, as its config.bias says."""
+        mode = self._config_of(adapter).bias
+        if mode == "none":
+            return []
+        ending = "bias" if mode == "all" else "base_layer.bias"
+        apart: tuple[str, ...] = ()  # copies, and originals of which this adapter has a copy
+        for name, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                apart += (f"{name}.modules_to_save.",)
+                apart += (f"{name}.",) if adapter in module.modules_to_save else ()
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if f".{name}".endswith(f".{ending}") and not name.startswith(apart)
+        ]
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not for VB-LoRA.
+
+        Raises:
+            UnsupportedError: always, and says what to do instead.
+        """
+        raise UnsupportedError(
+            "add_weighted_adapter: a weighted sum of VB-LoRA adapters is no VB-LoRA adapter, since "
+            "each mixes the vectors of its own bank. To use several at equal weight, activate "
+            'them together: model.base_model.set_adapter(["a", "b"]) sums their updates. For '
+            "other weights, make each a LoRA adapter (vblora_lab.export_lora) and combine those "
+            "with add_weighted_adapter of peft.LoraModel."
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -576,6 +619,37 @@ def _check_bank(
 
 def _features(layers: Mapping[str, VBLoRALayer]) -> dict[str, tuple[int, int]]:
     return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def _check_untied(model: nn.Module, layers: Mapping[str, Linear]) -> None:
+    """Raise `MergeError` if merging into these layers would change what other modules compute.
+
+    Args:
+        model: all of the base model.
+        layers: those to merge into, by a name that they have in it.
+    """
+    layer_of = {layer.base_weight(): layer for layer in layers.values()}
+    path_of = {layer: path for path, layer in layers.items()}
+    if len(layer_of) < len(layers):
+        shared = next(la for la in layers.values() if layer_of[la.base_weight()] is not la)
+        raise MergeError(_tied(path_of[shared], path_of[layer_of[shared.base_weight()]]))
+    # A module may have several names; the base layer is reached through its adapter under each.
+    every = list(model.named_modules(remove_duplicate=False))
+    within = {layer: tuple(f"{path}." for path, m in every if m is layer) for layer in path_of}
+    for path, module in every:
+        for parameter in module.parameters(recurse=False):
+            layer = layer_of.get(cast(nn.Parameter, parameter))
+            if layer is not None and not path.startswith(within[layer]):
+                raise MergeError(_tied(path_of[layer], path))
+
+
+def _tied(layer: str, other: str) -> str:
+    return (
+        f"can't merge into {layer}: {other.removesuffix('.base_layer')} uses the same weight, and "
+        "would change with it. Keep the adapter unmerged, or untie the two in the base model "
+        f"before adapting it: {layer}.weight = nn.Parameter({layer}.weight.detach().clone()), and "
+        "config.tie_word_embeddings = False where the config says True."
+    )
 
 
 def check_adapter_name(name: str, model: nn.Module) -> None:

@@ -137,6 +137,12 @@ class Pool:
         self.layers = state["layers"]
         self._forget()
 
+    def drop(self, adapter: str) -> None:
+        """Let go of a deleted adapter: its layers, and matrices that a backward pass could need."""
+        self.layers.pop(adapter, None)
+        self._matrices = {key: m for key, m in self._matrices.items() if key[0] != adapter}
+        self._leaves = {key: m for key, m in self._leaves.items() if key[0] != adapter}
+
     # --- passes
 
     @contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 
 import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.errors import CheckpointError, ConfigError, MergeError, TargetError
+from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.layers import Linear, VBLoRALayer
 
 from .conftest import CASES, assert_close, assert_unchanged, scramble, state_of
@@ -112,32 +112,6 @@ def test_half_precision_weights_are_rounded_once():
     assert torch.equal(layer.base_weight(), weight)
 
 
-def test_safe_merge_of_a_broken_adapter_changes_nothing(opt_case):
-    model = opt_case.ours()
-    layers_of(model)[-1].vblora_logits_B["default"].data.fill_(float("nan"))
-    before = state_of(model)
-    for call in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(MergeError, match=r"layers\.1\.fc2.*NaN"):
-            call(safe_merge=True)
-        before["parameters"] = [
-            (n, i, r, torch.nan_to_num(p)) for n, i, r, p in before["parameters"]
-        ]
-        after = state_of(model)
-        after["parameters"] = [(n, i, r, torch.nan_to_num(p)) for n, i, r, p in after["parameters"]]
-        assert before["modules"] == after["modules"]
-        for old, new in zip(before["parameters"], after["parameters"], strict=True):
-            assert torch.equal(old[3], new[3])
-
-
-def test_a_quantised_weight_cannot_be_merged(opt_case):
-    model = opt_case.ours()
-    layer = layers_of(model)[0]
-    layer.base_layer.weight = nn.Parameter(layer.base_weight().char(), requires_grad=False)
-    with pytest.raises(MergeError, match=r"q_proj|v_proj.*int8"):
-        model.merge_adapter()
-    assert not any(layer.merged for layer in layers_of(model))
-
-
 # --- several adapters, disabled adapters
 
 
@@ -225,16 +199,6 @@ def test_the_start_is_drawn_as_the_config_says(opt_case):
     assert bank.std().item() == pytest.approx(0.3 / 3**0.5, rel=0.1)
     logits = layers_of(model)[0].vblora_logits_A["default"]
     assert logits.std().item() == pytest.approx(2.0, rel=0.1)
-
-
-def test_deleting_an_adapter(opt_case):
-    model = with_two_adapters(opt_case)
-    model.delete_adapter("other")
-    assert list(model.peft_config) == list(model.vblora_vector_bank) == ["default"]
-    assert not any("other" in name for name in model.state_dict())
-    model.delete_adapter("default")
-    base = model.base_model.model  # a PeftModel without any adapter can't be called
-    assert torch.equal(opt_case.output(base), opt_case.output(opt_case.base()))
 
 
 def test_biases_are_trained_as_asked(opt_case):
@@ -341,30 +305,6 @@ def test_deepcopy_and_pickle_keep_the_bank_shared(case):
         bank = twin.vblora_vector_bank["default"]
         assert bank is not model.vblora_vector_bank["default"]
         assert all(layer.vblora_vector_bank["default"] is bank for layer in layers_of(twin))
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(opt_case, reentrant):
-    gradients = []
-    for checkpointing in (False, True):
-        model = opt_case.ours().train()
-        scramble(model)
-        if checkpointing:
-            model.enable_input_require_grads()
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        torch.manual_seed(5)
-        opt_case.output(model).pow(2).mean().backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-    for name, gradient in gradients[0].items():
-        assert_close(gradients[1][name], gradient)
-
-
-def test_one_graph_for_the_compiler():
-    case = CASES["linear"]
-    model = case.ours()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_close(case.output(compiled), case.output(model))
 
 
 def test_a_dropout_follows_the_mode_of_the_model(opt_case):
