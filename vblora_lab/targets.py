@@ -55,7 +55,8 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[
     if not matched:
         raise TargetError(_nothing_left(config, named))
     targets = _linear_layers(matched)
-    _check_tiles(config, targets)
+    features = {name: in_out_features(module) for name, module in targets.items()}
+    check_tiles(config.vector_length, features)
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in targets.values())
     return config, targets
 
@@ -80,7 +81,11 @@ def linear_modules(model: nn.Module) -> dict[str, LinearLayer]:
 
 def vector_lengths(modules: Iterable[LinearLayer]) -> list[int]:
     """The vector lengths, ascending, that divide all input and output sizes of these layers."""
-    common = math.gcd(*(size for module in modules for size in in_out_features(module)))
+    return _common_divisors(in_out_features(module) for module in modules)
+
+
+def _common_divisors(features: Iterable[tuple[int, int]]) -> list[int]:
+    common = math.gcd(*(size for sizes in features for size in sizes))
     return [length for length in range(1, common + 1) if common % length == 0]
 
 
@@ -220,20 +225,28 @@ def _linear_layers(matched: Mapping[str, nn.Module]) -> dict[str, LinearLayer]:
     return layers
 
 
-def _check_tiles(config: VBLoRAConfig, targets: Mapping[str, LinearLayer]) -> None:
-    length = config.vector_length
-    misfits = []
-    for name, module in targets.items():
-        sizes = in_out_features(module)
-        if any(size % length for size in sizes):
-            misfits.append(f"{name} ({sizes[0]} -> {sizes[1]})")
+def check_tiles(vector_length: int, features: Mapping[str, tuple[int, int]]) -> None:
+    """Check that vector_length divides the sizes of all layers that are to be adapted.
+
+    Args:
+        vector_length: of the bank.
+        features: (in_features, out_features) of each layer, by full name.
+
+    Raises:
+        TargetError: lists the layers that can't be cut, and the lengths that would do.
+    """
+    misfits = [
+        f"{name} ({sizes[0]} -> {sizes[1]})"
+        for name, sizes in features.items()
+        if any(size % vector_length for size in sizes)
+    ]
     if not misfits:
         return
-    fitting = vector_lengths(targets.values())
-    nearest = min(fitting, key=lambda fit: abs(fit - length))
+    fitting = _common_divisors(features.values())
+    nearest = min(fitting, key=lambda fit: abs(fit - vector_length))
     raise TargetError(
-        f"vector_length={length} doesn't divide the sizes of {len(misfits)} of {len(targets)} "
-        f"adapted layers: {_listed(misfits, 6)}. Lengths that divide all of them: "
+        f"vector_length={vector_length} doesn't divide the sizes of {len(misfits)} of "
+        f"{len(features)} adapted layers: {_listed(misfits, 6)}. Lengths that divide all of them: "
         f"{', '.join(map(str, fitting))}; the nearest is {nearest}."
     )
 
