@@ -21,6 +21,9 @@ _HOMES = {
     "register": "peft",
     "unregister": "peft",
     "using": "peft",
+    "Compression": "convert",
+    "compress_lora": "convert",
+    "export_lora": "convert",
     "Selection": "selection",
     "SubVectors": "selection",
     "read_selection": "selection",
@@ -40,6 +43,7 @@ _HOMES = {
 __all__ = [
     "BankHeatmap",
     "Base",
+    "Compression",
     "LearningRates",
     "Linear",
     "LiveTraining",
@@ -52,6 +56,8 @@ __all__ = [
     "VBLoRAConfig",
     "VBLoRALayer",
     "VBLoRAModel",
+    "compress_lora",
+    "export_lora",
     "from_pretrained",
     "get_peft_model",
     "load_base",
@@ -77,6 +83,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from vblora_lab.bases import Base, load_base
     from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.convert import Compression, compress_lora, export_lora
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
     from vblora_lab.layers import Linear, VBLoRALayer
