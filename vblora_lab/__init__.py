@@ -26,6 +26,9 @@ _HOMES = {
     "Plan": "planning",
     "plan": "planning",
     "PRESETS": "presets",
+    "Compression": "convert",
+    "compress_lora": "convert",
+    "export_lora": "convert",
     "Selection": "selection",
     "SubVectors": "selection",
     "read_selection": "selection",
@@ -46,6 +49,7 @@ __all__ = [
     "PRESETS",
     "BankHeatmap",
     "Base",
+    "Compression",
     "LearningRates",
     "Linear",
     "LiveTraining",
@@ -60,6 +64,8 @@ __all__ = [
     "VBLoRALayer",
     "VBLoRAModel",
     "add_adapter",
+    "compress_lora",
+    "export_lora",
     "from_pretrained",
     "get_peft_model",
     "load_base",
@@ -87,6 +93,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from vblora_lab.bases import Base, load_base
     from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.convert import Compression, compress_lora, export_lora
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
     from vblora_lab.layers import Linear, VBLoRALayer

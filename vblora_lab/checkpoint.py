@@ -25,6 +25,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -259,11 +260,11 @@ def check_format(keys: Iterable[str], config: VBLoRAConfig, where: str) -> None:
 # --- a folder with an adapter
 
 
-def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
-    """Read and check the adapter_config.json of a local folder.
+def read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the adapter_config.json of a local folder, of whatever PEFT method.
 
     Raises:
-        CheckpointError: no such folder, no config in it, or not one of a VB-LoRA adapter.
+        CheckpointError: no such folder, no config in it, or not one of a PEFT adapter.
     """
     folder = Path(folder)
     path = folder / CONFIG_NAME
@@ -282,10 +283,20 @@ def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
     if not isinstance(fields, dict) or "peft_type" not in fields:
         raise CheckpointError(f"{path} is not a PEFT adapter config: it has no peft_type.")
     fields.pop("runtime_config", None)
+    return fields
+
+
+def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
+    """Read and check the adapter_config.json of a local folder.
+
+    Raises:
+        CheckpointError: no such folder, no config in it, or not one of a VB-LoRA adapter.
+    """
+    fields = read_fields(folder)
     try:
         return VBLoRAConfig.from_peft_type(**fields)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{Path(folder) / CONFIG_NAME}: {error}") from error
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The command line: ``vblora-lab demo`` and ``vblora-lab plan``."""
+"""The command line: ``vblora-lab demo``, ``plan``, ``export-lora`` and ``compress-lora``."""
 
 from __future__ import annotations
 
@@ -71,6 +71,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config_options(plan)
     plan.set_defaults(run=_plan)
+
+    export = commands.add_parser(
+        "export-lora",
+        help="write a VB-LoRA adapter as a LoRA adapter with the same update",
+        description="Write a stored VB-LoRA adapter as a LoRA adapter, exactly. The base model "
+        "isn't needed.",
+    )
+    export.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    export.set_defaults(run=_export_lora)
+
+    compress = commands.add_parser(
+        "compress-lora",
+        help="fit a vector bank to a LoRA adapter and write it as VB-LoRA",
+        description="Fit a vector bank and logits to a stored LoRA adapter and report the error. "
+        "The base model isn't needed.",
+    )
+    compress.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the LoRA")
+    compress.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    for option, default in (("num-vectors", 256), ("vector-length", 256), ("topk", 2)):
+        compress.add_argument(
+            f"--{option}", type=_at_least(1), default=default, help=f"default: {default}"
+        )
+    compress.add_argument(
+        "--only-topk", action="store_true", help="store only the top k: smaller, no more training"
+    )
+    compress.add_argument("--seed", type=_at_least(0), default=0, help="draws the first bank")
+    compress.set_defaults(run=_compress_lora)
     return parser
 
 
@@ -139,6 +167,29 @@ def _demo(args: argparse.Namespace) -> int:
 
     run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
     print(f"Left in {args.out}: adapter/, loss.png, selection.png, trace.npz, summary.json")
+    return 0
+
+
+def _export_lora(args: argparse.Namespace) -> int:
+    from vblora_lab.convert import export_lora
+
+    print(f"LoRA adapter in {export_lora(args.adapter, args.out)}")
+    return 0
+
+
+def _compress_lora(args: argparse.Namespace) -> int:
+    from vblora_lab.convert import compress_lora
+
+    result = compress_lora(
+        args.adapter,
+        args.num_vectors,
+        args.vector_length,
+        args.topk,
+        args.out,
+        save_only_topk_weights=args.only_topk,
+        seed=args.seed,
+    )
+    print(f"{result}\nVB-LoRA adapter in {args.out}")
     return 0
 
 

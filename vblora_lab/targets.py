@@ -130,7 +130,8 @@ def examine(model: nn.Module, config: VBLoRAConfig) -> Examination:
     targets = cast(dict[str, LinearLayer], fit)
     problems += _modules_to_save_problems(model, config, targets)
     problems += _kind_problems(config, matched)
-    problems += _tile_problems(config, targets)
+    features = {name: in_out_features(module) for name, module in targets.items()}
+    problems += _tile_problems(config.vector_length, features)
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in targets.values())
     left_out = _reasons_to_leave_out(config, named, targets, head)
     return Examination(config, targets, left_out, tuple(problems), tuple(dropped))
@@ -156,7 +157,11 @@ def linear_modules(model: nn.Module) -> dict[str, LinearLayer]:
 
 def vector_lengths(modules: Iterable[LinearLayer]) -> list[int]:
     """The vector lengths, ascending, that divide all input and output sizes of these layers."""
-    common = math.gcd(*(size for module in modules for size in in_out_features(module)))
+    return _common_divisors(in_out_features(module) for module in modules)
+
+
+def _common_divisors(features: Iterable[tuple[int, int]]) -> list[int]:
+    common = math.gcd(*(size for sizes in features for size in sizes))
     return [length for length in range(1, common + 1) if common % length == 0]
 
 
@@ -474,17 +479,29 @@ def _naming(full: str, config: VBLoRAConfig) -> str:
     return next(name for name in wanted if full.endswith(f".{name}"))
 
 
-def _tile_problems(config: VBLoRAConfig, targets: Mapping[str, LinearLayer]) -> list[Problem]:
-    length = config.vector_length
-    sizes = {name: in_out_features(module) for name, module in targets.items()}
-    misfits = [name for name, both in sizes.items() if any(size % length for size in both)]
+def check_tiles(vector_length: int, features: Mapping[str, tuple[int, int]]) -> None:
+    """Check that vector_length divides the sizes of all layers that are to be adapted.
+
+    Args:
+        vector_length: of the bank.
+        features: (in_features, out_features) of each layer, by full name.
+
+    Raises:
+        TargetError: lists the layers that can't be cut, and the lengths that would do.
+    """
+    for problem in _tile_problems(vector_length, features):
+        raise TargetError(problem.message)
+
+
+def _tile_problems(length: int, features: Mapping[str, tuple[int, int]]) -> list[Problem]:
+    misfits = [name for name, sizes in features.items() if any(size % length for size in sizes)]
     if not misfits:
         return []
-    listed = _listed((f"{name} ({sizes[name][0]} -> {sizes[name][1]})" for name in misfits), 6)
-    fitting = vector_lengths(targets.values())
+    listed = _listed((f"{n} ({features[n][0]} -> {features[n][1]})" for n in misfits), 6)
+    fitting = _common_divisors(features.values())
     nearest = min(fitting, key=lambda fit: abs(fit - length))
     message = (
-        f"vector_length={length} doesn't divide the sizes of {len(misfits)} of {len(targets)} "
+        f"vector_length={length} doesn't divide the sizes of {len(misfits)} of {len(features)} "
         f"adapted layers: {listed}. Lengths that divide all of them: "
         f"{', '.join(map(str, fitting))}; the nearest is {nearest}."
     )
