@@ -25,7 +25,7 @@ import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.planning import plan
 
-from .conftest import SMALL, scramble
+from .conftest import SMALL, assert_close, scramble
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Could not find a config file", "ignore:fan_in_fan_out", "ignore:.*`loss_type=None`"
@@ -109,4 +109,4 @@ def test_a_family_works_by_default_targets(name, only_topk, tmp_path):
         loaded = load(base(), tmp_path).eval()
         with torch.no_grad():
             logits = loaded(input_ids=IDS, labels=family.labels).logits
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        assert_close(logits, expected, relative=1e-5)
