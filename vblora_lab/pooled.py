@@ -17,6 +17,9 @@ matrices are used in these cases only, and anybody else mixes anew:
     in later passes of one `generate`  if every parameter has the version and place it had;
                                        from the second on, added to copies of the weights
     in the backward pass               by layers that gradient checkpointing calls again
+
+(A write in place through `.data`, from within `generate` itself, leaves no version behind; it is
+seen by the next call.)
 """
 
 from __future__ import annotations
@@ -170,8 +173,11 @@ class Pool:
             self._thread = None
             self._last_cast = ()
             self._release()
-            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            if torch.compiler.is_compiling() or not self._may_be_differentiated():
                 self._matrices = {}
+
+    def _may_be_differentiated(self) -> bool:
+        return torch.is_grad_enabled() and any(m.A.requires_grad for m in self._matrices.values())
 
     def mix(self, adapters: Iterable[str], may_fold: bool = True) -> None:
         """Mix the matrices of some adapters, unless those that are held are theirs."""

@@ -1,0 +1,247 @@
+"""The pool: matrices that are older than their parameters are a wrong answer that nobody sees."""
+
+import threading
+
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from tests.core.conftest import assert_close, scramble
+from vblora_lab import pooled
+from vblora_lab.admixture import low_rank_matrices
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.layers import Linear
+from vblora_lab.pooled import mix_all
+
+
+@pytest.fixture
+def model(opt_case):
+    model = opt_case.ours()
+    model.add_adapter("other", VBLoRAConfig(**{**opt_case.config, "topk": 2}))
+    scramble(model)
+    return model.eval()
+
+
+def by_hand(case, model):
+    """The output of the base model with W + B A in place of each adapted weight."""
+    plain = case.base()
+    for name, layer in model.base_model.model.named_modules():
+        if not isinstance(layer, Linear):
+            continue
+        weight = layer.base_weight().detach().clone()
+        for adapter in layer.active_adapters:
+            A, B = low_rank_matrices(
+                *layer.logits(adapter), layer.vblora_vector_bank[adapter], layer.topk[adapter]
+            )
+            weight += (B @ A).detach()
+        plain.get_submodule(name).weight.data = weight
+    return plain
+
+
+def some_parameters(model):
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if "vblora_" in name and ".default" in name
+    ]
+
+
+def in_place(model):
+    with torch.no_grad():
+        for parameter in some_parameters(model):
+            parameter.mul_(-1.5)
+
+
+def through_data(model):
+    for parameter in some_parameters(model):
+        parameter.data = parameter.data.flip(0).contiguous()
+
+
+def load_state_dict(model):
+    state = {name: -tensor for name, tensor in model.state_dict().items() if "vblora_" in name}
+    model.load_state_dict(state, strict=False)
+
+
+def optimizer_step(model):
+    parameters = some_parameters(model)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.Adam(parameters, lr=0.5).step()
+    model.zero_grad()
+
+
+def base_weight(model):
+    with torch.no_grad():
+        model.get_submodule("base_model.model.model.decoder.layers.0.fc1.base_layer").weight.mul_(2)
+
+
+def switch(model):
+    model.base_model.set_adapter("other")
+
+
+def both(model):
+    model.base_model.set_adapter(["default", "other"])
+
+
+CHANGES = [in_place, through_data, load_state_dict, optimizer_step, switch, both]
+
+
+def through_data_in_place(model):
+    """Leaves no version behind, and the parameter where it was."""
+    for parameter in some_parameters(model):
+        parameter.data.mul_(-1.5)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", [*CHANGES, through_data_in_place])
+def test_a_pass_sees_every_change_before_it(model, opt_case, change, grad):
+    with torch.set_grad_enabled(grad):
+        before = opt_case.output(model)
+        change(model)
+        after = opt_case.output(model)
+    assert (after - before).norm() > 1e-2 * before.norm()
+    assert_close(after, opt_case.output(by_hand(opt_case, model)), 1e-5)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, through_data_in_place])
+def test_generation_sees_every_change_before_it(model, opt_case, change):
+    tokens, options = opt_case.inputs(2), {"max_new_tokens": 8, "do_sample": False}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    model.generate(tokens, **options)
+    change(model)
+    got = model.generate(tokens, **options)
+    expected = by_hand(opt_case, model).generate(tokens, **options)
+    assert torch.equal(got.sequences, expected.sequences)
+    assert_close(torch.stack(got.logits), torch.stack(expected.logits), 1e-5)
+
+
+class AtToken(LogitsProcessor):
+    """Calls something while the model is generating, and keeps the logits of each token."""
+
+    def __init__(self, number, call):
+        self.number, self.call, self.logits = number, call, []
+
+    def __call__(self, input_ids, scores):
+        self.logits.append(scores.clone())
+        if len(self.logits) == self.number:
+            self.call()
+        return scores
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize("change", [*CHANGES, base_weight])
+def test_generation_sees_a_change_in_its_midst(model, opt_case, change, number):
+    """Without a cache of keys and values each token is a pass over all: its logits tell."""
+    tokens = opt_case.inputs(2)
+    seen = AtToken(number, lambda: change(model))
+    options = {"max_new_tokens": 7, "do_sample": False, "use_cache": False}
+    with torch.no_grad():
+        before = by_hand(opt_case, model)
+        sequences = model.generate(tokens, logits_processor=LogitsProcessorList([seen]), **options)
+        after = by_hand(opt_case, model)
+        for i, logits in enumerate(seen.logits):
+            reference = before if i < number else after
+            expected = reference(sequences[:, : tokens.shape[1] + i]).logits[:, -1]
+            assert_close(logits, expected, 1e-5)
+
+
+def test_weights_are_folded_from_the_second_token_on(model, opt_case, monkeypatch):
+    """A later token costs no more calls than the base model's; the first pays."""
+    calls = []
+    folded = pooled.Pool.folded
+
+    def spy(pool, name, layer):
+        result = folded(pool, name, layer)
+        calls.append(result is not None)
+        return result
+
+    monkeypatch.setattr(pooled.Pool, "folded", spy)
+    model.generate(opt_case.inputs(2), max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    layers = len(model.base_model.pool.layers["default"])
+    assert calls == [True] * 4 * layers  # the first token mixes, and asks nobody
+    pool = model.base_model.pool
+    assert not pool.folds
+    assert not pool._matrices
+
+
+def test_folding_is_left_where_memory_is_short(model, opt_case, monkeypatch):
+    tokens, options = opt_case.inputs(2), {"max_new_tokens": 5, "do_sample": False}
+    expected = model.generate(tokens, **options)
+    monkeypatch.setattr(pooled, "_to_spare", lambda device: 0)
+    monkeypatch.setattr(Linear, "fold", None)  # calling it would fail
+    assert torch.equal(model.generate(tokens, **options), expected)
+
+
+def test_the_weights_stay_as_they_are_while_generating(model, opt_case):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.generate(opt_case.inputs(2), max_new_tokens=5)
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+
+
+def test_a_layer_called_on_its_own_mixes_anew(model):
+    layer = model.get_submodule("base_model.model.model.decoder.layers.0.fc1")
+    x = torch.randn(3, 16)
+    model(torch.ones(1, 4, dtype=torch.long))  # with gradients: matrices stay for the backward
+    with torch.no_grad():
+        layer.vblora_logits_A["default"].neg_()
+        A, B = low_rank_matrices(
+            *layer.logits("default"), layer.vblora_vector_bank["default"], layer.topk["default"]
+        )
+        assert_close(layer(x), layer.base_layer(x) + x @ A.T @ B.T, 1e-5)
+
+
+def test_two_threads_at_once(model, opt_case):
+    """One trains while another asks the same model; neither gets the other's matrices."""
+    with torch.no_grad():
+        expected = opt_case.output(model)
+    failures, stop = [], threading.Event()
+
+    def ask():
+        with torch.no_grad():
+            while not stop.is_set():
+                if not torch.allclose(opt_case.output(model), expected, atol=1e-5):
+                    failures.append("another answer")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        gradients = []
+        for _ in range(20):
+            opt_case.output(model).square().mean().backward()
+            gradients.append([p.grad.clone() for p in some_parameters(model)])
+            model.zero_grad()
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
+    for again in gradients[1:]:
+        for one, first in zip(again, gradients[0], strict=True):
+            torch.testing.assert_close(one, first)
+
+
+@pytest.mark.parametrize("small", [0, 2**23])
+def test_many_logits_and_few_give_the_same(monkeypatch, small):
+    """Above SMALL, logits aren't laid side by side: chosen layer by layer, and mixed at once."""
+    monkeypatch.setattr(pooled, "SMALL", small)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    bank = draw(9, 4)
+    logits = [(draw(2, 3, 9), draw(5, 2, 9)), (draw(2, 1, 9), draw(2, 2, 9))]
+    for (A, B), (logits_A, logits_B) in zip(
+        mix_all(logits, bank, 3, torch.float64), logits, strict=True
+    ):
+        expected_A, expected_B = low_rank_matrices(logits_A, logits_B, bank, 3)
+        torch.testing.assert_close(A, expected_A)
+        torch.testing.assert_close(B, expected_B.T)
+        slope = torch.randn(2, 1, generator=generator, dtype=torch.float64)
+        got = torch.autograd.grad(
+            (A * slope).sum() + (B * slope).sum(), [logits_A, logits_B, bank], retain_graph=True
+        )
+        wanted = torch.autograd.grad(
+            (expected_A * slope).sum() + (expected_B.T * slope).sum(), [logits_A, logits_B, bank]
+        )
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other)
