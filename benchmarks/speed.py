@@ -135,20 +135,32 @@ def adapted(method: str, base: nn.Module, row: Row) -> nn.Module:
     return model
 
 
-def make_step(model: nn.Module) -> Callable[[dict[str, torch.Tensor]], object]:
-    """Forward, backward and fused AdamW."""
+def make_optimizer(model: nn.Module, **options: Any) -> torch.optim.Optimizer | None:
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True) if trained else None
+    return torch.optim.AdamW(trained, **{"lr": 1e-3, "fused": True, **options}) if trained else None
 
-    def step(batch: dict[str, torch.Tensor]) -> None:
+
+def make_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> Callable[[Any], torch.Tensor]:
+    """Forward, backward and optimizer."""
+
+    def step(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16) if CUDA else nullcontext():
             loss = model(**batch).loss
         loss.backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
+        return loss.detach()
 
     return step
+
+
+def captured_step(model: nn.Module) -> CapturedStep:
+    lr = torch.tensor(1e-3, device=DEVICE)
+    optimizer = make_optimizer(model, lr=lr, capturable=True)
+    return CapturedStep(make_step(model, optimizer), model, optimizer)
 
 
 def batch_of(row: Row, vocabulary: int) -> dict[str, torch.Tensor]:
@@ -191,7 +203,7 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
             for method in METHODS:
                 memory[method] = peak_memory(method, base, row, batch)
         models = {method: adapted(method, base, row) for method in METHODS}
-        steps = {method: make_step(model) for method, model in models.items()}
+        steps = {method: make_step(m, make_optimizer(m)) for method, m in models.items()}
         calls = {name: partial(step, batch) for name, step in steps.items()}
         if CUDA:
             captured = captured_step(adapted("vblora_lab", base, row))
@@ -208,17 +220,11 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
         clean_up()
 
 
-def captured_step(model: nn.Module) -> CapturedStep:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    lr = torch.tensor(1e-3, device=DEVICE)
-    return CapturedStep(model, torch.optim.AdamW(trained, lr=lr, fused=True, capturable=True))
-
-
 def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
     """GiB at the peak of the third step, the base's weights included."""
     clean_up()
     model = adapted(method, base, row)
-    step = make_step(model)
+    step = make_step(model, make_optimizer(model))
     for _ in range(2):
         step(batch)
     torch.cuda.synchronize()
@@ -387,7 +393,7 @@ def snapshots(args: argparse.Namespace) -> Iterator[dict]:
     base = base_model(row.model)
     batch = batch_of(row, base.config.vocab_size)
     model = adapted("vblora_lab", base, row)
-    step = make_step(model)
+    step = make_step(model, make_optimizer(model))
     first = vblora_lab.read_selection(model)
 
     def with_snapshot() -> None:

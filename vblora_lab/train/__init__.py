@@ -1,6 +1,7 @@
 """Fine-tuning with VB-LoRA on the HF Trainer, told as events."""
 
 from vblora_lab.train.callback import EventCallback
+from vblora_lab.train.captured import CapturedStep, CapturingTrainer
 from vblora_lab.train.events import (
     Evaluated,
     Event,
@@ -19,6 +20,8 @@ from vblora_lab.train.trace import Trace, TraceRecorder
 from vblora_lab.train.trainer import make_trainer
 
 __all__ = [
+    "CapturedStep",
+    "CapturingTrainer",
     "Evaluated",
     "Event",
     "EventCallback",

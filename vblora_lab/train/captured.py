@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: forward, backward and optimizer in a single launch.
+"""A training step as one CUDA graph: all its kernels in a single launch.
 
 A small model on a large GPU spends its step waiting for Python to launch the next kernel. A CUDA
 graph records the kernels of one step and replays them all at once. What it replays reads and
@@ -9,21 +9,25 @@ and nothing in the step may ask the device for a value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
-WARM_UP = 3  # eager steps on the side stream, which let libraries allocate what they keep
+Batch = Mapping[str, Tensor]
+Step = Callable[[Batch], Tensor]
+
+WARM_UP = 3  # eager steps on a side stream first, in which libraries allocate what they keep
+MAX_GRAPHS = 16  # batch shapes that are captured; each holds a few MB, and its first step is slow
 
 
 def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str | None:
     """Why steps of this model can't be captured, in a sentence, or None if they can be tried."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    if not any(p.requires_grad for p in model.parameters()):
         return "nothing is trained"
     devices = {p.device for p in model.parameters()}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
@@ -38,81 +42,111 @@ def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
 
 
 class CapturedStep:
-    """Training steps of one model and optimizer: captured where that is safe, else eager.
+    """Training steps of one model: captured where that is safe, else eager.
 
     Args:
-        model: returns an object with a `loss` when it is called with a batch.
-        optimizer: made with capturable=True, or the steps stay eager. Learning rates that are to
-            change must be tensors on the device (`lr=torch.tensor(1e-3, device="cuda")`).
-        autocast: dtype of autocast on CUDA, None for none.
+        step: takes a batch, calls the model and `backward`, and returns the loss, detached. With
+            an optimizer it also calls its `step` and `zero_grad`. Any part that is not of the
+            batch must be the same each time.
+        model: whose parameters the step trains.
+        optimizer: if the step calls one. Made with capturable=True, and with learning rates that
+            are tensors on the device if they are to change (`lr=torch.tensor(1e-3).cuda()`).
+            Without, each step leaves gradients in the parameters, which had none before.
 
     Attributes:
-        reason: why steps are eager; None while they are captured, or not tried yet.
+        reason: why steps are eager from now on; None while they are captured.
 
-    The first call of each batch shape captures: it takes `WARM_UP` eager steps' time, trains on
-    that batch once, as any call does, and leaves a line in the log if it had to stay eager.
+    The first call with each batch shape captures, which takes a few eager steps' time and trains
+    on that batch once, as any call does. A model that is changed (adapters added or switched,
+    weights merged, put elsewhere or frozen) is captured anew. What can't be captured stays eager
+    and leaves a line with the reason in the log.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        autocast: torch.dtype | None = torch.bfloat16,
+        self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        self.model, self.optimizer, self.autocast = model, optimizer, autocast
-        self.reason = why_not(model, optimizer)
+        self._step, self._model, self._optimizer = step, model, optimizer
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._tensors: list[Tensor] = []
+        self._state: tuple[Any, ...] = ()
+        self._pool: Any = None
+        self._has_many_shapes = False
+        self.reason = why_not(model, optimizer)
         if self.reason is not None:
             logger.info("training steps stay eager: %s", self.reason)
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """Train on a batch; returns the loss before the step, a scalar on the device."""
-        if self.reason is not None:
-            return self._eager(batch)
+        if self.reason is not None or any(p.grad is not None for p in self._tensors):
+            return self._step(batch)
+        if self._state != self._state_of_model():
+            self._graphs, self._tensors = {}, list(self._model.parameters())
+            self._state = self._state_of_model()
         key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
         if key not in self._graphs:
-            before = self._snapshot()
-            try:
-                self._graphs[key] = _Graph(self._eager, batch, before)
-            except RuntimeError as error:
-                torch.cuda.synchronize()
-                before.restore()
-                self.reason = str(error).split("\n")[0]
-                logger.warning("training steps stay eager; capturing failed: %s", self.reason)
-                return self._eager(batch)
+            if len(self._graphs) >= MAX_GRAPHS:
+                self._tell_of_many_shapes()
+                return self._step(batch)
+            if not self._capture(key, batch):
+                return self._step(batch)
         return self._graphs[key].replay(batch)
 
-    def _eager(self, batch: Mapping[str, Tensor]) -> Tensor:
-        with torch.autocast("cuda", self.autocast, enabled=self.autocast is not None):
-            loss: Tensor = self.model(**batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        # Gradients get their memory inside the graph, at the same place in each replay.
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+    def _state_of_model(self) -> tuple[Any, ...]:
+        """Changes with all that a graph was recorded with: where parameters are, what is trained.
 
-    def _snapshot(self) -> _Snapshot:
-        return _Snapshot([p for p in self.model.parameters() if p.requires_grad], self.optimizer)
+        (Switching adapters shows in what is trained, and merging in where weights are.)
+        """
+        return tuple((p.data_ptr(), p.requires_grad) for p in self._tensors) or ("none yet",)
+
+    def _capture(self, key: tuple[Any, ...], batch: Batch) -> bool:
+        before = _Snapshot(self._model, self._optimizer)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            warm_up = 1 if self._graphs else WARM_UP
+            self._graphs[key] = _Graph(self._step, batch, before, warm_up, self._pool)
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            before.restore()
+            self.reason = str(error).split("\n")[0]
+            logger.warning("training steps stay eager; capturing failed: %s", self.reason)
+            return False
+        return True
+
+    def _tell_of_many_shapes(self) -> None:
+        if not self._has_many_shapes:
+            self._has_many_shapes = True
+            logger.warning(
+                "batches of further shapes are trained on eagerly: %d are captured. Pad batches "
+                "to a multiple of some length to have fewer.",
+                MAX_GRAPHS,
+            )
 
 
 class _Snapshot:
-    """Parameters and optimizer state before the warm-up, which must leave no trace."""
+    """What the warm-up must leave no trace in: parameters, optimizer and random numbers."""
 
-    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.random = torch.cuda.get_rng_state()
         self.optimizer = optimizer
-        self.parameters = [(p, p.detach().clone()) for p in parameters]
+        # A step without an optimizer changes no parameter.
+        self.values = [p.detach().clone() for p in self.trained] if optimizer else []
         self.state = {
             p: {name: t.clone() for name, t in optimizer.state[p].items()}
-            for p in parameters
-            if p in optimizer.state
+            for p in self.trained
+            if optimizer is not None and p in optimizer.state
         }
 
     @torch.no_grad()
     def restore(self) -> None:
-        for parameter, value in self.parameters:
+        torch.cuda.set_rng_state(self.random)
+        for parameter in self.trained:
+            parameter.grad = None
+        if self.optimizer is None:
+            return
+        for parameter, value in zip(self.trained, self.values, strict=True):
             parameter.copy_(value)
-        for parameter, _ in self.parameters:
             for name, tensor in self.optimizer.state[parameter].items():
                 # State that the warm-up made begins at zero, in the place that the graph knows.
                 old = self.state.get(parameter, {}).get(name)
@@ -122,21 +156,81 @@ class _Snapshot:
 class _Graph:
     """One captured step for batches of one shape."""
 
-    def __init__(self, step: Any, batch: Mapping[str, Tensor], before: _Snapshot) -> None:
+    def __init__(
+        self, step: Step, batch: Batch, before: _Snapshot, warm_up: int, pool: Any
+    ) -> None:
         self.batch = {name: tensor.clone() for name, tensor in batch.items()}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 step(self.batch)
+                before.restore()
         torch.cuda.current_stream().wait_stream(side)
-        before.restore()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=pool):
             self.loss = step(self.batch)
+        # Gradients that the step leaves have their place in the graph's memory.
+        self.gradients = [(p, p.grad) for p in before.trained if p.grad is not None]
+        for parameter, _ in self.gradients:
+            parameter.grad = None
 
-    def replay(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def replay(self, batch: Batch) -> Tensor:
         for name, tensor in batch.items():
             self.batch[name].copy_(tensor, non_blocking=True)
         self.graph.replay()
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
         return self.loss.clone()
+
+
+class CapturingTrainer(Trainer):
+    """A Trainer whose forward and backward pass are a captured step where that is safe.
+
+    The optimizer, its schedule, clipping and logging stay with the Trainer.
+    """
+
+    _captured: CapturedStep | None = None
+    _told: str | None = None
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        reason = self._why_eager(inputs)
+        if reason is not None:
+            if reason != self._told:
+                logger.info("training steps stay eager: %s", reason)
+                self._told = reason
+            return super().training_step(model, inputs, num_items_in_batch)
+        eager = super().training_step
+
+        def step(batch: Batch) -> Tensor:
+            parts = dict(batch)
+            return eager(model, parts, parts.pop("num_items_in_batch", None))
+
+        if self._captured is None:
+            self._captured = CapturedStep(step, model)
+        if not model.training:  # the Trainer's own step sees to that, but a graph doesn't
+            model.train()
+        batch: dict[str, Tensor] = self._prepare_inputs(inputs)
+        if num_items_in_batch is not None:
+            count = torch.as_tensor(num_items_in_batch, device=self.args.device)
+            batch = {**batch, "num_items_in_batch": count}
+        return self._captured(batch)
+
+    def _why_eager(self, inputs: dict[str, Any]) -> str | None:
+        arguments = self.args
+        if arguments.n_gpu > 1 or arguments.world_size > 1:
+            return "several GPUs train together"
+        if arguments.gradient_accumulation_steps > 1:
+            return "gradients are accumulated"
+        if arguments.fp16:
+            return "float16 needs a loss scale that changes"
+        if arguments.torch_compile:
+            return "the model is compiled, which captures it already"
+        if not all(isinstance(value, Tensor) for value in inputs.values()):
+            return "the batch holds other things than tensors"
+        return None

@@ -49,12 +49,17 @@ def encode_all(
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads rows on the right to the longest of the batch: three int64 tensors (batch, length)."""
+    """Pads rows on the right to the longest of the batch: three int64 tensors (batch, length).
+
+    multiple: of which the length is one, so that batches come in few shapes.
+    """
 
     pad_token_id: int
+    multiple: int = 1
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = -(-longest // self.multiple) * self.multiple
         batch = {
             "input_ids": torch.full((len(rows), length), self.pad_token_id),
             "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),

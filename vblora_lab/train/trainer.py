@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from vblora_lab.train.batches import Row, arrange
+from vblora_lab.train.captured import CapturingTrainer
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer
 from vblora_lab.train.prompts import Collator
 
@@ -30,7 +32,7 @@ def make_trainer(
     """A quiet Trainer that logs every step and saves nothing; rows as `prompts.encode` makes them.
 
     AdamW with the rates of `make_optimizer`, falling linearly after a warm-up of 6% of the steps;
-    batches as `arrange` makes them; bfloat16 autocast on CUDA, float32 elsewhere.
+    batches as `arrange` makes them; on CUDA bfloat16 autocast and captured steps, else float32.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     arguments = TrainingArguments(
@@ -54,14 +56,21 @@ def make_trainer(
         bf16=on_gpu,
         dataloader_pin_memory=on_gpu,
     )
-    trainer = Trainer(
+    trainer = CapturingTrainer(
         model=model,
         args=arguments,
         train_dataset=arrange(train_rows, batch_size, steps, seed),
         eval_dataset=eval_rows,
-        data_collator=Collator(tokenizer.pad_token_id),
+        # A captured step is for one length, so there should be few of them.
+        data_collator=Collator(tokenizer.pad_token_id, multiple=_multiple(model) if on_gpu else 1),
         optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _multiple(model: nn.Module) -> int:
+    """32 tokens, or as much of it as the model's positions are a multiple of."""
+    config = getattr(model, "config", None)
+    return math.gcd(32, getattr(config, "max_position_embeddings", 32))
