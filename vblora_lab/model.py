@@ -42,6 +42,8 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     if isinstance(model, PeftModel):
         model = model.base_model
+    if isinstance(model, VBLoRAModel) and adapter_name in model.pool.layers:
+        return cast(dict[str, VBLoRALayer], dict(model.pool.layers[adapter_name]))
     if isinstance(model, BaseTuner):
         model = model.model
     return {

@@ -140,7 +140,9 @@ def read_selection(
             ]
         )
         indices, weights = choose(logits, first.topk[adapter_name])
-        chosen, shares = indices.int().cpu().numpy(), weights.float().cpu().numpy()
+        # Side by side, so that there is one wait for the device.
+        both = torch.stack([indices.int(), weights.float().view(torch.int32)]).cpu().numpy()
+        chosen, shares = both[0], both[1].view(np.float32)
     if sub_vectors is None:
         sub_vectors = _coordinates(layers, adapter_name)
     elif len(sub_vectors) != len(logits):
