@@ -6,6 +6,8 @@ from scripted import reweighted, selection_of
 
 from vblora_lab.widgets import BankHeatmap
 
+VALUES = {"indices", "weights", "usage", "entropy", "layer_entropy", "sharing"}
+
 
 @pytest.fixture
 def sent(monkeypatch):
@@ -39,10 +41,10 @@ def test_traits_hold_the_selection(selection):
 
 def test_coordinates_name_every_row_as_the_selection_does(selection):
     widget = BankHeatmap(selection)
-    coordinates = np.frombuffer(widget.coordinates, "<i4").reshape(-1, 4)
+    coordinates = np.frombuffer(widget.coordinates, "<i4").reshape(-1, 5)
     named = [
         f"{widget.modules[module]} · {'AB'[matrix]} · rank {rank} · tile {tile}"
-        for module, matrix, rank, tile in coordinates
+        for module, matrix, rank, tile, _ in coordinates
     ]
     rows = selection.sub_vectors
     assert named == [rows.label(i) for i in range(len(rows))]
@@ -65,15 +67,15 @@ def test_an_update_is_one_small_message_without_coordinates(sent):
     widget.update(reweighted(selection, 1))
     assert len(sent) == 1
     names, size = sent[0]
-    assert names == {"indices", "weights", "usage"}
-    assert size == rows * 2 * (2 + 4) + 16 * 4
+    assert names == VALUES
+    assert size == rows * 2 * (2 + 4) + 16 * 4 + rows * 4 + 12 * 4 + 12 * 12 * 4
 
 
 def test_rows_of_an_equal_adapter_are_not_sent_again(sent):
     widget = BankHeatmap(selection_of())
     sent.clear()
     widget.selection = reweighted(selection_of(), 3)  # read again: equal rows, another object
-    assert [names for names, _ in sent] == [{"indices", "weights", "usage"}]
+    assert [names for names, _ in sent] == [VALUES]
 
 
 def test_another_adapter_is_shown_whole_and_unpins():
