@@ -274,7 +274,8 @@ class Counterfactual:
 
     def _bar(self, vector: int) -> None:
         for matrix in self._matrices:
-            others = self._of(matrix).isfinite().sum(-1) - self._of(matrix)[..., vector].isfinite()
+            known = self._of(matrix).isfinite()
+            others = known.sum(-1) - known[..., vector].int()
             if bool((others < self._topk).any()):
                 raise CounterfactualError(
                     f"vector={vector}: some sub-vectors know no next best, since only their top "

@@ -560,6 +560,7 @@ class Heatmap {
 
   look(window) {
     this.window = window;
+    [this.first, this.end] = window ?? [0, this.data.count]; // before the next frame draws them
     if (window && this.cursor && !(this.data.placeOfRow[this.cursor.row] >= window[0] &&
       this.data.placeOfRow[this.cursor.row] < window[1])) this.cursor = null;
     this.onLook?.(window);
@@ -637,16 +638,17 @@ function toggle(model, trait, value) {
 
 // ---- controls -----------------------------------------------------------------------------------
 
+const PREFIX = Math.random().toString(36).slice(2); // each widget of a page loads this file anew
 let controls = 0; // so that each label has a control of its own
 
 function labelled(parent, text, tag, type = "") {
-  const label = make(parent, "label", "vblora-field");
-  make(label, "span", "", text);
-  const control = make(label, tag);
+  const field = make(parent, "span", "vblora-field");
+  const label = make(field, "label", "", text);
+  const control = make(field, tag);
   if (type) control.type = type;
-  control.id = `vblora-control-${controls++}`;
+  control.id = `vblora-${PREFIX}-${controls++}`;
   label.htmlFor = control.id;
-  return { label, control };
+  return { field, control };
 }
 
 function fillSelect(select, options) {
@@ -669,10 +671,10 @@ class Toolbar {
     this.box = make(root, "div", "vblora-toolbar");
     this.selects = { rows_by: ["rows by", ROWS_BY], columns_by: ["columns by", COLUMNS_BY], view: ["show", VIEWS] };
     for (const [trait, [text, options]] of Object.entries(this.selects)) {
-      const { label, control } = labelled(this.box, text, "select");
+      const { field, control } = labelled(this.box, text, "select");
       fillSelect(control, options);
       control.addEventListener("change", () => choose(model, trait, control.value));
-      this.selects[trait] = { label, control };
+      this.selects[trait] = { field, control };
     }
     this.all = button(this.box, "All rows", () => map.look(null));
     map.onLook = (window) => { this.all.hidden = window === null; };
@@ -686,7 +688,7 @@ class Toolbar {
 
   draw() {
     for (const [trait, { control }] of Object.entries(this.selects)) control.value = this.model.get(trait);
-    this.selects.view.label.hidden = this.data.frames < 2;
+    this.selects.view.field.hidden = this.data.frames < 2;
     this.box.hidden = !this.data.ready;
   }
 }
@@ -1199,9 +1201,9 @@ class Bench {
 
   buildWeight(set) {
     this.vector = labelled(set, "of bank vector", "select").control;
-    const { label, control } = labelled(set, "to", "input", "range");
+    const { field, control } = labelled(set, "to", "input", "range");
     Object.assign(control, { min: "0", max: "1", step: "0.01", value: "0.5" });
-    const shown = make(label, "output", "", "0.50");
+    const shown = make(field, "output", "", "0.50");
     control.addEventListener("input", () => { shown.textContent = Number(control.value).toFixed(2); });
     this.weight = control;
     this.reweight = button(set, "Try", () => this.ask({

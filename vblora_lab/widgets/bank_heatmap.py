@@ -318,7 +318,7 @@ class BankHeatmap(anywidget.AnyWidget):
         if rows and selection is not None and rows[-1] >= len(selection.indices):
             last = len(selection.indices) - 1
             raise traitlets.TraitError(
-                f"selected: there is no sub-vector {rows[-1]}, only to {last}."
+                f"selected: {rows[-1]} is no sub-vector; the last is {last}."
             )
         return rows
 
