@@ -15,7 +15,6 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +61,11 @@ def selections(layers: int, modules: int, each: int, vectors: int, count: int) -
     return found
 
 
-def median_ms(act: Callable[[int], None]) -> float:
+def update_ms(widget: BankHeatmap, choices: list[Selection]) -> float:
     times = []
     for i in range(ROUNDS + 5):
         start = time.perf_counter()
-        act(i)
+        widget.update(choices[i % len(choices)])
         times.append(1000 * (time.perf_counter() - start))
     return round(statistics.median(times[5:]), 3)
 
@@ -100,7 +99,7 @@ def main() -> None:
         for name, (*shape, most_update, most_frame) in SIZES.items():
             choices = selections(*shape, count=8)
             widget = BankHeatmap(choices[0], compact=True)
-            figures = {"kernel update": median_ms(lambda i: widget.update(choices[i % 8]))}
+            figures = {"kernel update": update_ms(widget, choices)}
             for what, compact in (("frame, map", True), ("frame, views", False)):
                 page = Open(browser, BankHeatmap(choices[0], compact=compact), width=1200)
                 figures[what] = round(page.page.evaluate(FRAME, ["weights", 21]), 1)

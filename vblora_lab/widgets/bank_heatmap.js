@@ -286,10 +286,12 @@ class Heatmap {
         context.fillStyle = this.colours.rule;
         context.fillRect(at, Math.round(y) - 0.5, this.left + this.width - at, 1);
       }
-      if (tall < 14) continue; // no room for its name
+      if (tall < (level === 0 ? 14 : 11.5)) continue; // no room for its name
+      context.font = `${level === 0 ? 12 : 11}px ${this.colours.font}`;
       context.fillStyle = level === 0 ? this.colours.ink : this.colours.faint;
       context.fillText(text, this.levelAt[level], y + tall / 2);
     }
+    context.font = `12px ${this.colours.font}`;
     if (this.groups.length > 0) return;
     // An order that doesn't follow the model: say along the edge which it is.
     const text = `sub-vectors by ${ROWS_BY[this.model.get("rows_by")]}`;
