@@ -15,6 +15,7 @@ from vblora_lab.train.events import (
 )
 from vblora_lab.train.generate import measure, write_samples, write_texts
 from vblora_lab.train.optimizer import LearningRates, make_optimizer
+from vblora_lab.train.probe import Outcome, Probe
 from vblora_lab.train.session import TrainingSession
 from vblora_lab.train.trace import Trace, TraceRecorder
 from vblora_lab.train.trainer import make_trainer
@@ -28,6 +29,8 @@ __all__ = [
     "Finished",
     "LearningRates",
     "Listener",
+    "Outcome",
+    "Probe",
     "Sample",
     "Sampled",
     "Selected",
