@@ -1,0 +1,49 @@
+"""tools/notebooks.py: what is stored of a run."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from .notebook import KEPT, untidy
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "notebooks.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("notebooks_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cell(source, *tags):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def test_outputs_of_tagged_cells_are_kept_and_no_others(tool, tmp_path):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            cell("import time; time.time()"),
+            cell("print('a'); 6 * 7", KEPT),
+            cell("1", "other"),
+        ]
+    )
+    tool.refresh(notebook, tmp_path)
+    first, second, third = notebook.cells
+    assert first.outputs == third.outputs == []
+    assert [o.get("text") or o.data["text/plain"] for o in second.outputs] == ["a\n", "42"]
+    assert list(untidy(notebook)) == []
+    nbformat.validate(notebook)
+    once = nbformat.writes(notebook)
+    tool.refresh(notebook, tmp_path)
+    assert nbformat.writes(notebook) == once  # nothing differs from run to run
+
+
+def test_a_notebook_that_fails_is_not_stored(tool, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[cell("1 / 0", KEPT)])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        tool.refresh(notebook, tmp_path)
