@@ -1,4 +1,4 @@
-"""Notebooks as tests see them: their cells, exercises and definitions, and what makes them untidy."""
+"""Notebooks as tests see them: cells, exercises and definitions, and what makes them untidy."""
 
 from __future__ import annotations
 

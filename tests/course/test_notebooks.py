@@ -99,16 +99,15 @@ def shown(**data):
 
 
 TWO = shown(text="2")
+ERROR = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+STDERR = nbformat.v4.new_output("stream", name="stderr", text="x")
 
 
 @pytest.mark.parametrize(
     "notebook, problem",
     [
-        (
-            notebook_with(outputs=[nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]),
-            "an error",
-        ),
-        (notebook_with(outputs=[nbformat.v4.new_output("stream", name="stderr", text="x")]), "stderr"),
+        (notebook_with(outputs=[ERROR]), "an error"),
+        (notebook_with(outputs=[STDERR]), "stderr"),
         (notebook_with(outputs=[shown(text="x.py:3: UserWarning: topk=1")]), "a warning"),
         (notebook_with(outputs=[shown(html="in /home/me/lab")]), "an absolute path"),
         (notebook_with(outputs=[shown(text=r"C:\Users\me")]), "an absolute path"),

@@ -24,7 +24,7 @@ def _check_columns(answer: Any) -> None:
         "memory. Swap the last two axes first, then the pieces of a column lie below each other.": (
             untransposed
         ),
-        "this is B transposed: its sub-vectors lie in rows. Those of B stand in columns.": expected.T,
+        "this is B transposed: its sub-vectors lie in rows. Those of B are columns.": expected.T,
     }
     check_tensor(called(answer, sub_vectors), expected, mistakes)
 
@@ -70,8 +70,8 @@ EXERCISES = [
     ),
     Exercise(
         "02-columns",
-        hint="Column j of B is sub_vectors[0, j], then sub_vectors[1, j] below it, and so on. So the "
-        "axis of the ranks has to come last before tiles and length are joined.",
+        hint="Column j of B is sub_vectors[0, j], then sub_vectors[1, j] below it, and so on. So "
+        "the axis of the ranks has to come last before tiles and length are joined.",
         checker=_check_columns,
         because="the pieces of a column lie below each other. This is what the library does too.",
         solution="def answer(sub_vectors):\n    return sub_vectors.transpose(1, 2).flatten(0, 1)",

@@ -39,8 +39,8 @@ def _check_entropy(answer: Any) -> None:
 EXERCISES = [
     Exercise(
         "03-reach",
-        hint="Each sub-vector looks at k bank vectors. What would change in u if a logit that isn't "
-        "among them grew a little?",
+        hint="Each sub-vector looks at k bank vectors. What would change in u if a logit that "
+        "isn't among them grew a little?",
         checker=equals(
             8 * 3,
             {
@@ -81,9 +81,9 @@ EXERCISES = [
         checker=equals(
             0,
             {
-                64 * 64: "that is all of them. For a number to change, its gradient must be other "
+                32 * 32: "that is all of them. For a number to change, its gradient must be other "
                 "than zero at some step.",
-                8 * 64: "a few vectors? Then their gradient would have to be other than zero at "
+                2 * 32: "two vectors? Then their gradient would have to be other than zero at "
                 "some step.",
             },
         ),

@@ -54,11 +54,11 @@ EXERCISES = [
         checker=equals(
             4,
             {
-                12: "that is both modules in all six layers; layers_to_transform leaves two layers.",
+                12: "that is both modules in all six layers; layers_to_transform leaves two.",
                 2: "two layers, yes, but two modules in each.",
                 6: "one kind of module in every layer? It is two kinds, in two layers.",
-                10: "layers 0 to 4? The list names two layers, it is no range.",
-                12 - 2: "the list names the layers to adapt, not those to leave out.",
+                8: "the list names the layers to adapt, not those to leave out.",
+                10: "the list names two layers; it is no range.",
             },
         ),
         because="two modules in each of the layers 0 and 5.",
@@ -66,7 +66,7 @@ EXERCISES = [
     ),
     Exercise(
         "05-regex",
-        hint="Write the part that may vary in brackets: (4|5) for the layer, fc(1|2) for the module. "
+        hint="Write what may vary in brackets: (4|5) for the layer, fc(1|2) for the module. "
         "A dot that is meant as a dot is written \\. and '.*' stands for anything before.",
         checker=_check_regex,
         because="it matches those 4 names as a whole, and no other of the 38 in the list.",

@@ -9,6 +9,11 @@ USERS = 10_000
 BANK = NUM_VECTORS * LENGTH * 4
 CHOICES = SUB_VECTORS * (TOPK * 1 + (TOPK - 1) * 4)
 
+
+def _file(weights: int = TOPK - 1, index_bytes: int = 1) -> int:
+    return BANK + SUB_VECTORS * (TOPK * index_bytes + weights * 4)
+
+
 EXERCISES = [
     Exercise(
         "07-index",
@@ -36,15 +41,12 @@ EXERCISES = [
             {
                 CHOICES: "that is what the sub-vectors take; the bank is in the file too.",
                 BANK: "that is the bank alone; the sub-vectors' choices are in the file too.",
-                BANK
-                + SUB_VECTORS * (TOPK + TOPK * 4): "that stores 3 weights per sub-vector. They "
-                "sum to 1, so the last one needn't be stored.",
                 BANK + SUB_VECTORS * NUM_VECTORS * 4: "that is the file with all logits.",
-                BANK + SUB_VECTORS * TOPK: "the indices are there, the weights aren't.",
-                BANK + SUB_VECTORS * (TOPK * 2 + (TOPK - 1) * 4): "that takes 2 bytes for an "
-                "index; 100 vectors can be counted with 1.",
-                BANK + SUB_VECTORS * (TOPK * 8 + (TOPK - 1) * 4): "that takes 8 bytes for an "
-                "index; 100 vectors can be counted with 1.",
+                _file(weights=3): "that stores 3 weights per sub-vector. They sum to 1, so the "
+                "last one needn't be stored.",
+                _file(weights=0): "the indices are there, the weights aren't.",
+                _file(index_bytes=2): "that takes 2 bytes for an index; 1 can count 100 vectors.",
+                _file(index_bytes=8): "that takes 8 bytes for an index; 1 can count 100 vectors.",
             },
         ),
         because="25,600 for the bank, and per sub-vector 3 indices of 1 byte and 2 weights of 4.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 
 # Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
 STYLES = [
-    (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"), (INK, (0, (6, 1, 1, 1, 1, 1))),
-    ("#0f766e", (0, (1, 1))),
+    (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
+    (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
 FILLS = [BLUE, "#f2b880", "#b7d9ee", "#d9dde2"]
 
@@ -67,13 +67,13 @@ def cut_matrices(
         _cell(in_bank, 0, vector, vector_length, 1, [vector], lit)
     cuts_A = range(0, in_tiles * vector_length + 1, vector_length)
     cuts_B = range(0, out_tiles * vector_length + 1, vector_length)
-    ranks = np.arange(r) + 0.5, range(r)  # in the middle of a row or column
+    middles, ranks = np.arange(r) + 0.5, [str(rank) for rank in range(r)]
     _frame(in_A, cuts_A[-1], r, f"$A$: rows cut into pieces of {vector_length}")
     in_A.set(xlabel="input", ylabel="rank", xticks=cuts_A)
-    in_A.set_yticks(*ranks)
+    in_A.set_yticks(middles, ranks)
     _frame(in_B, r, cuts_B[-1], "$B$: columns cut")
     in_B.set(xlabel="rank", ylabel="output", yticks=cuts_B)
-    in_B.set_xticks(*ranks)
+    in_B.set_xticks(middles, ranks)
     _frame(in_bank, vector_length, num_vectors, "the bank")
     in_bank.set(xlabel="place in the vector", ylabel="bank vector", xticks=range(vector_length + 1))
     in_bank.set_yticks([])
@@ -237,9 +237,10 @@ def _bars(axes: Axes, values: np.ndarray, chosen: np.ndarray) -> None:
 
 
 def _cell(
-    axes: Axes, x: float, y: float, width: float, height: float, vectors: Sequence[int], lit: int
+    axes: Axes, x: float, y: float, width: float, height: float, vectors: Iterable[int], lit: int
 ) -> None:
     """One sub-vector as a box with the numbers of the bank vectors in it."""
+    vectors = list(vectors)
     is_lit = lit in vectors
     fill = "#b7d9ee" if is_lit else "white"
     axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=INK, linewidth=1.0))
