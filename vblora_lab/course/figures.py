@@ -16,7 +16,7 @@ STYLES = [
     (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
     (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
-FILLS = [BLUE, "#f2b880", "#b7d9ee", "#d9dde2"]
+FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#b7d9ee", ""), ("#8a94a0", ".."), ("#dfe3e8", "\\\\")]
 
 
 def rank_one_terms(A: np.ndarray, B: np.ndarray) -> LabFigure:
@@ -194,7 +194,8 @@ def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigur
     for y, parts in enumerate(rows.values()):
         at = 0
         for part, size in parts.items():
-            axes.barh(y, size, left=at, height=0.62, color=fills[part], edgecolor="white")
+            fill, hatch = fills[part]
+            axes.barh(y, size, left=at, height=0.62, color=fill, hatch=hatch, edgecolor="white")
             at += size
         axes.text(at + 0.01 * most, y, f"{at:,}", va="center", fontsize=9, color=INK)
     axes.set_yticks(range(len(rows)), list(rows))
@@ -203,7 +204,10 @@ def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigur
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_title(title, loc="left", color=INK)
-    handles = [Rectangle((0, 0), 1, 1, color=fills[kind]) for kind in kinds]
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=fills[kind][0], hatch=fills[kind][1], edgecolor="white")
+        for kind in kinds
+    ]
     axes.legend(handles, kinds, fontsize=9, frameon=False, labelcolor=INK, loc="center right")
     figure.alt = "; ".join(
         f"{name}: " + ", ".join(f"{part} {size:,} bytes" for part, size in parts.items())
