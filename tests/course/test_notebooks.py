@@ -53,6 +53,12 @@ def test_its_links_lead_somewhere(path):
 
 
 @every_chapter
+def test_its_code_fits_into_a_page(path):
+    for cell in code_cells(read(path)):
+        assert max(map(len, cell.source.splitlines())) <= 100, cell.source
+
+
+@every_chapter
 def test_its_exercises_are_at_least_three_and_open(path):
     cells = exercise_cells(read(path))
     number = path.name[:2]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,12 +13,15 @@ from matplotlib.ticker import MaxNLocator
 
 from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 
+if TYPE_CHECKING:
+    from vblora_lab.planning import Plan
+
 # Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
 STYLES = [
     (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
     (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
-FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#b7d9ee", ""), ("#8a94a0", ".."), ("#dfe3e8", "\\\\")]
+FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
 
 
 def rank_one_terms(A: np.ndarray, B: np.ndarray) -> LabFigure:
@@ -180,6 +185,37 @@ def lines(
     return figure
 
 
+def adapted_modules(plans: Mapping[str, Plan]) -> LabFigure:
+    """Which modules of the layers each plan adapts: a square per layer and kind, filled if it does.
+
+    Args:
+        plans: by a name for each; of one model.
+    """
+    names = [
+        name
+        for plan in plans.values()
+        for name in (*(t.name for t in plan.targets), *(s.name for s in plan.skipped))
+    ]
+    places = dict.fromkeys(place for name in names if (place := _in_layer(name)))
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    layers = sorted({layer for layer, _ in places})
+    figure, row = _panels(9.6, 0.9 + 0.28 * len(kinds), len(plans))
+    for axes, (title, plan) in zip(row, plans.items(), strict=True):
+        adapted = {_in_layer(target.name) for target in plan.targets}
+        for layer, kind in places:
+            corner = layers.index(layer), kinds.index(kind)
+            fill = BLUE if (layer, kind) in adapted else "white"
+            box = Rectangle(corner, 1, 1, facecolor=fill, edgecolor=RULE, linewidth=1.0)
+            axes.add_patch(box)
+        _frame(axes, len(layers), len(kinds), title)
+        axes.set_xticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
+        axes.set(xlabel="layer", aspect="equal")
+        axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds if axes is row[0] else [""] * len(kinds))
+    row[0].set_ylabel("module")
+    figure.alt = "; ".join(f"{title}: {len(plan.targets)} modules" for title, plan in plans.items())
+    return figure
+
+
 def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigure:
     """A bar per file, in the parts that it consists of.
 
@@ -225,6 +261,12 @@ def _panels(
     figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(1, columns, width_ratios=width_ratios)
     return figure, [plain(figure.add_subplot(grid[0, column])) for column in range(columns)]
+
+
+def _in_layer(name: str) -> tuple[int, str] | None:
+    """Number of the layer and last part of the name, of a module in a layer."""
+    found = re.search(r"\.(\d+)\.", name)
+    return (int(found[1]), name.rpartition(".")[2]) if found else None
 
 
 def _whole_ticks(axes: Axes) -> None:
