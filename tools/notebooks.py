@@ -33,7 +33,11 @@ def refresh(notebook: NotebookNode, folder: Path) -> None:
     and for a count of executions the place of the cell.
     """
     client = NotebookClient(
-        notebook, timeout=SECONDS, record_timing=False, resources={"metadata": {"path": folder}}
+        notebook,
+        timeout=SECONDS,
+        record_timing=False,
+        coalesce_streams=True,  # how printed text is cut into messages is a matter of chance
+        resources={"metadata": {"path": folder}},
     )
     client.execute()
     clean(notebook)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .notebook import KEPT, untidy
 
+PRINTS = "print('a', flush=True); time.sleep(0.5); print('b'); 6 * 7"
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "notebooks.py"
 
 
@@ -33,14 +34,14 @@ def test_outputs_of_tagged_cells_are_kept_and_no_others(tool, tmp_path):
     notebook = nbformat.v4.new_notebook(
         cells=[
             cell("import time; time.time()"),
-            cell("print('a'); 6 * 7", KEPT),
+            cell(PRINTS, KEPT),
             cell("1", "other"),
         ]
     )
     tool.refresh(notebook, tmp_path)
     first, second, third = notebook.cells
     assert first.outputs == third.outputs == []
-    assert [o.get("text") or o.data["text/plain"] for o in second.outputs] == ["a\n", "42"]
+    assert [o.get("text") or o.data["text/plain"] for o in second.outputs] == ["a\nb\n", "42"]
     assert list(untidy(notebook)) == []
     nbformat.validate(notebook)
     once = nbformat.writes(notebook)
