@@ -23,7 +23,7 @@ from PIL import Image
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 KEPT = "nbval-check-output"
 SECONDS = 600  # for one cell, on a busy machine
-COLOURS = 96  # of a stored figure
+COLOURS = 256  # of a stored figure; fewer show as bands in a colour scale
 
 
 def refresh(notebook: NotebookNode, folder: Path) -> None:
@@ -64,7 +64,7 @@ def clean(notebook: NotebookNode) -> None:
 
 
 def with_few_colours(png: str) -> str:
-    """The same picture in base64, with a palette: a third of the size, and it stays in git."""
+    """The same picture in base64, with a palette: less than half the size, and it stays in git."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     small = io.BytesIO()
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(small, "png", optimize=True)
