@@ -50,3 +50,10 @@ class DataError(VBLoRAError, ValueError):
 
 class SessionError(VBLoRAError, RuntimeError):
     """A training session is asked for something that its state doesn't allow."""
+
+
+class ExerciseError(VBLoRAError, KeyError):
+    """The course has no exercise of that name."""
+
+    def __str__(self) -> str:  # KeyError would put quotes around the sentence
+        return str(self.args[0])
