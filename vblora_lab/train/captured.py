@@ -141,7 +141,7 @@ class _Snapshot:
 
     @property
     def _generator(self) -> torch.Generator:
-        return torch.cuda.default_generators[torch.cuda.device(self.device).idx]
+        return torch.cuda.default_generators[self.device.index]
 
     @torch.no_grad()
     def restore(self, after_failure: bool = False) -> None:
