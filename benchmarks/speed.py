@@ -225,6 +225,7 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
                 "waits": {name: waits(step, batch) for name, step in steps.items()}
             }
         del base, models, steps, calls
+        captured = None
         clean_up()
 
 
@@ -430,6 +431,7 @@ def growth(args: argparse.Namespace) -> Iterator[dict]:
                 "peak_gib": memory,
             }
             del models, steps, calls
+            captured = None
             clean_up()
 
 
@@ -557,11 +559,6 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*")
-    records = []
-    for section in args.sections or SECTIONS:
-        for record in SECTIONS[section](args):
-            records.append(record)
-            print(json.dumps(record), flush=True)
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
     about = {
         "device": device,
@@ -575,7 +572,12 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"speed-{'cuda' if CUDA else 'cpu'}.json"
-    path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
+    records = []
+    for section in args.sections or SECTIONS:
+        for record in SECTIONS[section](args):
+            print(json.dumps(record), flush=True)
+            records.append(record)
+            path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
     print(f"wrote {path.name}")
 
 

@@ -65,7 +65,10 @@ class PooledLayer(Protocol):
 
 
 class Matrices(NamedTuple):
-    """A (r, in_features) and the transpose of B, (r, out_features)."""
+    """A (r, in_features) and the transpose of B, (r, out_features).
+
+    There may be rows of zeros at their ends (see `fused.fused_admixture`).
+    """
 
     A: Tensor
     B_T: Tensor

@@ -105,12 +105,30 @@ def test_half_precision_results_are_the_rounded_ones():
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     exact = mix_all(layers, bank, 2, torch.float32)
     rounded = mix_all(layers, bank, 2, torch.bfloat16)
-    for one, other in zip(rounded[0], exact[0], strict=True):
+    for padded, other in zip(rounded[0], exact[0], strict=True):
+        assert padded.shape[0] == fused.ALIGNED
+        assert not padded[2:].any()
+        one = padded[:2]
         assert one.dtype == torch.bfloat16
         if INTERPRETED:  # the interpreter cuts digits off, where a GPU rounds
             torch.testing.assert_close(one.float(), other, rtol=2**-7, atol=0)
         else:
             assert torch.equal(one, other.bfloat16())
+
+
+@kernels
+def test_gradients_of_half_precision_results():
+    """The rows of zeros have gradients, too, which go nowhere."""
+    layers, bank = logits_of_layers(3, [(2, 3), (1, 1)], 40), bank_of(40, 8)
+    sources = [bank, *(part for pair in layers for part in pair)]
+    slope = bank_of(8, 8).detach().repeat(1, 7).view(8, 7, 8)
+    half = fused.fused_admixture(layers, bank, 2, torch.bfloat16)
+    assert half.shape == (8, 7, 8)
+    got = torch.autograd.grad((half * slope.bfloat16()).sum(), sources)
+    single = fused.fused_admixture(layers, bank, 2, torch.float32)
+    expected = torch.autograd.grad((single * slope.bfloat16()[:3]).sum(), sources)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @kernels
