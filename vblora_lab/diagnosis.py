@@ -34,7 +34,7 @@ ENOUGH_MEMORY = 1.5 * GIB  # the first notebook, on two cores, peaks at about 1 
 ENOUGH_DISK = 1 * GIB  # checkpoints of some runs, and a small model from the hub
 CGROUP = Path("/sys/fs/cgroup")  # where Linux says what a container may use
 SIGNS = {"ok": "✓", "warning": "!", "error": "✗"}
-COLOURS = {"ok": "#2e8540", "warning": "#b35900", "error": "#c62828"}
+COLOURS = {"ok": "#2e9e4f", "warning": "#d9822b", "error": "#e5484d"}
 
 
 @dataclass(frozen=True)
