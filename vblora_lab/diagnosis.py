@@ -30,7 +30,7 @@ Status = Literal["ok", "warning", "error"]
 
 PYTHON = (3, 11)  # the oldest supported
 GIB = 1 << 30
-ENOUGH_MEMORY = 1.5 * GIB  # the first notebook, on two cores, peaks at about 1 GiB
+ENOUGH_MEMORY = 1 * GIB  # the first notebook takes about 0.75 GiB (docs/platforms/binder.md)
 ENOUGH_DISK = 1 * GIB  # checkpoints of some runs, and a small model from the hub
 CGROUP = Path("/sys/fs/cgroup")  # where Linux says what a container may use
 SIGNS = {"ok": "✓", "warning": "!", "error": "✗"}

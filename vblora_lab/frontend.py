@@ -150,7 +150,7 @@ def _shell() -> Any | None:
 def _starter() -> str | None:
     """Who started this kernel: its parent process, or that one's (Windows has one in between)."""
     try:
-        import psutil  # comes with ipykernel, since 7.4 only as an extra
+        import psutil  # comes with accelerate, but the doctor looks at environments without it too
     except ImportError:
         return None
     try:
