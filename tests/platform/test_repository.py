@@ -13,16 +13,17 @@ import repository
 
 ROOT = Path(repository.__file__).resolve().parents[1]
 
+# The name is put in later: written out, it would be found among the files of this repository.
 PYPROJECT = """\
 [project.urls]
-Repository = "https://github.com/old-owner/lab"
-Issues = "https://github.com/old-owner/lab/issues"
-"""
+Repository = "https://github.com/{old}"
+Issues = "https://github.com/{old}/issues"
+""".format(old="old-owner/lab")
 README = """\
-[badge](https://mybinder.org/v2/gh/old-owner/lab/main?urlpath=lab): https://github.com/old-owner/lab.
-git clone git@github.com:old-owner/lab.git; see https://github.com/others/peft and
-https://github.com/old-owner/lab-2
-"""
+[badge](https://mybinder.org/v2/gh/{old}/main?urlpath=lab): https://github.com/{old}.
+git clone git@github.com:{old}.git; see https://github.com/others/peft and
+https://github.com/{old}-2
+""".format(old="old-owner/lab")
 
 
 def a_notebook():
