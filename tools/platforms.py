@@ -263,10 +263,10 @@ def matrix(work: Path, settings: dict, end: str) -> list[str]:
     if settings["without"]:
         command += ["-k", f"not ({' or '.join(settings['without'])})"]
     done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
-    summary = done.stdout.strip().splitlines()[-1]
-    print(done.stdout[-4000:] if done.returncode else summary)
     if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:])
         sys.exit(f"the tests fail with the {end} dependencies")
+    summary = done.stdout.strip().splitlines()[-1]
     return [
         f"# The {end} supported dependencies",
         "",
