@@ -1,4 +1,5 @@
 # make lab | make test | make demo | make setup | make check | make clean
+# make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 # a browser takes one of two cores, which it does in these two.
 lab test: export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: lab test demo setup check clean
+.PHONY: lab test demo setup check clean binder-check colab-check matrix
 
 lab: $(READY)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
@@ -27,6 +28,15 @@ check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+binder-check: $(READY)  ## build as Binder does, and run notebooks in 2 GiB on one core
+	$(BIN)/python tools/platforms.py binder
+
+colab-check: $(READY)  ## run notebooks beside the versions that Colab has
+	$(BIN)/python tools/platforms.py colab
+
+matrix: $(READY)  ## run tests on the oldest and the newest supported dependencies
+	$(BIN)/python tools/platforms.py matrix
 
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -51,6 +51,7 @@ _HOMES = {
     "hint": "course",
     "solution": "course",
     "run_demo": "demo",
+    "doctor": "diagnosis",
 }
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "add_adapter",
     "check",
     "compress_lora",
+    "doctor",
     "export_lora",
     "from_pretrained",
     "get_peft_model",
@@ -113,6 +115,7 @@ if TYPE_CHECKING:
     from vblora_lab.course import check, hint, solution
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
+    from vblora_lab.diagnosis import doctor
     from vblora_lab.layers import Linear, VBLoRALayer
     from vblora_lab.model import VBLoRAModel
     from vblora_lab.peft import (

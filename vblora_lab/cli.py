@@ -1,4 +1,4 @@
-"""The command line: ``vblora-lab demo``, ``plan``, ``export-lora`` and ``compress-lora``."""
+"""The command line: ``vblora-lab demo``, ``plan``, ``doctor`` and others; ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     compress.add_argument("--seed", type=_at_least(0), default=0, help="draws the first bank")
     compress.set_defaults(run=_compress_lora)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="look at this machine and environment, and say what to do about what is wrong",
+        description="Look at Python, torch, the machine, the front end, the widgets and the model "
+        "hub. Exit status 1 says that the lab can't run here.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -191,6 +200,14 @@ def _compress_lora(args: argparse.Namespace) -> int:
     )
     print(f"{result}\nVB-LoRA adapter in {args.out}")
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from vblora_lab.diagnosis import doctor
+
+    result = doctor()
+    print(result.to_json() if args.json else result)
+    return 0 if result.can_run else 1
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -320,7 +320,7 @@ def _check_choice(name: str, value: Any, choices: Iterable[str], optional: bool 
     raise ConfigError(f"{name}={value!r}: must be one of {allowed}.{hint}")
 
 
-def _bounds(spec: dataclasses.Field) -> str:
+def _bounds(spec: dataclasses.Field[Any]) -> str:
     rules = [
         text.format(spec.metadata[key])
         for key, text in (("at_least", "at least {}"), ("below", "below {}"))
@@ -329,7 +329,7 @@ def _bounds(spec: dataclasses.Field) -> str:
     return " and ".join(rules)
 
 
-def _check_bounds(spec: dataclasses.Field, value: float) -> None:
+def _check_bounds(spec: dataclasses.Field[Any], value: float) -> None:
     lowest, limit = spec.metadata.get("at_least", -math.inf), spec.metadata.get("below", math.inf)
     if not lowest <= value < limit:
         # Below its lower bound, the nearest valid value is known; above, only the rule is.
@@ -337,7 +337,7 @@ def _check_bounds(spec: dataclasses.Field, value: float) -> None:
         raise ConfigError(f"{spec.name}={value!r}: must be {_bounds(spec)}{nearest}.")
 
 
-def _whole_number(spec: dataclasses.Field, value: Any) -> int:
+def _whole_number(spec: dataclasses.Field[Any], value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         near = ""
@@ -351,7 +351,7 @@ def _whole_number(spec: dataclasses.Field, value: Any) -> int:
     return int(value)
 
 
-def _real_number(spec: dataclasses.Field, value: Any) -> float:
+def _real_number(spec: dataclasses.Field[Any], value: Any) -> float:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise ConfigError(f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.")

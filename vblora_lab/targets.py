@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from peft import TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from peft.utils import TRANSFORMERS_MODELS_TO_VBLORA_TARGET_MODULES_MAPPING as DEFAULT_TARGETS
+from peft.utils import TRANSFORMERS_MODELS_TO_VBLORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -29,6 +29,7 @@ from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.errors import TargetError
 from vblora_lab.layers import LinearLayer, VBLoRALayer, in_out_features
 
+DEFAULT_TARGETS = TRANSFORMERS_MODELS_TO_VBLORA_TARGET_MODULES_MAPPING  # PEFT's, by model_type
 # PEFT puts these in modules_to_save for classification tasks, whichever of them the model has.
 HEADS_OF_TASKS: dict[str, tuple[str, ...]] = {
     TaskType.SEQ_CLS: ("classifier", "score"),

@@ -1,0 +1,139 @@
+"""Binder's files and the tool that runs copies of platforms: the parts that need no installing.
+
+The whole is `make binder-check`, `make colab-check` and `make matrix`, which take minutes each.
+"""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import platforms
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = platforms.ROOT
+BINDER = ROOT / "binder"
+MIB = 1 << 20
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Binder and its memory are Linux'")
+
+
+def lines_of(file):
+    text = (BINDER / file).read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+# --- binder/
+
+
+@on_linux
+@pytest.mark.parametrize("file", ["postBuild", "start"])
+def test_scripts_can_be_run_and_stop_at_the_first_error(file):
+    path = BINDER / file
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env bash\n")
+    assert lines_of(file)[0] == "set -e"
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+@on_linux
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_session_starts_with_one_thread_and_offline_only_when_cached(tmp_path, cached):
+    if cached:
+        (tmp_path / ".cache/huggingface/hub/models--facebook--opt-125m/snapshots").mkdir(
+            parents=True
+        )
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    told = 'echo "$OMP_NUM_THREADS ${HF_HUB_OFFLINE:-online} $1"'
+    command = [BINDER / "start", "bash", "-c", told, "name", "an argument"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"1 {'1' if cached else 'online'} an argument\n"
+
+
+def test_its_python_is_one_that_the_lab_supports():
+    (line,) = lines_of("runtime.txt")
+    name, _, version = line.partition("-")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert name == "python"
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
+
+
+def test_torch_comes_from_an_index_for_cpus_in_the_tested_version():
+    options = [line for line in lines_of("requirements.txt") if line.startswith("-")]
+    (index,) = [line for line in options if line.startswith("--extra-index-url")]
+    assert index.endswith("/cpu")
+    assert "--constraint ../constraints.txt" in options  # from where the requirements lie
+    names = {Requirement(line).name for line in lines_of("requirements.txt") if line not in options}
+    assert names == {"torch", "ipykernel"}
+
+
+def test_an_index_that_is_out_of_reach_is_left_out_of_the_copy(tmp_path):
+    copy = tmp_path / "requirements.txt"
+    copy.write_text("--extra-index-url http://127.0.0.1:9/cpu\ntorch\n")
+    assert "out of reach" in platforms.use_reachable_index(copy)
+    assert copy.read_text().split() == ["torch"]
+
+
+# --- the tool
+
+
+@on_linux
+def test_memory_of_all_processes_is_counted_together(tmp_path):
+    hold = "import time; kept = bytearray(b'x') * (60 << 20); time.sleep(1)"
+    both = (
+        f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {hold!r}]); "
+        f"{hold}; child.wait()"
+    )
+    command = [sys.executable, "-c", both]
+    run = platforms.run_within(
+        command, memory=1024 * MIB, cores=1, cwd=tmp_path, env={**os.environ}
+    )
+    assert run.status == 0
+    assert 120 * MIB < run.peak < 250 * MIB
+
+
+@on_linux
+def test_what_takes_more_memory_is_killed_with_all_that_it_started(tmp_path):
+    hold = "import time; kept = bytearray(b'x') * (200 << 20); time.sleep(60)"
+    command = ["bash", "-c", f'"{sys.executable}" -c "{hold}"; echo survived']
+    run = platforms.run_within(command, memory=100 * MIB, cores=1, cwd=tmp_path, env={**os.environ})
+    assert run.status != 0
+    assert run.peak > 100 * MIB
+    assert "killed" in run.output and "survived" not in run.output
+
+
+@on_linux
+def test_a_command_gets_no_more_cores_than_asked_for(tmp_path):
+    code = "import os; print(len(os.sched_getaffinity(0)))"
+    run = platforms.run_within(
+        [sys.executable, "-c", code], memory=1024 * MIB, cores=1, cwd=tmp_path, env={**os.environ}
+    )
+    assert run.output == "1\n"
+
+
+def test_nothing_of_this_checkout_leaks_into_the_copies(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "here")
+    monkeypatch.setenv("VBLORA_LAB_DRIVER", "thread")
+    assert not {"PYTHONPATH", "VBLORA_LAB_DRIVER"} & set(platforms.outside_environment())
+    copy = platforms.checkout(tmp_path / "copy")
+    assert (copy / "pyproject.toml").read_bytes() == (ROOT / "pyproject.toml").read_bytes()
+    assert not (copy / ".git").exists() and not list(copy.rglob("__pycache__"))
+
+
+def test_the_oldest_dependencies_are_those_that_pyproject_allows():
+    settings = tomllib.loads((ROOT / "tools" / "platforms.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {need.name: need.specifier for need in map(Requirement, project["dependencies"])}
+    for line in settings["matrix"]["oldest"]["installed"]:
+        oldest = Requirement(line)
+        if oldest.name in ranges:
+            (lower,) = [s.version for s in ranges[oldest.name] if s.operator == ">="]
+            assert oldest.specifier.contains(lower), f"{line}, but pyproject says {lower}"
+
+
+def test_every_notebook_that_a_platform_names_can_be_found(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01-x.ipynb").touch()
+    assert [path.name for path in platforms.chosen(tmp_path, ["00", "01"])] == ["01-x.ipynb"]
+    with pytest.raises(AssertionError, match="no notebook"):
+        platforms.chosen(tmp_path, ["04"])

@@ -1,0 +1,395 @@
+"""Run the lab on copies of platforms that this machine is not; the results go to docs/platforms/.
+
+    python tools/platforms.py binder             # by Binder's own steps, in 2 GiB and on one core
+    python tools/platforms.py colab              # beside the versions that Colab has
+    python tools/platforms.py matrix [END ...]   # the tests on the oldest and newest dependencies
+
+What is installed for each is in tools/platforms.toml. All environments are made anew, from tracked
+files alone, in a temporary folder or in one that `--work` names. This takes minutes: it is not part
+of `make test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "platforms"
+MIB = 1 << 20
+
+# Runs in an environment that has repo2docker: what it finds in the repository that it stands in.
+PLAN = """
+import json, re
+from pathlib import Path
+import repo2docker
+from repo2docker.buildpacks import PythonBuildPack
+
+pack = PythonBuildPack("a base image")
+assert pack.detect(), "repo2docker would not build this as a Python repository"
+version = pack.python_version
+lock = f"buildpacks/conda/environment.py-{version}-linux-64.lock"
+text = (Path(repo2docker.__file__).parent / lock).read_text()
+found = re.findall(r"/([^/]+)-([^-/]+)-[^-/]+[.]conda", text)
+print(json.dumps({
+    "python": version,
+    "locked": {name: number for name, number in found},
+    "scripts": [text for _, text in pack.get_preassemble_scripts() + pack.get_assemble_scripts()],
+    "post_build": pack.get_post_build_scripts(),
+    "start": pack.get_start_script(),
+}))
+"""
+
+# What packages look for on Colab, whose kernels have loaded it before the first cell.
+COLAB_OUTPUT = "def enable_custom_widget_manager(*args, **kwargs): pass\n"
+COLAB_STARTUP = "import google.colab.output\n"
+
+# Runs after the last cell of a notebook.
+COLAB_PROOF = """
+from vblora_lab.frontend import detect
+assert (detect().name, detect().driver) == ("colab", "foreground"), detect()
+panels = [value for value in globals().values() if type(value).__name__ == "LiveTraining"]
+assert all(panel.driver == "foreground" for panel in panels)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended. peak: bytes, of all its processes together."""
+
+    status: int
+    seconds: float
+    peak: int
+    output: str
+
+
+def run_within(
+    command: Sequence[str | Path],
+    *,
+    memory: int,
+    cores: int,
+    cwd: Path,
+    env: Mapping[str, str],
+    every: float = 0.05,
+) -> Run:
+    """Run a command on so many cores; kill it once it takes more than `memory` bytes.
+
+    Memory is the proportional set size of the command and all that it started, looked at every
+    `every` seconds. That is what a container would be charged for, but for files in the cache.
+    """
+    import psutil
+
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    start, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=dict(env),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+        )
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            family = _family(root)
+            peak = max(peak, sum(_memory(member) for member in family))
+            if peak > memory:
+                for member in reversed(family):
+                    member.kill()
+                process.wait()
+                output.write(f"\nkilled: {peak / MIB:.0f} MiB are more than {memory / MIB:.0f}\n")
+            time.sleep(every)
+        output.seek(0)
+        return Run(process.returncode, time.monotonic() - start, peak, output.read())
+
+
+def _family(root) -> list:
+    import psutil
+
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory(process) -> int:
+    import psutil
+
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:  # it has just ended
+        return 0
+
+
+# --- platforms
+
+
+def binder(work: Path, settings: dict) -> list[str]:
+    """Build by repo2docker's steps, and run the notebooks as a session would; returns a report."""
+    repo, home = checkout(work / "repo"), work / "home"
+    home.mkdir()
+    tools = make_environment(work / "tools", ["jupyter-repo2docker"])
+    plan = json.loads(say([tools, "-c", PLAN], cwd=repo))
+    locked = {name: plan["locked"][name] for name in settings["locked"] if name in plan["locked"]}
+    python = make_environment(work / "env", [f"{name}=={v}" for name, v in locked.items()])
+    before = size(work / "env")
+    note = use_reachable_index(repo / "binder" / "requirements.txt")
+
+    prefix = str(work / "env")
+    env = outside_environment()
+    env |= {"HOME": str(home), "REPO_DIR": str(repo), "NB_USER": "jovyan"}
+    env |= {"KERNEL_PYTHON_PREFIX": prefix, "NB_PYTHON_PREFIX": prefix}
+    env["PATH"] = f"{prefix}/bin{os.pathsep}{env['PATH']}"
+    for script in plan["scripts"]:
+        say(["bash", "-c", script], cwd=repo, env=env)
+    for script in plan["post_build"]:
+        print(say([repo / script], cwd=repo, env=env))
+    added = size(work / "env") - before + size(home) + size(repo)
+
+    start = plan["start"].replace("${REPO_DIR}", str(repo))
+    doctor = say([start, python, "-m", "vblora_lab.cli", "doctor"], cwd=repo, env=env)
+    print(doctor)
+    lower = [f"{name}=={locked[name]}" for name in ("ipykernel", "ipywidgets")]
+    rows = []
+    for installs in ([], lower):
+        if installs:
+            say([python, "-m", "pip", "install", "--quiet", *installs], cwd=repo, env=env)
+        versions = ", ".join(f"{n} {version_of(python, n)}" for n in ("ipykernel", "ipywidgets"))
+        for notebook in chosen(repo, settings["notebooks"]):
+            result = run_within(
+                [start, python, *convert(notebook, work / "out")],
+                memory=int(settings["memory_gib"] * 1024 * MIB),
+                cores=settings["cores"],
+                cwd=repo,
+                env=env,
+            )
+            check(result, notebook.name)
+            rows.append((notebook.name, versions, f"{result.peak / MIB:.0f}", result.seconds))
+    return [
+        "# Binder",
+        "",
+        f"By repo2docker {version_of(tools, 'jupyter-repo2docker')}'s own steps for Python "
+        f"{plan['python']}, without Docker (here: Python {version_of_python(python)}), within "
+        f"{settings['memory_gib']} GiB on {settings['cores']} core. {note}",
+        "",
+        f"The image grows by {added / MIB:,.0f} MiB over Binder's own: torch, the lab and its "
+        "dependencies, and what the caches hold.",
+        "",
+        "| notebook | versions | peak memory, MiB | seconds |",
+        "|---|---|---:|---:|",
+        *(f"| {n} | {v} | {peak} | {seconds:.0f} |" for n, v, peak, seconds in rows),
+        "",
+        "Peak memory is the proportional set size of Jupyter's nbconvert and the kernel together.",
+    ]
+
+
+def colab(work: Path, settings: dict) -> list[str]:
+    """Run notebooks beside Colab's versions; their first cell installs the lab."""
+    repo = checkout(work / "repo")
+    python = make_environment(work / "env", settings["installed"])
+    names = [re.split(r"[=<>]", line)[0] for line in settings["installed"]]
+    before = {name: version_of(python, name) for name in names}
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    package = Path(say([python, "-c", code], cwd=work).strip(), "google", "colab")
+    startup = work / "ipython" / "profile_default" / "startup"
+    for folder in (package, startup):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "output.py").write_text(COLAB_OUTPUT)
+    (startup / "00-colab.py").write_text(COLAB_STARTUP)
+    env = outside_environment() | {"IPYTHONDIR": str(work / "ipython"), "HOME": str(work)}
+    env["PATH"] = f"{work / 'env' / 'bin'}{os.pathsep}{env['PATH']}"
+    rows = []
+    for notebook in chosen(repo, settings["notebooks"]):
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        install = next(cell for cell in content["cells"] if cell.get("id") == "install")
+        # The lab that is installed is this one, not the one on the web.
+        text, count = re.subn(r"git\+https://[^\"]+", repo.as_uri(), "".join(install["source"]))
+        assert count == 1, f"{notebook.name} installs nothing"
+        install["source"] = text
+        proof = {"cell_type": "code", "id": "proof", "metadata": {}, "outputs": []}
+        content["cells"].append({**proof, "execution_count": None, "source": COLAB_PROOF})
+        notebook.write_text(json.dumps(content), encoding="utf-8")
+        result = run_within(
+            [python, *convert(notebook, work / "out")],
+            memory=12 * 1024 * MIB,  # what a Colab machine has
+            cores=2,
+            cwd=work,
+            env=env,
+        )
+        check(result, notebook.name)
+        rows.append((notebook.name, f"{result.peak / MIB:.0f}", f"{result.seconds:.0f}"))
+    after = {name: version_of(python, name) for name in names}
+    kept = {"torch", "numpy", "ipykernel", "ipython", "ipywidgets", "anywidget"}
+    changed = {name for name in names if before[name] != after[name]}
+    assert not changed & kept, f"the first cell replaced {changed & kept}"
+    return [
+        "# Colab",
+        "",
+        f"Not Colab itself, but its versions on Python {version_of_python(python)}: "
+        + ", ".join(f"{name} {before[name]}" for name in names)
+        + ". The first notebook's first cell installed the lab; what it replaced: "
+        + (", ".join(f"{n} {before[n]} by {after[n]}" for n in sorted(changed)) or "nothing")
+        + ". Training ran in the foreground.",
+        "",
+        "| notebook | peak memory, MiB | seconds |",
+        "|---|---:|---:|",
+        *(f"| {name} | {peak} | {seconds} |" for name, peak, seconds in rows),
+    ]
+
+
+def matrix(work: Path, settings: dict, end: str) -> list[str]:
+    """Run the tests with one end of the supported dependencies."""
+    repo = checkout(work / "repo")
+    python = make_environment(work / "env", [*settings["installed"], *settings["tests_need"]])
+    command = [python, "-m", "pip", "install", "--quiet", ".", *settings["installed"]]
+    say(command, cwd=repo)
+    shutil.rmtree(repo / "vblora_lab")  # the installed package is tested
+    versions = {name: version_of(python, name) for name in settings["shown"]}
+    command = [python, "-m", "pytest", "-q", *settings["tests"]]
+    if settings["without"]:
+        command += ["-k", f"not ({' or '.join(settings['without'])})"]
+    done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:])
+        sys.exit(f"the tests fail with the {end} dependencies")
+    summary = done.stdout.strip().splitlines()[-1]
+    return [
+        f"# The {end} supported dependencies",
+        "",
+        f"Python {version_of_python(python)}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
+        "",
+        f"`pytest {' '.join(settings['tests'])}`: {summary}",
+        *(["", f"Left out: {', '.join(settings['without'])}."] if settings["without"] else []),
+    ]
+
+
+# --- steps
+
+
+def checkout(folder: Path) -> Path:
+    """A copy of the tracked files, as they are now."""
+    listed = say(["git", "ls-files", "-z"], cwd=ROOT)
+    for file in filter(None, listed.split("\0")):
+        if (ROOT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, folder / file)
+    return folder
+
+
+def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
+    """A new virtual environment with these requirements; returns its python."""
+    say([sys.executable, "-m", "venv", folder], cwd=ROOT)
+    python = folder / "bin" / "python"
+    say([python, "-m", "pip", "install", "--quiet", *requirements], cwd=ROOT)
+    return python
+
+
+def use_reachable_index(requirements: Path) -> str:
+    """Drop the extra index from copied requirements if it can't be reached; tells which it was."""
+    text = requirements.read_text(encoding="utf-8")
+    line = re.search(r"^--extra-index-url (\S+)$", text, re.MULTILINE)
+    assert line, "the requirements name no index for torch"
+    try:
+        urllib.request.urlopen(f"{line[1]}/torch/", timeout=10).close()
+    except OSError:
+        requirements.write_text(text.replace(line[0], ""), encoding="utf-8")
+        return "PyTorch's index was out of reach; torch came from the configured one."
+    return "torch came from PyTorch's index for CPUs."
+
+
+def convert(notebook: Path, out: Path) -> list[str]:
+    words = ["-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(out)]
+    return [*words, "--ExecutePreprocessor.timeout=900", str(notebook)]
+
+
+def chosen(repo: Path, numbers: Sequence[str]) -> list[Path]:
+    """The notebooks that begin with these numbers, of which there must be one."""
+    found = [path for number in numbers for path in (repo / "notebooks").glob(f"{number}-*.ipynb")]
+    assert found, f"no notebook is called {' or '.join(numbers)}"
+    return found
+
+
+def check(result: Run, name: str) -> None:
+    print(f"{name}: {result.seconds:.0f} s, peak {result.peak / MIB:.0f} MiB", flush=True)
+    if result.status:
+        sys.exit(f"{result.output[-6000:]}\n{name} failed with status {result.status}")
+
+
+def say(command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    """Run a command and return what it prints; what it prints is shown if it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=env, text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}\nfailed: {' '.join(words)[:300]}")
+    return done.stdout
+
+
+def outside_environment() -> dict[str, str]:
+    """This process's environment, without what would lead into this checkout."""
+    hidden = ("PYTHON", "VIRTUAL_ENV", "JUPYTER", "IPYTHON", "VBLORA_LAB", "HF_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+
+
+def version_of(python: Path, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return say([python, "-I", "-c", code], cwd=ROOT).strip()
+
+
+def version_of_python(python: Path) -> str:
+    return say([python, "--version"], cwd=ROOT).split()[1]
+
+
+def size(folder: Path) -> int:
+    """Bytes that a folder takes on disk; what pip cached meanwhile doesn't count."""
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    return sum(
+        f.stat().st_blocks * 512 for f in files if "pip" not in f.relative_to(folder).parts[:2]
+    )
+
+
+def main() -> None:
+    settings = tomllib.loads((ROOT / "tools" / "platforms.toml").read_text(encoding="utf-8"))
+    ends = [name for name, value in settings["matrix"].items() if isinstance(value, dict)]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("platform", choices=("binder", "colab", "matrix"))
+    parser.add_argument("ends", nargs="*", metavar="END", help=f"of the matrix: {', '.join(ends)}")
+    parser.add_argument("--work", type=Path, help="a new folder to build in, which is kept")
+    args = parser.parse_args()
+    if set(args.ends) - set(ends):
+        parser.error(f"the matrix has the ends {', '.join(ends)}")
+    with tempfile.TemporaryDirectory(prefix="vblora-lab-") as temporary:
+        work = args.work or Path(temporary)
+        if args.platform == "matrix":
+            common = {k: v for k, v in settings["matrix"].items() if not isinstance(v, dict)}
+            for end in args.ends or ends:
+                lines = matrix(work / end, common | settings["matrix"][end], end)
+                write(f"matrix-{end}", lines)
+        else:
+            make = {"binder": binder, "colab": colab}[args.platform]
+            write(args.platform, make(work, settings[args.platform]))
+
+
+def write(name: str, lines: list[str]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
