@@ -174,9 +174,7 @@ class VBLoRAConfig(PeftConfig):
                 setattr(self, spec.name, _real_number(spec, getattr(self, spec.name)))
             elif spec.type == "bool" and not isinstance(getattr(self, spec.name), bool):
                 value = getattr(self, spec.name)
-                raise ConfigError(
-                    f"{spec.name}={value!r}: must be True or False.", field=spec.name
-                )
+                raise ConfigError(f"{spec.name}={value!r}: must be True or False.", field=spec.name)
         if self.topk > self.num_vectors:
             raise ConfigError(
                 f"topk={self.topk}: can't choose {self.topk} vectors from a bank of num_vectors="
@@ -237,7 +235,8 @@ class VBLoRAConfig(PeftConfig):
         if pattern and layers is None:
             raise ConfigError(
                 f"layers_pattern={pattern!r}: says where layers_to_transform counts, but "
-                "layers_to_transform isn't given; set it, for example to [0, 1], or leave both out.",
+                "layers_to_transform isn't given; set it, for example to [0, 1], or leave both "
+                "out.",
                 field="layers_pattern",
             )
         for expression in [pattern] if isinstance(pattern, str) else pattern:

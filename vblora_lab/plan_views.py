@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item", bound="Target | Skipped")
 Rows = list[tuple[str, ...]]
 
+SIZE_SIGN = re.compile(r"(?<=\d)x(?=\d+$)")
 NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 MEMORY_NOTE = (
     "Weights in their dtype, adapter, one gradient and two AdamW numbers per trained parameter; "
@@ -61,9 +62,9 @@ def as_html(plan: Plan) -> str:
         parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
     head = ("", "VB-LoRA", f"LoRA r={plan.r}")
     parts.append(_table("Sizes", head, size_rows(plan)))
-    parts.append(_table("Training memory", ("", "bytes", ""), memory_rows(plan)))
+    parts.append(_table("Training memory", ("", "bytes", "in short"), memory_rows(plan)))
     note = MEMORY_NOTE if plan.fits else f"{MEMORY_NOTE} {INCOMPLETE_NOTE}"
-    parts.append(f'<div style="opacity:.75">{_escaped(note)}</div>')
+    parts.append(f'<div style="margin-top:1em;opacity:.75">{_escaped(note)}</div>')
     return f'<div style="max-width:60em;line-height:1.5">{"".join(parts)}</div>'
 
 
@@ -91,7 +92,7 @@ TARGET_HEAD = ("module", "in -> out", "tiles of A", "of B", "sub-vectors", "logi
 def target_rows(plan: Plan) -> Rows:
     """One row for modules that differ in their layer alone; counts are sums over the layers."""
     rows: Rows = []
-    for name, group in grouped(plan.targets, _like_target):
+    for name, group in groups_by_size(plan):
         first = group[0]
         rows.append(
             (
@@ -106,8 +107,9 @@ def target_rows(plan: Plan) -> Rows:
     return rows
 
 
-def _like_target(target: Target) -> tuple:
-    return target.kind, target.in_features, target.out_features
+def groups_by_size(plan: Plan) -> list[tuple[str, list[Target]]]:
+    """The targets, with those together that differ in their layer alone."""
+    return grouped(plan.targets, lambda t: (t.kind, t.in_features, t.out_features))
 
 
 def skipped_rows(plan: Plan) -> Rows:
@@ -218,9 +220,9 @@ def byte_bars(plan: Plan) -> list[Bar]:
     """Bytes: of the stored adapter in both formats, of a stored LoRA, and of the base weights."""
     only_topk = plan.save_only_topk_weights
     values = [
-        ("VB-LoRA file, all logits", plan.full_bytes, not only_topk),
-        ("VB-LoRA file, top-k only", plan.topk_bytes, only_topk),
-        (f"LoRA r={plan.r} file", plan.lora_bytes, False),
+        ("stored, all logits", plan.full_bytes, not only_topk),
+        ("stored, top-k only", plan.topk_bytes, only_topk),
+        (f"stored LoRA r={plan.r}", plan.lora_bytes, False),
         ("base weights", plan.memory.weights, False),
     ]
     return [Bar(label, value, readable(value), chosen) for label, value, chosen in values]
@@ -281,7 +283,7 @@ def module_rows(plan: Plan, order: Iterable[str] = ()) -> list[ModuleRow]:
     for skipped in plan.skipped:
         saved = skipped.reason.startswith("trained whole")
         mark = MISFIT if skipped.name in unfit else SAVED if saved else LEFT
-        states[skipped.name] = mark, _why(skipped), skipped.kind
+        states[skipped.name] = mark, skipped.reason, skipped.kind
 
     lines: dict[str, dict[int, list[tuple[str, str, str]]]] = {}
     for name in sorted(states, key=lambda name: (place.get(name, len(place)), name)):
@@ -354,7 +356,7 @@ def as_code(config: VBLoRAConfig) -> str:
     names = [spec.name for spec in dataclasses.fields(config) if spec.name not in NOT_IN_CODE]
     own = [name for name in names if name in type(config).__annotations__]
     arguments = [
-        f"    {name}={_literal(getattr(config, name))},\n"
+        f"    {name}={as_literal(getattr(config, name))},\n"
         for name in dict.fromkeys([*own, *names])  # this method's fields before PEFT's
         if name in ALWAYS_IN_CODE or getattr(config, name) != getattr(defaults, name)
     ]
@@ -362,9 +364,10 @@ def as_code(config: VBLoRAConfig) -> str:
     return f"from vblora_lab import VBLoRAConfig\n\nconfig = VBLoRAConfig(\n{call})\n"
 
 
-def _literal(value: Any) -> str:
+def as_literal(value: Any) -> str:
+    """A field's value as Python, short where it can be."""
     if isinstance(value, (set, list, tuple)):
-        items = [_literal(item) for item in (sorted(value) if isinstance(value, set) else value)]
+        items = [as_literal(item) for item in (sorted(value) if isinstance(value, set) else value)]
         line = f"[{', '.join(items)}]"
         if len(line) <= 72:
             return line
@@ -406,22 +409,35 @@ def _aligned(rows: Rows, right: bool = True) -> list[str]:
     return lines
 
 
+# Half-transparent grey is a rule on white and on black. Pages style tables as they like (zebra
+# rows, larger print, narrower cells): what would spoil the alignment is set here.
+RULE = "1px solid rgba(128,128,128,.45)"
+CELL = "border:0;background:none;font-size:inherit;white-space:pre;vertical-align:baseline;"
+
+
 def _table(title: str, head: tuple[str, ...], rows: Rows, text_columns: int = 1) -> str:
     def row(cells: tuple[str, ...], tag: str, style: str) -> str:
         aligned = (
-            f'<{tag} style="text-align:{"left" if i < text_columns else "right"};padding:1px 8px;'
-            f'white-space:pre;{style}">{_escaped(cell)}</{tag}>'
+            f'<{tag} style="{CELL}text-align:{"left" if i < text_columns else "right"};'
+            f'padding:1px {0 if i == len(cells) - 1 else 20}px 1px 0;{style}">'
+            f"{_escaped(cell if i < text_columns else _typeset(cell))}</{tag}>"
             for i, cell in enumerate(cells)
         )
-        return f"<tr>{''.join(aligned)}</tr>"
+        return f'<tr style="background:none">{"".join(aligned)}</tr>'
 
     body = "".join(row(cells, "td", "") for cells in rows)
-    line = "border-bottom:1px solid currentColor"
+    line = f"border-bottom:{RULE};font-weight:normal;opacity:.75;"
     return (
-        f'<table style="margin:.6em 0;border-collapse:collapse;color:inherit">'
-        f'<caption style="text-align:left;font-weight:bold">{_escaped(title)}</caption>'
-        f"{row(head, 'th', line)}{body}</table>"
+        '<table style="margin:1em 0 0;border:0;border-collapse:collapse;color:inherit;'
+        'font:inherit;font-variant-numeric:tabular-nums">'
+        '<caption style="text-align:left;font-weight:bold;color:inherit;padding:0 0 2px">'
+        f"{_escaped(title)}</caption>{row(head, 'th', line)}{body}</table>"
     )
+
+
+def _typeset(cell: str) -> str:
+    """Numbers with the signs that a page has and a terminal may lack; names stay as they are."""
+    return SIZE_SIGN.sub("×", cell.replace("->", "→"))
 
 
 def _escaped(text: str) -> str:
