@@ -45,6 +45,7 @@ _HOMES = {
     "Probe": "train",
     "TrainingSession": "train",
     "BankHeatmap": "widgets",
+    "ConfigExplorer": "widgets",
     "LiveTraining": "widgets",
     "LossChart": "widgets",
     "check": "course",
@@ -59,6 +60,7 @@ __all__ = [
     "BankHeatmap",
     "Base",
     "Compression",
+    "ConfigExplorer",
     "Counterfactual",
     "LearningRates",
     "Linear",
@@ -131,4 +133,4 @@ if TYPE_CHECKING:
     from vblora_lab.presets import PRESETS
     from vblora_lab.selection import Selection, SubVectors, read_selection
     from vblora_lab.train import LearningRates, Trace, TrainingSession
-    from vblora_lab.widgets import BankHeatmap, LiveTraining, LossChart
+    from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, LossChart

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from peft import PeftConfig, PeftType, TaskType
 
@@ -32,6 +32,14 @@ class FolderOwner(Protocol):
     """What a model does for the configs of its adapters (see `VBLoRAConfig.save_pretrained`)."""
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig: ...
+
+
+class Caution(NamedTuple):
+    """A legal value with which the adapter wouldn't learn; one with which it would, if known."""
+
+    field: str
+    message: str
+    suggestion: float | None
 
 
 @dataclass
@@ -148,7 +156,8 @@ class VBLoRAConfig(PeftConfig):
         self.peft_type = PeftType.VBLORA
         self.validate()
         if not self.inference_mode:
-            self._warn_if_nothing_would_learn()
+            for caution in self.cautions():
+                warnings.warn(caution.message, stacklevel=3)
 
     def validate(self) -> None:
         """Check every field, and bring numbers to int or float and lists to sets as PEFT does.
@@ -165,16 +174,22 @@ class VBLoRAConfig(PeftConfig):
                 setattr(self, spec.name, _real_number(spec, getattr(self, spec.name)))
             elif spec.type == "bool" and not isinstance(getattr(self, spec.name), bool):
                 value = getattr(self, spec.name)
-                raise ConfigError(f"{spec.name}={value!r}: must be True or False.")
+                raise ConfigError(f"{spec.name}={value!r}: must be True or False.", field=spec.name)
         if self.topk > self.num_vectors:
             raise ConfigError(
                 f"topk={self.topk}: can't choose {self.topk} vectors from a bank of num_vectors="
-                f"{self.num_vectors}; topk may be at most {self.num_vectors}."
+                f"{self.num_vectors}; topk may be at most {self.num_vectors}.",
+                field="topk",
+                suggestion=self.num_vectors,
             )
         _check_choice("bias", self.bias, BIAS_MODES)
         self.target_modules = _names_or_regex("target_modules", self.target_modules)
         if self.target_modules == set():
-            raise ConfigError("target_modules=[]: adapts nothing; name a module, or leave it out.")
+            raise ConfigError(
+                "target_modules=[]: adapts nothing; name a module, or leave it out.",
+                field="target_modules",
+                suggestion=ALL_LINEAR,
+            )
         self.exclude_modules = _names_or_regex("exclude_modules", self.exclude_modules)
         self._validate_modules_to_save()
         self._validate_layers()
@@ -182,7 +197,11 @@ class VBLoRAConfig(PeftConfig):
     def _validate_modules_to_save(self) -> None:
         names = self.modules_to_save
         if isinstance(names, str):
-            raise ConfigError(f"modules_to_save={names!r}: must be a list; write [{names!r}].")
+            raise ConfigError(
+                f"modules_to_save={names!r}: must be a list; write [{names!r}].",
+                field="modules_to_save",
+                suggestion=[names],
+            )
         if names is not None:
             self.modules_to_save = _strings("modules_to_save", names)
 
@@ -195,7 +214,8 @@ class VBLoRAConfig(PeftConfig):
                 if not self.layers_to_transform and not self.inference_mode:
                     raise ConfigError(
                         "layers_to_transform=[]: names no layer, and PEFT would adapt every layer; "
-                        "give their numbers, such as [0, 1], or leave it out for every layer."
+                        "give their numbers, such as [0, 1], or leave it out for every layer.",
+                        field="layers_to_transform",
                     )
             else:
                 self.layers_to_transform = _whole_number(spec, layers)
@@ -204,7 +224,8 @@ class VBLoRAConfig(PeftConfig):
                 raise ConfigError(
                     f"layers_to_transform={layers!r}: has no effect when target_modules is a "
                     f"string ({self.target_modules!r}); list the module names, or put the layer "
-                    r"numbers into the expression, as in '.*\.layers\.(0|1)\..*_proj'."
+                    r"numbers into the expression, as in '.*\.layers\.(0|1)\..*_proj'.",
+                    field="layers_to_transform",
                 )
         pattern = self.layers_pattern
         if pattern is None:
@@ -214,30 +235,35 @@ class VBLoRAConfig(PeftConfig):
         if pattern and layers is None:
             raise ConfigError(
                 f"layers_pattern={pattern!r}: says where layers_to_transform counts, but "
-                "layers_to_transform isn't given; set it, for example to [0, 1], or leave both out."
+                "layers_to_transform isn't given; set it, for example to [0, 1], or leave both "
+                "out.",
+                field="layers_pattern",
             )
         for expression in [pattern] if isinstance(pattern, str) else pattern:
             _check_regex("layers_pattern", expression)
 
-    def _warn_if_nothing_would_learn(self) -> None:
+    def cautions(self) -> list[Caution]:
+        """What is legal but keeps the adapter from learning; making such a config warns of it."""
+        found = []
         if self.init_vector_bank_bound == 0:
-            warnings.warn(
+            message = (
                 "init_vector_bank_bound=0: the bank starts as zeros, so A, B and every gradient "
-                "are zero and stay zero; use a small bound such as 0.02.",
-                stacklevel=4,
+                "are zero and stay zero; use a small bound such as 0.02."
             )
+            found.append(Caution("init_vector_bank_bound", message, 0.02))
         if self.init_logits_std == 0:
-            warnings.warn(
+            message = (
                 "init_logits_std=0: all logits start equal, so every sub-vector chooses the same "
-                f"{self.topk} vectors; use a small deviation such as 0.1.",
-                stacklevel=4,
+                f"{self.topk} vectors; use a small deviation such as 0.1."
             )
+            found.append(Caution("init_logits_std", message, 0.1))
         if self.topk == 1:
-            warnings.warn(
+            message = (
                 "topk=1: the softmax of a single logit is always 1, so the logits get no gradient "
-                "and the choice of vectors never changes; only the bank learns. Use topk=2.",
-                stacklevel=4,
+                "and the choice of vectors never changes; only the bank learns. Use topk=2."
             )
+            found.append(Caution("topk", message, 2 if self.num_vectors > 1 else None))
+        return found
 
     # --- the model it belongs to. No field: neither compared, nor printed, nor stored.
 
@@ -315,9 +341,12 @@ def _check_choice(name: str, value: Any, choices: Iterable[str], optional: bool 
         return
     # Spelling first, then letter case: 'lora_only' should find 'vblora_only', 'None' find 'none'.
     near = difflib.get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1)
-    hint = next((f" Did you mean {c!r}?" for c in choices if c.lower() in near), "")
+    better = next((c for c in choices if c.lower() in near), None)
+    hint = "" if better is None else f" Did you mean {better!r}?"
     allowed = ", ".join(map(repr, choices))
-    raise ConfigError(f"{name}={value!r}: must be one of {allowed}.{hint}")
+    raise ConfigError(
+        f"{name}={value!r}: must be one of {allowed}.{hint}", field=name, suggestion=better
+    )
 
 
 def _bounds(spec: dataclasses.Field[Any]) -> str:
@@ -334,18 +363,25 @@ def _check_bounds(spec: dataclasses.Field[Any], value: float) -> None:
     if not lowest <= value < limit:
         # Below its lower bound, the nearest valid value is known; above, only the rule is.
         nearest = f"; the nearest is {lowest}" if value < lowest else ""
-        raise ConfigError(f"{spec.name}={value!r}: must be {_bounds(spec)}{nearest}.")
+        raise ConfigError(
+            f"{spec.name}={value!r}: must be {_bounds(spec)}{nearest}.",
+            field=spec.name,
+            suggestion=lowest if value < lowest else None,
+        )
 
 
 def _whole_number(spec: dataclasses.Field[Any], value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        near = ""
+        nearest = None
         if is_number and math.isfinite(value):
-            near = f"; the nearest is {max(round(value), spec.metadata['at_least'])}"
+            nearest = max(round(value), spec.metadata["at_least"])
+        near = "" if nearest is None else f"; the nearest is {nearest}"
         raise ConfigError(
             f"{spec.name}={value!r}: must be a whole number, {_bounds(spec)}, "
-            f"not {type(value).__name__}{near}."
+            f"not {type(value).__name__}{near}.",
+            field=spec.name,
+            suggestion=nearest,
         )
     _check_bounds(spec, int(value))
     return int(value)
@@ -354,7 +390,9 @@ def _whole_number(spec: dataclasses.Field[Any], value: Any) -> int:
 def _real_number(spec: dataclasses.Field[Any], value: Any) -> float:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
-        raise ConfigError(f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.")
+        raise ConfigError(
+            f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.", field=spec.name
+        )
     _check_bounds(spec, float(value))
     return float(value)
 
@@ -362,10 +400,10 @@ def _real_number(spec: dataclasses.Field[Any], value: Any) -> float:
 def _strings(name: str, values: Any) -> list[str]:
     """Names as a list; a lone string is no list, and an empty string no name."""
     if not isinstance(values, (list, tuple, set, frozenset)):
-        raise ConfigError(f"{name}={values!r}: must be a list of names.")
+        raise ConfigError(f"{name}={values!r}: must be a list of names.", field=name)
     for value in values:
         if not isinstance(value, str) or not value:
-            raise ConfigError(f"{name}={values!r}: {value!r} is not a name.")
+            raise ConfigError(f"{name}={values!r}: {value!r} is not a name.", field=name)
     return list(values)
 
 
@@ -380,11 +418,12 @@ def _names_or_regex(name: str, value: Any) -> Any:
 
 def _check_regex(name: str, value: str) -> None:
     if not value:
-        raise ConfigError(f"{name}='': is empty; give names, or leave it out.")
+        raise ConfigError(f"{name}='': is empty; give names, or leave it out.", field=name)
     try:
         re.compile(value)
     except re.error as error:
         raise ConfigError(
             f"{name}={value!r}: is not a regular expression ({error}). To name modules, give a "
-            "list of names."
+            "list of names.",
+            field=name,
         ) from error

@@ -1,12 +1,24 @@
 """Exceptions of vblora_lab: each names the field, the value and what would be right."""
 
+from typing import Any
+
 
 class VBLoRAError(Exception):
     """Whatever this package raises on purpose; catch it to catch them all."""
 
 
 class ConfigError(VBLoRAError, ValueError):
-    """A field of a `VBLoRAConfig` has a value that can't be meant."""
+    """A field of a `VBLoRAConfig` has a value that can't be meant.
+
+    Attributes:
+        field: the field at fault, where there is one.
+        suggestion: a value for it that would do; None where none is known.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, suggestion: Any = None):
+        super().__init__(message)
+        self.field = field
+        self.suggestion = suggestion
 
 
 class TargetError(VBLoRAError, ValueError):

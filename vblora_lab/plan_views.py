@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import html
 import re
 import textwrap
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from vblora_lab.config import VBLoRAConfig
     from vblora_lab.planning import Plan, Skipped, Target
 
 Item = TypeVar("Item", bound="Target | Skipped")
 Rows = list[tuple[str, ...]]
 
+SIZE_SIGN = re.compile(r"(?<=\d)x(?=\d+$)")
 NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 MEMORY_NOTE = (
     "Weights in their dtype, adapter, one gradient and two AdamW numbers per trained parameter; "
@@ -58,9 +62,9 @@ def as_html(plan: Plan) -> str:
         parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
     head = ("", "VB-LoRA", f"LoRA r={plan.r}")
     parts.append(_table("Sizes", head, size_rows(plan)))
-    parts.append(_table("Training memory", ("", "bytes", ""), memory_rows(plan)))
+    parts.append(_table("Training memory", ("", "bytes", "in short"), memory_rows(plan)))
     note = MEMORY_NOTE if plan.fits else f"{MEMORY_NOTE} {INCOMPLETE_NOTE}"
-    parts.append(f'<div style="opacity:.75">{_escaped(note)}</div>')
+    parts.append(f'<div style="margin-top:1em;opacity:.75">{_escaped(note)}</div>')
     return f'<div style="max-width:60em;line-height:1.5">{"".join(parts)}</div>'
 
 
@@ -88,7 +92,7 @@ TARGET_HEAD = ("module", "in -> out", "tiles of A", "of B", "sub-vectors", "logi
 def target_rows(plan: Plan) -> Rows:
     """One row for modules that differ in their layer alone; counts are sums over the layers."""
     rows: Rows = []
-    for name, group in grouped(plan.targets, _like_target):
+    for name, group in groups_by_size(plan):
         first = group[0]
         rows.append(
             (
@@ -103,8 +107,9 @@ def target_rows(plan: Plan) -> Rows:
     return rows
 
 
-def _like_target(target: Target) -> tuple:
-    return target.kind, target.in_features, target.out_features
+def groups_by_size(plan: Plan) -> list[tuple[str, list[Target]]]:
+    """The targets, with those together that differ in their layer alone."""
+    return grouped(plan.targets, lambda t: (t.kind, t.in_features, t.out_features))
 
 
 def skipped_rows(plan: Plan) -> Rows:
@@ -189,6 +194,194 @@ def in_bytes(size: int) -> str:
     return f"{size:,} bytes"
 
 
+# --- pictures: what widget and figure draw
+
+
+class Bar(NamedTuple):
+    """An amount to compare with others."""
+
+    label: str
+    value: int
+    text: str  # the value as it is read
+    is_chosen: bool  # what the config gives; the others are there to compare
+
+
+def parameter_bars(plan: Plan) -> list[Bar]:
+    """Parameters: trained by VB-LoRA and by LoRA, and what the base model has."""
+    values = [
+        ("VB-LoRA, trained", plan.trained_parameters, True),
+        (f"LoRA r={plan.r}, trained", plan.lora_parameters, False),
+        ("base model, frozen", plan.base_parameters, False),
+    ]
+    return [Bar(label, value, f"{value:,}", chosen) for label, value, chosen in values]
+
+
+def byte_bars(plan: Plan) -> list[Bar]:
+    """Bytes: of the stored adapter in both formats, of a stored LoRA, and of the base weights."""
+    only_topk = plan.save_only_topk_weights
+    values = [
+        ("stored, all logits", plan.full_bytes, not only_topk),
+        ("stored, top-k only", plan.topk_bytes, only_topk),
+        (f"stored LoRA r={plan.r}", plan.lora_bytes, False),
+        ("base weights", plan.memory.weights, False),
+    ]
+    return [Bar(label, value, readable(value), chosen) for label, value, chosen in values]
+
+
+def against_lora(ours: int, lora: int) -> str:
+    """How an amount compares with LoRA's: "1.4 times LoRA", "1/27 of LoRA"."""
+    if not ours or not lora:
+        return ""
+    ratio = ours / lora
+    if round(ratio, 1) == 1:
+        return "about as LoRA"
+    return f"{_three(ratio)} times LoRA" if ratio > 1 else f"1/{_three(1 / ratio)} of LoRA"
+
+
+def _three(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+ADAPTED, MISFIT, SAVED, LEFT, MIXED, ABSENT = "A", "X", "S", "-", "~", " "
+"""Marks of a module: adapted, named but can't be adapted, trained whole, left as it is, several of
+these (where modules share a mark), not there in this layer."""
+
+
+class ModuleRow(NamedTuple):
+    """A line of the module tree: a module with a weight matrix in all layers, or what holds some.
+
+    Attributes:
+        depth: of the line in the tree, from 0.
+        label: the part of the name below the parent line; "layers.#" where # counts the layers.
+        name: the whole name, with # for the layer and * for further numbers; "" for a parent line.
+        sizes: "768 -> 768" of an adapted module; else its class.
+        marks: one for each layer, or one alone for a module outside of layers.
+        note: what is done with it, and why.
+    """
+
+    depth: int
+    label: str
+    name: str
+    sizes: str
+    marks: str
+    note: str
+
+
+def module_rows(plan: Plan, order: Iterable[str] = ()) -> list[ModuleRow]:
+    """All modules with a weight matrix as a tree, those that differ in their layer as one line.
+
+    Args:
+        order: names of modules; lines come in the order in which they first appear here.
+    """
+    place = {name: position for position, name in enumerate(order)}
+    unfit = {name for problem in plan.problems for name in problem.modules}
+    states: dict[str, tuple[str, str, str]] = {}  # mark, note, sizes
+    for target in plan.targets:
+        fits = target.tiles_A is not None and target.name not in unfit
+        sizes = f"{target.in_features} → {target.out_features}"
+        states[target.name] = (ADAPTED, "adapted", sizes) if fits else (MISFIT, "no fit", sizes)
+    for skipped in plan.skipped:
+        saved = skipped.reason.startswith("trained whole")
+        mark = MISFIT if skipped.name in unfit else SAVED if saved else LEFT
+        states[skipped.name] = mark, skipped.reason, skipped.kind
+
+    lines: dict[str, dict[int, list[tuple[str, str, str]]]] = {}
+    for name in sorted(states, key=lambda name: (place.get(name, len(place)), name)):
+        first, *_ = [*NUMBER.findall(name), "-1"]
+        pattern = NUMBER.sub("*", NUMBER.sub("#", name, count=1))
+        lines.setdefault(pattern, {}).setdefault(int(first), []).append(states[name])
+    layers = 1 + max((number for line in lines.values() for number in line), default=-1)
+    tree: dict[str, Any] = {}
+    for pattern, line in lines.items():
+        branch = tree
+        for part in pattern.split("."):
+            branch = branch.setdefault(part, {})
+        branch[""] = pattern, line  # no part of a name is empty
+    return list(_tree_rows(tree, layers, 0))
+
+
+def _tree_rows(tree: dict[str, Any], layers: int, depth: int) -> Iterator[ModuleRow]:
+    for part, branch in tree.items():
+        if part == "":
+            continue
+        label = part
+        while "" not in branch and len(branch) == 1 and "#" not in label:
+            (below, branch), *_ = branch.items()
+            label += f".{below}"
+        if "" in branch:
+            pattern, line = branch[""]
+            yield _module_row(depth, label, pattern, line, layers)
+        else:
+            yield ModuleRow(depth, label, "", "", "", "")
+        yield from _tree_rows(branch, layers, depth + 1)
+
+
+def _module_row(
+    depth: int,
+    label: str,
+    pattern: str,
+    line: dict[int, list[tuple[str, str, str]]],
+    layers: int,
+) -> ModuleRow:
+    numbers = [-1] if -1 in line else list(range(layers))
+    marks = ""
+    reasons: dict[str, set[int]] = {}
+    for number in numbers:
+        states = line.get(number, [])
+        kinds = {mark for mark, _, _ in states}
+        marks += ABSENT if not kinds else kinds.pop() if len(kinds) == 1 else MIXED
+        for _, note, _ in states:
+            reasons.setdefault(note, set()).add(number)
+    if len(reasons) == 1:
+        note = next(iter(reasons))
+    else:
+        note = "; ".join(f"{note}: {ranges(where)}" for note, where in reasons.items())
+    sizes = list(dict.fromkeys(size for states in line.values() for _, _, size in states))
+    numeric = [size for size in sizes if "→" in size]
+    shown = numeric or sizes
+    return ModuleRow(
+        depth, label, pattern, shown[0] if len(shown) == 1 else "sizes vary", marks, note
+    )
+
+
+# --- the config as code
+
+ALWAYS_IN_CODE = ("r", "num_vectors", "vector_length", "topk")
+NOT_IN_CODE = ("peft_type", "peft_version", "auto_mapping")  # PEFT sets these itself
+
+
+def as_code(config: VBLoRAConfig) -> str:
+    """Python that makes an equal config: what isn't at its default, and the four main numbers."""
+    defaults = type(config)()
+    names = [spec.name for spec in dataclasses.fields(config) if spec.name not in NOT_IN_CODE]
+    own = [name for name in names if name in type(config).__annotations__]
+    arguments = [
+        f"    {name}={as_literal(getattr(config, name))},\n"
+        for name in dict.fromkeys([*own, *names])  # this method's fields before PEFT's
+        if name in ALWAYS_IN_CODE or getattr(config, name) != getattr(defaults, name)
+    ]
+    call = "".join(arguments)
+    return f"from vblora_lab import VBLoRAConfig\n\nconfig = VBLoRAConfig(\n{call})\n"
+
+
+def as_literal(value: Any) -> str:
+    """A field's value as Python, short where it can be."""
+    if isinstance(value, (set, list, tuple)):
+        items = [as_literal(item) for item in (sorted(value) if isinstance(value, set) else value)]
+        line = f"[{', '.join(items)}]"
+        if len(line) <= 72:
+            return line
+        return "[\n" + "".join(f"        {item},\n" for item in items) + "    ]"
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str) and value.isprintable() and '"' not in value:
+        if "\\" not in value:
+            return f'"{value}"'
+        if not value.endswith("\\"):
+            return f'r"{value}"'
+    return repr(value)
+
+
 # --- forms
 
 
@@ -216,22 +409,35 @@ def _aligned(rows: Rows, right: bool = True) -> list[str]:
     return lines
 
 
+# Half-transparent grey is a rule on white and on black. Pages style tables as they like (zebra
+# rows, larger print, narrower cells): what would spoil the alignment is set here.
+RULE = "1px solid rgba(128,128,128,.45)"
+CELL = "border:0;background:none;font-size:inherit;white-space:pre;vertical-align:baseline;"
+
+
 def _table(title: str, head: tuple[str, ...], rows: Rows, text_columns: int = 1) -> str:
     def row(cells: tuple[str, ...], tag: str, style: str) -> str:
         aligned = (
-            f'<{tag} style="text-align:{"left" if i < text_columns else "right"};padding:1px 8px;'
-            f'white-space:pre;{style}">{_escaped(cell)}</{tag}>'
+            f'<{tag} style="{CELL}text-align:{"left" if i < text_columns else "right"};'
+            f'padding:1px {0 if i == len(cells) - 1 else 20}px 1px 0;{style}">'
+            f"{_escaped(cell if i < text_columns else _typeset(cell))}</{tag}>"
             for i, cell in enumerate(cells)
         )
-        return f"<tr>{''.join(aligned)}</tr>"
+        return f'<tr style="background:none">{"".join(aligned)}</tr>'
 
     body = "".join(row(cells, "td", "") for cells in rows)
-    line = "border-bottom:1px solid currentColor"
+    line = f"border-bottom:{RULE};font-weight:normal;opacity:.75;"
     return (
-        f'<table style="margin:.6em 0;border-collapse:collapse;color:inherit">'
-        f'<caption style="text-align:left;font-weight:bold">{_escaped(title)}</caption>'
-        f"{row(head, 'th', line)}{body}</table>"
+        '<table style="margin:1em 0 0;border:0;border-collapse:collapse;color:inherit;'
+        'font:inherit;font-variant-numeric:tabular-nums">'
+        '<caption style="text-align:left;font-weight:bold;color:inherit;padding:0 0 2px">'
+        f"{_escaped(title)}</caption>{row(head, 'th', line)}{body}</table>"
     )
+
+
+def _typeset(cell: str) -> str:
+    """Numbers with the signs that a page has and a terminal may lack; names stay as they are."""
+    return SIZE_SIGN.sub("×", cell.replace("->", "→"))
 
 
 def _escaped(text: str) -> str:

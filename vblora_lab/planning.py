@@ -185,10 +185,7 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
-    if isinstance(model, PeftModel):
-        model = model.get_base_model()
-    elif isinstance(model, BaseTuner):
-        model = model.model
+    model = base_of(model)
     found = examine(model, as_vblora_config(config))
     config = found.config
 
@@ -240,6 +237,13 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
             optimizer=ADAMW_STATES * trained,
         ),
     )
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model in a PeftModel or a tuner; any other model is its own base."""
+    if isinstance(model, PeftModel):
+        return model.get_base_model()
+    return model.model if isinstance(model, BaseTuner) else model
 
 
 def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:

@@ -391,7 +391,7 @@ def _layer_problems(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> lis
         return [_dead_pattern(dead[0], patterns, named)]
     numbers = {number for name in named if (number := _layer_number(name, patterns)) is not None}
     if not numbers:
-        lists = _lists_of_layers(named)
+        lists = layer_lists(named)
         hint = f"give layers_pattern, such as {lists[0]!r}" if lists else "leave it out"
         message = f"{field}={wanted!r}: no layer of this model is found by its number; {hint}."
         return [Problem("layers_pattern", message, lists[0]) if lists else Problem(field, message)]
@@ -421,14 +421,14 @@ def _layer_problems(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> lis
     return []
 
 
-def _lists_of_layers(named: Iterable[str]) -> list[str]:
+def layer_lists(named: Iterable[str]) -> list[str]:
     """Names of the lists whose members are numbered: 'layers' for 'model.layers.0'."""
     found = (re.search(r"(?:^|\.)([^.]+)\.\d+\.", name) for name in named)
     return list(dict.fromkeys(match.group(1) for match in found if match))
 
 
 def _dead_pattern(dead: str, patterns: list[str], named: Iterable[str]) -> Problem:
-    lists = _lists_of_layers(named)
+    lists = layer_lists(named)
     near = difflib.get_close_matches(dead, lists, n=1) or lists[:1]
     hint = f"Did you mean {near[0]!r}?" if near else "It has no numbered layers."
     message = f"layers_pattern: {dead!r} names no list of layers of this model. {hint}"

@@ -14,7 +14,13 @@ import transformers
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -105,8 +111,30 @@ def load_skeleton(
                 f"the folder {where!r} has no config.json of a model that transformers knows"
             ) from error
         raise BaseModelError(_what_to_do(str(name))) from error
+    return skeleton_of(config, task_type=task_type, dtype=dtype)
+
+
+def skeleton_of(
+    config: PretrainedConfig,
+    *,
+    task_type: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The model that a transformers config describes, on the meta device: it has no weights.
+
+    A config that names no class, as one made in Python, gives a causal language model if it can.
+
+    Args:
+        config: of a model of any size.
+        task_type, dtype: as for `load_skeleton`.
+
+    Raises:
+        BaseModelError: transformers can't build the model.
+    """
     own_class = getattr(transformers, (config.architectures or [""])[0], None)
-    auto_class = CLASSES_OF_TASKS.get(task_type or "", transformers.AutoModel)
+    is_language_model = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    usual_class = AutoModelForCausalLM if is_language_model else transformers.AutoModel
+    auto_class = CLASSES_OF_TASKS.get(task_type or "", usual_class)
     try:
         with torch.device("meta"):
             if own_class is not None and task_type not in CLASSES_OF_TASKS:
@@ -114,8 +142,9 @@ def load_skeleton(
             return auto_class.from_config(config, dtype=dtype)
     except (ValueError, ImportError) as error:  # no such head; a backend that isn't installed
         kind = f" for task_type={task_type!r}" if task_type in CLASSES_OF_TASKS else ""
+        name = config.name_or_path or type(config).__name__
         raise BaseModelError(
-            f"transformers can't build {str(name)!r} (model_type {config.model_type!r}){kind}"
+            f"transformers can't build {name!r} (model_type {config.model_type!r}){kind}"
         ) from error
 
 
@@ -198,4 +227,4 @@ def _what_to_do(name: str) -> str:
     )
 
 
-__all__ = ["MINI_OPT", "Base", "load_base", "load_skeleton", "share_weights"]
+__all__ = ["MINI_OPT", "Base", "load_base", "load_skeleton", "share_weights", "skeleton_of"]

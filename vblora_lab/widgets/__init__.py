@@ -1,4 +1,4 @@
-"""Widgets for notebooks: a bank heatmap, a loss chart, and a panel that trains live.
+"""Widgets for notebooks: a config explorer, a bank heatmap, a loss chart, and live training.
 
 Names are resolved when they are first used: a heatmap of a stored selection needs no trainer.
 """
@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vblora_lab.widgets.bank_heatmap import BankHeatmap
+    from vblora_lab.widgets.config_explorer import ConfigExplorer
     from vblora_lab.widgets.live import LiveTraining
     from vblora_lab.widgets.loss_chart import LossChart
 
-__all__ = ["BankHeatmap", "LiveTraining", "LossChart"]
+__all__ = ["BankHeatmap", "ConfigExplorer", "LiveTraining", "LossChart"]
 
-_HOMES = {"BankHeatmap": "bank_heatmap", "LiveTraining": "live", "LossChart": "loss_chart"}
+_HOMES = {
+    "BankHeatmap": "bank_heatmap",
+    "ConfigExplorer": "config_explorer",
+    "LiveTraining": "live",
+    "LossChart": "loss_chart",
+}
 
 
 def __getattr__(name: str) -> Any:

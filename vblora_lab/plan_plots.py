@@ -1,0 +1,125 @@
+"""A plan as a figure that stays: sizes on log axes, and what is done with each module.
+
+Pure, as `plots`: a plan in, a `matplotlib.figure.Figure` out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from vblora_lab.plan_views import (
+    ABSENT,
+    ADAPTED,
+    LEFT,
+    MISFIT,
+    MIXED,
+    SAVED,
+    Bar,
+    ModuleRow,
+    byte_bars,
+    heading,
+    module_rows,
+    parameter_bars,
+    settings,
+)
+from vblora_lab.plots import BLUE, FAINT, INK, RULE, LabFigure
+
+if TYPE_CHECKING:
+    from vblora_lab.planning import Plan
+
+# Fill, hatch and meaning of each mark: the hatch says the same as the colour.
+STYLES = {
+    ADAPTED: (BLUE, "", "adapted"),
+    SAVED: ("#7fb3d5", "....", "trained whole"),
+    MISFIT: ("#f6d3bd", "xxxx", "named, but doesn't fit"),
+    MIXED: ("#d6e6f2", "////", "some of them"),
+    LEFT: ("white", "", "left as it is"),
+}
+ROW_INCHES = 0.23
+
+
+def plan_figure(plan: Plan, order: Iterable[str] = ()) -> Figure:
+    """What a config would do to a model.
+
+    Args:
+        plan: of any model.
+        order: names of modules, in the order in which the figure lists them.
+    """
+    rows = module_rows(plan, order)
+    tall = max(1.0, ROW_INCHES * len(rows))
+    figure = LabFigure(figsize=(10.0, 2.6 + tall), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(hspace=0.06)  # type: ignore[union-attr, call-arg]
+    grid = figure.add_gridspec(2, 2, height_ratios=[1.5, tall])
+    verdict = "fits" if plan.fits else f"does not fit: {plan.problems[0].message}"
+    title = f"{heading(plan)}: {verdict}"
+    short = title if len(title) <= 110 else f"{title[:109]}…"
+    figure.suptitle(f"{short}\n{settings(plan)}", x=0.01, ha="left", fontsize=11, color=INK)
+    _draw_bars(figure.add_subplot(grid[0, 0]), parameter_bars(plan), "parameters")
+    _draw_bars(figure.add_subplot(grid[0, 1]), byte_bars(plan), "bytes")
+    _draw_modules(figure.add_subplot(grid[1, :]), rows)
+    return figure
+
+
+def _draw_bars(axes: Axes, bars: list[Bar], unit: str) -> None:
+    colours = [BLUE if bar.is_chosen else RULE for bar in bars]
+    values = [max(bar.value, 1) for bar in bars]  # nothing is no place on a log axis
+    axes.barh(range(len(bars)), values, color=colours, height=0.66)
+    low, high = min(values), max(values)
+    axes.set(xscale="log", xlim=(max(low / 20, 0.8), high * 60), xlabel=f"{unit} (log scale)")
+    axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    axes.invert_yaxis()
+    for position, bar in enumerate(bars):
+        axes.text(values[position] * 1.25, position, bar.text, va="center", fontsize=8.5, color=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.label.set(color=INK, size=9)
+
+
+def _draw_modules(axes: Axes, rows: list[ModuleRow]) -> None:
+    """One line a module, one cell a layer; modules outside of layers have one cell."""
+    layers = max((len(row.marks) for row in rows), default=1) or 1
+    for line, row in enumerate(rows):
+        for layer, mark in enumerate(row.marks):
+            if mark == ABSENT:
+                continue
+            fill, hatch, _ = STYLES[mark]
+            corner = (layer - 0.5, line - 0.36)
+            cell = Rectangle(corner, 0.94, 0.72, facecolor=fill, hatch=hatch, edgecolor=FAINT)
+            cell.set_linewidth(0.5)
+            axes.add_patch(cell)
+        beside = row.note if len(row.note) <= 60 else f"{row.note[:59]}…"
+        axes.text(
+            1.01, line, beside, transform=axes.get_yaxis_transform(), va="center", fontsize=8,
+            color=INK if ADAPTED in row.marks else FAINT,
+        )  # fmt: skip
+    sizes = [f" ({row.sizes})" if "→" in row.sizes else "" for row in rows]
+    labels = [f"{'    ' * row.depth}{row.label}{s}" for row, s in zip(rows, sizes, strict=True)]
+    axes.set_yticks(range(len(rows)), labels, ha="left", fontsize=8.5)
+    longest = max(map(len, labels), default=0)
+    axes.tick_params(axis="y", length=0, pad=5.2 * longest, labelcolor=INK)
+    axes.tick_params(axis="x", colors=FAINT, labelcolor=INK, labelsize=8.5)
+    axes.set(xlim=(-0.6, layers - 0.4), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xlabel("layer; modules outside of layers have one cell", color=INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[:].set_visible(False)
+    used = {mark for row in rows for mark in row.marks}
+    handles = [
+        Patch(facecolor=fill, hatch=hatch, edgecolor=FAINT, label=meaning)
+        for mark, (fill, hatch, meaning) in STYLES.items()
+        if mark in used
+    ]
+    axes.legend(
+        handles=handles, ncols=len(handles), fontsize=8.5, frameon=False, labelcolor=INK,
+        loc="lower left", bbox_to_anchor=(0, 1.0), borderpad=0,
+    )  # fmt: skip
+
+
+__all__ = ["plan_figure"]
