@@ -166,7 +166,7 @@ def _demo(args: argparse.Namespace) -> int:
     from vblora_lab.demo import STEPS, run_demo  # torch and matplotlib only when they are needed
 
     run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
-    print(f"Left in {args.out}: adapter/, loss.png, selection.png, trace.npz, summary.json")
+    print(f"Left in {args.out}: adapter/, loss.png, selection.png, run.trace, summary.json")
     return 0
 
 

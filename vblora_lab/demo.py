@@ -42,7 +42,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Fine-tune mini-OPT on the restaurants task and leave everything in a folder.
 
-    Writes ``adapter/`` (loads in PEFT), ``loss.png``, ``selection.png``, ``trace.npz`` and
+    Writes ``adapter/`` (loads in PEFT), ``loss.png``, ``selection.png``, ``run.trace`` and
     ``summary.json``, and returns the summary: sizes in bytes, times in seconds, losses in nats
     per token, BLEU from 0 to 100, slot errors per slot on held-out meaning representations.
 
@@ -73,7 +73,7 @@ def run_demo(
     session.model.save_pretrained(str(out / "adapter"))
     loss_curve(trace).savefig(out / "loss.png", dpi=150)
     selection_heatmap(trace.selections[-1][1]).savefig(out / "selection.png", dpi=150)
-    trace.save(out / "trace.npz")
+    trace.save(out / "run.trace")
     examples = session.task.test[:TEST_EXAMPLES]
     summary = {
         **measure(session.model, session.tokenizer, session.task.domain, examples),
