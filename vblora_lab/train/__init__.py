@@ -1,6 +1,7 @@
 """Fine-tuning with VB-LoRA on the HF Trainer, told as events.
 
-Names are imported when they are first used: a stored trace is read without torch.
+As in the package, names are imported when they are first used: a recorded run is read and replayed
+without torch.
 """
 
 from __future__ import annotations
@@ -9,27 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "EventCallback": "callback",
+    "DamagedTrace": "trace_file",
     "Evaluated": "events",
     "Event": "events",
+    "EventCallback": "callback",
     "Finished": "events",
+    "LearningRates": "optimizer",
     "Listener": "events",
+    "Paused": "events",
+    "ProgressBar": "progress",
+    "Resumed": "events",
     "Sample": "events",
     "Sampled": "events",
+    "SaveFailed": "events",
+    "Saved": "events",
     "Selected": "events",
     "Started": "events",
+    "Steering": "callback",
     "Stepped": "events",
+    "Trace": "trace",
+    "TraceRecorder": "trace",
+    "TraceWriter": "trace_file",
+    "TrainingSession": "session",
+    "make_optimizer": "optimizer",
+    "make_trainer": "trainer",
     "measure": "generate",
     "write_samples": "generate",
     "write_texts": "generate",
-    "LearningRates": "optimizer",
-    "make_optimizer": "optimizer",
-    "TrainingSession": "session",
-    "Trace": "trace",
-    "TraceRecorder": "trace",
-    "DamagedTrace": "trace_file",
-    "TraceWriter": "trace_file",
-    "make_trainer": "trainer",
 }
 
 __all__ = [
@@ -40,10 +47,16 @@ __all__ = [
     "Finished",
     "LearningRates",
     "Listener",
+    "Paused",
+    "ProgressBar",
+    "Resumed",
     "Sample",
     "Sampled",
+    "SaveFailed",
+    "Saved",
     "Selected",
     "Started",
+    "Steering",
     "Stepped",
     "Trace",
     "TraceRecorder",
@@ -64,20 +77,25 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from vblora_lab.train.callback import EventCallback
+    from vblora_lab.train.callback import EventCallback, Steering
     from vblora_lab.train.events import (
         Evaluated,
         Event,
         Finished,
         Listener,
+        Paused,
+        Resumed,
         Sample,
         Sampled,
+        Saved,
+        SaveFailed,
         Selected,
         Started,
         Stepped,
     )
     from vblora_lab.train.generate import measure, write_samples, write_texts
     from vblora_lab.train.optimizer import LearningRates, make_optimizer
+    from vblora_lab.train.progress import ProgressBar
     from vblora_lab.train.session import TrainingSession
     from vblora_lab.train.trace import Trace, TraceRecorder
     from vblora_lab.train.trace_file import DamagedTrace, TraceWriter

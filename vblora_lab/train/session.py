@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import dataclasses
+import os
+import signal
 import tempfile
 import threading
-import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
@@ -18,16 +23,37 @@ from transformers import Trainer
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Example, Task, load_task
-from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.errors import ConfigError, DivergedError, SessionError
+from vblora_lab.frontend import Driver, detect
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
-from vblora_lab.train.callback import EventCallback
-from vblora_lab.train.events import Event, Finished, Listener, Reason, Sampled, Selected, Started
+from vblora_lab.train.callback import EventCallback, Steering, describe
+from vblora_lab.train.control import Control
+from vblora_lab.train.events import (
+    Event,
+    Finished,
+    Listener,
+    Paused,
+    Reason,
+    Resumed,
+    Sample,
+    Sampled,
+    Saved,
+    SaveFailed,
+    Selected,
+)
+from vblora_lab.train.folder import ADAPTER, RunFolder
 from vblora_lab.train.generate import write_samples
-from vblora_lab.train.optimizer import LearningRates
+from vblora_lab.train.locked import locked
+from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
 from vblora_lab.train.trace import Trace, TraceRecorder
-from vblora_lab.train.trainer import make_trainer
+from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by the session that trains: two would draw from the same random numbers."""
+
+SAVE_EVERY = 50
 
 
 class TrainingSession:
@@ -38,18 +64,29 @@ class TrainingSession:
             adapts a second model over the same weights.
         config: what to inject; checked before anything else happens.
         task: a `Task`, or a name or CSV path for `load_task`.
-        steps, batch_size: optimizer steps, and pairs of MR and text per step.
+        steps, batch_size: optimizer steps, and pairs of MR and text per step (of all processes).
         learning_rates: peak rates; linear schedule with a warm-up of 6% of the steps.
         seed: draws the adapter and the order of the examples. Two sessions with the same
             arguments train the same adapter.
         eval_examples: validation MRs for the loss before and after; 0 for no evaluation.
+        eval_every: steps between further evaluations, 0 for none.
         sample_count: validation MRs for which texts are written before and after.
+        sample_every: steps between further texts, 0 for none.
         select_every: steps between two `Selected` events, 0 for none.
+        out: folder for checkpoints, the final adapter and the trace; see `train.folder`. What can't
+            be written is told as `SaveFailed`, and training goes on.
+        save_every, keep: steps between checkpoints, and how many of them stay.
+        resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
+            the same as without the interruption, bit for bit on a CPU.
         listeners: functions of one `Event`, called in the training thread.
 
-    Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained.
+    Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained, and
+    SessionError for an ``out`` that holds another run.
 
-    `run` trains in the caller's thread; `start`, `stop` and `wait` do the same in the background.
+    `train` drives the run as the front end needs it: `start` trains in a background thread, `run`
+    in the caller's. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
+    thread; what they ask for happens after the step in progress. Started by torchrun or
+    ``accelerate launch``, processes share each batch, and the first one writes and emits.
     """
 
     def __init__(
@@ -63,16 +100,26 @@ class TrainingSession:
         learning_rates: LearningRates | None = None,
         seed: int = 0,
         eval_examples: int = 64,
+        eval_every: int = 0,
         sample_count: int = 3,
+        sample_every: int = 0,
         select_every: int = 1,
+        out: str | Path | None = None,
+        save_every: int = SAVE_EVERY,
+        keep: int = 2,
+        resume: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
         counts = {"steps": (steps, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
         counts |= {"eval_examples": (eval_examples, 0), "sample_count": (sample_count, 0)}
-        counts |= {"select_every": (select_every, 0)}
+        counts |= {"eval_every": (eval_every, 0), "sample_every": (sample_every, 0)}
+        counts |= {"select_every": (select_every, 0), "save_every": (save_every, 1)}
+        counts |= {"keep": (keep, 1)}
         for name, (value, least) in counts.items():
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if resume and out is None:
+            raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
         self.task = task if isinstance(task, Task) else load_task(task)
         self.config = config
@@ -80,9 +127,18 @@ class TrainingSession:
         self.batch_size = batch_size
         self.learning_rates = learning_rates or LearningRates()
         self.seed = seed
-        self._select_every = select_every
+        self._select_every, self._save_every = select_every, save_every
+        self._eval_every = eval_every if eval_examples else 0
+        self._sample_every = sample_every if sample_count else 0
         self._eval_examples = self.task.validation[:eval_examples]
         self._sampled_examples = self.task.validation[:sample_count]
+        self._settings = self._read_settings()
+        self._resume = resume
+        self._folder = None if out is None else RunFolder(out, keep)
+        # torchrun and accelerate tell each process its rank; the first alone writes and emits.
+        self._is_first = os.environ.get("RANK", "0") == "0"
+        if self._folder and self._is_first:
+            self._folder.check(self._settings, resume)
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -90,8 +146,10 @@ class TrainingSession:
         self._encoded = self._encode(self.task.train)
         self._recorder = TraceRecorder()
         self._listeners: list[Listener] = [self._recorder, *listeners]
-        self._stop = threading.Event()
+        self._control = Control()
+        self._new_rates: LearningRates | None = None
         self._thread: threading.Thread | None = None
+        self._trains_in: int | None = None
         self._error: BaseException | None = None
         self._step = 0
         self._started_at = 0.0
@@ -109,13 +167,27 @@ class TrainingSession:
     def add_listener(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
+    # --- driving
+
+    def train(self, driver: Driver | None = None) -> Trace | None:
+        """`run` in the "foreground" and return the trace, or `start` a "thread" and return None.
+
+        driver: None asks `frontend.detect` which of the two shows live widgets here.
+        """
+        if (driver or detect().driver) == "foreground":
+            return self.run()
+        self.start()
+        return None
+
     def run(self) -> Trace:
         """Train in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
 
-        A failure is told to the listeners and then raised.
+        The first interrupt lets the step in progress end; a second one doesn't. A failure is told
+        to the listeners and then raised.
         """
         self._claim()
-        self._train()
+        with self._interrupt_stops():
+            self._train()
         if self._error is not None:
             raise self._error
         return self.trace
@@ -128,10 +200,6 @@ class TrainingSession:
             target=context.run, args=(self._train,), name="vblora-training", daemon=True
         )
         self._thread.start()
-
-    def stop(self) -> None:
-        """Ask for an end after the step in progress; returns at once."""
-        self._stop.set()
 
     def wait(self, timeout: float | None = None) -> Trace:
         """Wait for the background run and return its trace; raises what made it fail.
@@ -146,6 +214,53 @@ class TrainingSession:
             raise self._error
         return self.trace
 
+    # --- steering
+
+    def pause(self) -> None:
+        """Wait after the step in progress; returns at once.
+
+        Raises `SessionError` where nobody could end the pause: in the thread that trains in the
+        foreground.
+        """
+        self._check_under_way("pause")
+        if self._thread is None and threading.get_ident() == self._trains_in:
+            raise SessionError(
+                "pause: this thread trains, so it could not end the pause. Use stop(), and go on "
+                "later with resume=True; or train in the background with start()."
+            )
+        self._control.pause()
+
+    def step(self) -> None:
+        """While paused: take one step, then wait again; returns at once."""
+        self._check_under_way("step")
+        if not self._control.pausing:
+            raise SessionError("step: the session is running; pause() it first.")
+        self._control.step()
+
+    def resume(self) -> None:
+        """End a pause; returns at once."""
+        self._check_under_way("resume")
+        if not self._control.pausing:
+            raise SessionError("resume: the session is running; there is no pause to end.")
+        self._control.resume()
+
+    def stop(self) -> None:
+        """Ask for an end after the step in progress; returns at once."""
+        self._control.stop()
+
+    def set_learning_rates(self, rates: LearningRates) -> None:
+        """Follow the rest of the schedule from other peak rates, from the next step on.
+
+        Checkpoints hold the new rates: a resumed run goes on with them.
+        """
+        self._check_under_way("set_learning_rates")
+        self.learning_rates = self._new_rates = rates
+
+    def _check_under_way(self, wish: str) -> None:
+        if self.status not in ("running", "paused"):
+            hint = "start() it first" if self.status == "ready" else "make a new TrainingSession"
+            raise SessionError(f"{wish}: the session is {self.status}; {hint}.")
+
     # --- the run
 
     def _claim(self) -> None:
@@ -153,13 +268,19 @@ class TrainingSession:
             raise SessionError(
                 f"this session is {self.status}; a session trains once. Make a new TrainingSession."
             )
+        if not _ONE_AT_A_TIME.acquire(blocking=False):
+            raise SessionError(
+                "another session is training in this process. Stop it, or wait for its end, before "
+                "you start this one."
+            )
         self.status = "running"
 
     def _train(self) -> None:
         reason: Reason = "failed"
-        self._started_at = time.monotonic()
+        self._trains_in = threading.get_ident()
+        self._started_at = self._control.clock()
         try:
-            with tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
+            with locked(self.model), self._trainer_folder() as folder:
                 self._train_in(folder)
             reason = "stopped" if self._step < self.steps else "completed"
         except KeyboardInterrupt:
@@ -169,45 +290,49 @@ class TrainingSession:
         finally:
             self.model.eval()
             self.status = reason
-            seconds = time.monotonic() - self._started_at
+            _ONE_AT_A_TIME.release()
+            seconds = self._control.clock() - self._started_at
             self._emit(Finished(reason, self._step, seconds, self._error))
 
-    def _train_in(self, folder: str) -> None:
+    def _train_in(self, folder: str | RunFolder) -> None:
         trainer = self._make_trainer(folder)
-        self._emit(self._describe())
-        self._look(trainer)
-        trainer.train()
+        checkpoint = self._folder.latest_checkpoint() if self._folder and self._resume else None
+        self._step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+        self._emit(describe(self.model, self.steps, self._step))
+        if self._folder and self._is_first:
+            with self._telling_problems():
+                self._folder.open(self._settings)
+        if checkpoint is None:
+            self._look(trainer)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except DivergedError:
+            self._save_adapter()  # the last good state, which is in the model
+            raise
         self._step = trainer.state.global_step
+        self._save_adapter()
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
         """Evaluate, sample and read the selection: once before training and once after."""
         if self._eval_examples:
             trainer.evaluate()
-        if self._sampled_examples:
-            samples = write_samples(
-                self.model, self.tokenizer, self.task.domain, self._sampled_examples
-            )
-            self._emit(Sampled(trainer.state.global_step, samples))
+        if self._sampled_examples and self._is_first:
+            self._emit(Sampled(trainer.state.global_step, self._write_samples()))
         if trainer.state.global_step == 0 and self._select_every:
             self._emit(Selected(0, read_selection(self.model)))
 
-    def _describe(self) -> Started:
-        selection = read_selection(self.model)
-        tuner: Any = self.model.base_model
-        return Started(
-            total_steps=self.steps,
-            sub_vectors=selection.sub_vectors,
-            num_vectors=selection.num_vectors,
-            topk=selection.indices.shape[1],
-            trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            stored_bytes=tuner.stored_bytes(only_topk=True),
-            lora_stored_bytes=tuner.lora_stored_bytes(),
-        )
+    def _write_samples(self) -> tuple[Sample, ...]:
+        return write_samples(self.model, self.tokenizer, self.task.domain, self._sampled_examples)
 
-    def _make_trainer(self, folder: str) -> Trainer:
-        callback = EventCallback(
-            self._emit, select_every=self._select_every, should_stop=self._stop.is_set
+    def _make_trainer(self, folder: str | RunFolder) -> LabTrainer:
+        events = EventCallback(
+            self._emit,
+            select_every=self._select_every,
+            sample_every=self._sample_every,
+            write_samples=self._write_samples,
+            tell_ends=False,  # they include the looks before and after
+            clock=self._control.clock,
         )
         return make_trainer(
             self.model,
@@ -219,8 +344,84 @@ class TrainingSession:
             batch_size=self.batch_size,
             learning_rates=self.learning_rates,
             seed=self.seed,
-            callbacks=[callback],
+            eval_every=self._eval_every,
+            save_every=self._save_every,
+            emit=self._emit,
+            callbacks=[events, Steering(self._before_step, self._after_step)],
         )
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        rates, self._new_rates = self._new_rates, None
+        if rates is not None:
+            change_peak_rates(optimizer, schedule, rates)
+
+    def _after_step(self, step: int) -> bool:
+        def on_pause() -> None:
+            self.status = "paused"
+            self._emit(Paused(step))
+
+        def on_resume() -> None:
+            self.status = "running"
+            self._emit(Resumed(step))
+
+        stop = self._control.between_steps(on_pause, on_resume)
+        return _anywhere(stop)
+
+    @contextlib.contextmanager
+    def _interrupt_stops(self) -> Iterator[None]:
+        """Inside the block, the first SIGINT is `stop`. Only the main thread may have it so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def on_interrupt(*_: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            self.stop()
+
+        signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # --- what is left behind
+
+    @contextlib.contextmanager
+    def _trainer_folder(self) -> Iterator[str | RunFolder]:
+        if self._folder is not None:
+            yield self._folder
+        else:
+            with tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
+                yield folder
+
+    def _save_adapter(self) -> None:
+        if self._folder and self._is_first:
+            with self._telling_problems():
+                with self._folder.writing(ADAPTER) as place:
+                    self.model.save_pretrained(str(place))
+                self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
+
+    @contextlib.contextmanager
+    def _telling_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except WRITE_ERRORS as error:
+            self._emit(SaveFailed(self._step, str(error)))
+
+    def _read_settings(self) -> dict[str, Any]:
+        """What must be the same for a run to go on where it ended."""
+        name = self._base.model.name_or_path or type(self._base.model).__name__
+        return {
+            "base": PurePath(name).name,
+            "task": self.task.name,
+            "train_examples": len(self.task.train),
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "learning_rates": dataclasses.asdict(self.learning_rates),
+            "seed": self.seed,
+        }
 
     def _encode(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         positions = getattr(self._base.model.config, "max_position_embeddings", 512)
@@ -228,5 +429,15 @@ class TrainingSession:
 
     def _emit(self, event: Event) -> None:
         self._step = getattr(event, "step", self._step)
+        if not self._is_first:
+            return
         for listener in self._listeners:
             listener(event)
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether a flag is set in any of the processes that train together."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device)))
