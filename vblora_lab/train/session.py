@@ -280,7 +280,8 @@ class TrainingSession:
         self._trains_in = threading.get_ident()
         self._started_at = self._control.clock()
         try:
-            with locked(self.model), self._trainer_folder() as folder:
+            prefix = "vblora-lab-"
+            with locked(self.model), tempfile.TemporaryDirectory(prefix=prefix) as folder:
                 self._train_in(folder)
             reason = "stopped" if self._step < self.steps else "completed"
         except KeyboardInterrupt:
@@ -294,7 +295,7 @@ class TrainingSession:
             seconds = self._control.clock() - self._started_at
             self._emit(Finished(reason, self._step, seconds, self._error))
 
-    def _train_in(self, folder: str | RunFolder) -> None:
+    def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
         checkpoint = self._folder.latest_checkpoint() if self._folder and self._resume else None
         self._step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
@@ -325,7 +326,7 @@ class TrainingSession:
     def _write_samples(self) -> tuple[Sample, ...]:
         return write_samples(self.model, self.tokenizer, self.task.domain, self._sampled_examples)
 
-    def _make_trainer(self, folder: str | RunFolder) -> LabTrainer:
+    def _make_trainer(self, folder: str) -> LabTrainer:
         events = EventCallback(
             self._emit,
             select_every=self._select_every,
@@ -345,6 +346,7 @@ class TrainingSession:
             learning_rates=self.learning_rates,
             seed=self.seed,
             eval_every=self._eval_every,
+            run_folder=self._folder,
             save_every=self._save_every,
             emit=self._emit,
             callbacks=[events, Steering(self._before_step, self._after_step)],
@@ -386,14 +388,6 @@ class TrainingSession:
             signal.signal(signal.SIGINT, before)
 
     # --- what is left behind
-
-    @contextlib.contextmanager
-    def _trainer_folder(self) -> Iterator[str | RunFolder]:
-        if self._folder is not None:
-            yield self._folder
-        else:
-            with tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
-                yield folder
 
     def _save_adapter(self) -> None:
         if self._folder and self._is_first:

@@ -113,12 +113,13 @@ def make_trainer(
     train_rows: Sequence[Row],
     eval_rows: Sequence[Row],
     *,
-    folder: str | Path | RunFolder,
+    folder: str | Path,
     steps: int,
     batch_size: int,
     learning_rates: LearningRates,
     seed: int,
     eval_every: int = 0,
+    run_folder: RunFolder | None = None,
     save_every: int = 0,
     emit: Listener = lambda _: None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -129,15 +130,14 @@ def make_trainer(
     batches as `arrange` makes them; bfloat16 autocast on CUDA, float32 elsewhere. Where several
     processes train (torchrun, accelerate launch), each takes its share of every batch.
 
-    folder: a `RunFolder` gets a checkpoint every ``save_every`` steps and at the end; another
-    folder stays empty. eval_every: steps between evaluations; 0 for none.
+    folder: for the Trainer, which leaves nothing in it. run_folder: gets a checkpoint every
+    ``save_every`` steps and at the end. eval_every: steps between evaluations; 0 for none.
 
     Raises `ConfigError` where the batch can't be shared evenly by the processes.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
-    run_folder = folder if isinstance(folder, RunFolder) else None
     arguments = TrainingArguments(
-        output_dir=str(run_folder.path if run_folder else folder),
+        output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=32,
