@@ -14,7 +14,7 @@ from vblora_lab.errors import DivergedError
 from vblora_lab.train.prompts import IGNORED
 
 EXPLODED = 3.0
-"""Times the loss of a uniform guess, or the first loss if that is larger: no model that learns."""
+"""Times the first loss, and more than a uniform guess over the vocabulary costs: this is bad."""
 
 Batch = Mapping[str, Tensor]
 
@@ -31,8 +31,8 @@ class Guard:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._good: list[Tensor] = []  # empty until a step was good
         config = getattr(model, "config", None)
-        self._usual = math.log(getattr(config, "vocab_size", None) or 1)
-        self._seen_first = False
+        self._guess = math.log(getattr(config, "vocab_size", None) or 1)
+        self._first: float | None = None
 
     @torch.no_grad()
     def check(self, step: int, loss: Tensor, batch: Batch, rates: Mapping[str, float]) -> None:
@@ -51,12 +51,12 @@ class Guard:
         norms = torch._foreach_norm(gradients) if gradients else [loss]
         # One transfer from the device, whatever the number of parameters.
         value, norm = torch.stack([loss.float(), torch.stack(list(norms)).float().sum()]).tolist()
-        if not self._seen_first and math.isfinite(value):
-            self._usual, self._seen_first = max(self._usual, value), True
+        if self._first is None:
+            self._first = value
         if not math.isfinite(value):
             problem = f"the loss of step {step} is {value}"
-        elif value > EXPLODED * self._usual:
-            problem = f"the loss exploded to {value:.1f} at step {step}"
+        elif value > max(EXPLODED * self._first, self._guess):
+            problem = f"the loss exploded to {value:.1f} at step {step}, from {self._first:.1f}"
         else:
             self._keep()
             if math.isfinite(norm):

@@ -152,6 +152,7 @@ class TrainingSession:
         self._trains_in: int | None = None
         self._error: BaseException | None = None
         self._step = 0
+        self._sampled_at = -1
         self._started_at = 0.0
         self.status: Reason | str = "ready"
 
@@ -315,10 +316,12 @@ class TrainingSession:
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        """Evaluate, sample and read the selection: once before training and once after."""
-        if self._eval_examples:
+        """Evaluate and sample, unless that was just done, before training and after it."""
+        log = trainer.state.log_history
+        evaluated = {row["step"] for row in log if "eval_loss" in row}
+        if self._eval_examples and trainer.state.global_step not in evaluated:
             trainer.evaluate()
-        if self._sampled_examples and self._is_first:
+        if self._sampled_examples and self._is_first and self._sampled_at != self._step:
             self._emit(Sampled(trainer.state.global_step, self._write_samples()))
         if trainer.state.global_step == 0 and self._select_every:
             self._emit(Selected(0, read_selection(self.model)))
@@ -423,6 +426,8 @@ class TrainingSession:
 
     def _emit(self, event: Event) -> None:
         self._step = getattr(event, "step", self._step)
+        if isinstance(event, Sampled):
+            self._sampled_at = event.step
         if not self._is_first:
             return
         for listener in self._listeners:
