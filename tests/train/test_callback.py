@@ -7,8 +7,8 @@ from vblora_lab.bases import share_weights
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train import (
-    EventCallback,
     Evaluated,
+    EventCallback,
     Finished,
     ProgressBar,
     Sampled,

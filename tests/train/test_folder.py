@@ -68,7 +68,8 @@ def train_with(base, task, config, out):
 
 def test_an_unwritable_folder_is_told_and_training_goes_on(base, task, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    failed, saved = train_with(base, task, config, tmp_path / "file" / "run")
+    with pytest.warns(UserWarning, match="trace can't be written"):
+        failed, saved = train_with(base, task, config, tmp_path / "file" / "run")
     assert [e.step for e in failed] == [0, 2, 4, 6, 6] and not saved
     assert all("file" in e.problem for e in failed)
     assert (tmp_path / "file").read_text() == "in the way"
@@ -117,7 +118,8 @@ def test_a_really_full_disk(base, task, config, tmp_path):
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        failed, saved = train_with(base, task, config, place / "run")
+        with pytest.warns(UserWarning, match="trace can't be written"):
+            failed, saved = train_with(base, task, config, place / "run")
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert {2, 4, 6} <= {e.step for e in failed} and not saved

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.train import LearningRates, Started, Stepped, TrainingSession
+from vblora_lab.train import LearningRates, Started, Stepped, Trace, TrainingSession
 
 WEIGHTS = "adapter_model.safetensors"
 RUN = {"steps": 8, "batch_size": 2, "eval_examples": 2, "sample_count": 1, "save_every": 3}
@@ -42,11 +42,15 @@ def test_stop_and_resume_is_as_no_stop(base, task, config, tmp_path):
     resumed = TrainingSession(
         base, config, task, out=tmp_path / "parts", resume=True, listeners=[events.append], **RUN
     )
-    resumed.run()
+    trace = resumed.run()
     assert next(e for e in events if isinstance(e, Started)).step == 4
     steps = {e.step: e.loss for e in events if isinstance(e, Stepped)}
     assert list(steps) == [5, 6, 7, 8]
-    assert [*first.losses, *steps.values()] == pytest.approx(whole.losses, abs=0)
+    assert trace.losses.tolist() == whole.losses.tolist(), "bit for bit"
+    assert trace.samples_before == whole.samples_before
+    stored = Trace.load(tmp_path / "parts" / "run.trace")
+    assert stored.losses.tolist() == whole.losses.tolist() and stored.reason == "completed"
+    assert [step for step, _ in stored.selections] == list(range(9))
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -72,7 +76,7 @@ def test_a_finished_run_has_nothing_left_to_do(base, task, config, tmp_path):
     TrainingSession(base, config, task, out=tmp_path, **RUN).run()
     before = load_file(tmp_path / "adapter" / WEIGHTS)
     again = TrainingSession(base, config, task, out=tmp_path, resume=True, **RUN)
-    assert again.run().steps.tolist() == [] and again.status == "completed"
+    assert again.run().steps.tolist() == list(range(1, 9)) and again.status == "completed"
     after = load_file(tmp_path / "adapter" / WEIGHTS)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -136,5 +140,7 @@ def test_kill_and_resume_in_a_loop(tmp_path):
     assert told["status"] == 0 and told["kills"] >= 2, told
     assert told["reached"] == sorted(told["reached"]), "a kill never costs a checkpoint"
     assert_same(tmp_path / "whole", tmp_path / "killed")
+    whole, killed = (Trace.load(tmp_path / name / "run.trace") for name in ("whole", "killed"))
+    assert killed.losses.tolist() == whole.losses.tolist()
     kept = {path.name for path in (tmp_path / "killed").iterdir()}
     assert len([name for name in kept if name.startswith("checkpoint-")]) <= 2

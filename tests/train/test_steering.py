@@ -135,7 +135,7 @@ def test_wishes_that_make_no_sense_are_refused(session, heard):
         session.step()
     session.stop()
     session.wait(LONG)
-    with pytest.raises(SessionError, match="the session is stopped; make a new TrainingSession"):
+    with pytest.raises(SessionError, match="the session is stopped; make a new one"):
         session.set_learning_rates(LearningRates())
 
 

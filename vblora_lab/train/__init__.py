@@ -19,6 +19,7 @@ _HOMES = {
     "Listener": "events",
     "Paused": "events",
     "ProgressBar": "progress",
+    "Replay": "replay",
     "Resumed": "events",
     "Sample": "events",
     "Sampled": "events",
@@ -49,6 +50,7 @@ __all__ = [
     "Listener",
     "Paused",
     "ProgressBar",
+    "Replay",
     "Resumed",
     "Sample",
     "Sampled",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from vblora_lab.train.generate import measure, write_samples, write_texts
     from vblora_lab.train.optimizer import LearningRates, make_optimizer
     from vblora_lab.train.progress import ProgressBar
+    from vblora_lab.train.replay import Replay
     from vblora_lab.train.session import TrainingSession
     from vblora_lab.train.trace import Trace, TraceRecorder
     from vblora_lab.train.trace_file import DamagedTrace, TraceWriter

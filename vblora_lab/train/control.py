@@ -27,10 +27,6 @@ class Control:
         """Whether a pause was asked for and not taken back, if it has begun or not."""
         return self._allowed < math.inf
 
-    @property
-    def stopping(self) -> bool:
-        return self._stopping
-
     def pause(self) -> None:
         """Wait after the step in progress."""
         self._set(lambda: 0)
@@ -53,6 +49,11 @@ class Control:
     def clock(self) -> float:
         """Seconds of a clock that stands still during pauses; for differences, as any clock."""
         return time.monotonic() - self._idle
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass in the thread that trains; a stop ends it early."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, timeout=seconds)
 
     def between_steps(self, on_pause: Callable[[], None], on_resume: Callable[[], None]) -> bool:
         """Count a step, wait while paused, and tell whether to stop.

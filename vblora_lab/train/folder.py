@@ -2,10 +2,11 @@
 
     checkpoint-12/   HF Trainer's own: adapter with all logits, optimizer, scheduler, random states
     adapter/         the final adapter; PEFT loads it
+    run.trace        all that the run said (`Trace.load`); grows by an event at a time
     run.json         what the run was started with
     .aside/          what is being written, or deleted
 
-Whatever is written is written aside, forced to the disk, and then renamed into place. A process
+All but the trace is written aside, forced to the disk, and then renamed into place. A process
 that is killed, or a disk that is full, leaves the old state or the new one.
 """
 
@@ -24,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from vblora_lab.errors import ConfigError, SessionError
 
 ADAPTER = "adapter"
+TRACE = "run.trace"
 SETTINGS = "run.json"
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import os
-import signal
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,30 +22,28 @@ from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
-from vblora_lab.frontend import Driver, detect
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train.callback import EventCallback, Steering, describe
-from vblora_lab.train.control import Control
+from vblora_lab.train.driving import Driven
 from vblora_lab.train.events import (
     Event,
     Finished,
     Listener,
-    Paused,
     Reason,
-    Resumed,
     Sample,
     Sampled,
     Saved,
     SaveFailed,
     Selected,
 )
-from vblora_lab.train.folder import ADAPTER, RunFolder
+from vblora_lab.train.folder import ADAPTER, TRACE, RunFolder
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
 from vblora_lab.train.trace import Trace, TraceRecorder
+from vblora_lab.train.trace_file import TraceWriter
 from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -56,7 +52,7 @@ _ONE_AT_A_TIME = threading.Lock()
 SAVE_EVERY = 50
 
 
-class TrainingSession:
+class TrainingSession(Driven):
     """Fine-tune a base model on a task with VB-LoRA, once.
 
     Args:
@@ -133,121 +129,27 @@ class TrainingSession:
         self._eval_examples = self.task.validation[:eval_examples]
         self._sampled_examples = self.task.validation[:sample_count]
         self._settings = self._read_settings()
-        self._resume = resume
         self._folder = None if out is None else RunFolder(out, keep)
         # torchrun and accelerate tell each process its rank; the first alone writes and emits.
-        self._is_first = os.environ.get("RANK", "0") == "0"
-        if self._folder and self._is_first:
+        self.is_first = os.environ.get("RANK", "0") == "0"
+        if self._folder and self.is_first:
             self._folder.check(self._settings, resume)
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model: PeftModel = get_peft_model(share_weights(self._base.model), config)
         self._encoded = self._encode(self.task.train)
-        self._recorder = TraceRecorder()
-        self._listeners: list[Listener] = [self._recorder, *listeners]
-        self._control = Control()
         self._new_rates: LearningRates | None = None
-        self._thread: threading.Thread | None = None
-        self._trains_in: int | None = None
-        self._error: BaseException | None = None
-        self._step = 0
         self._sampled_at = -1
-        self._started_at = 0.0
-        self.status: Reason | str = "ready"
+        self._checkpoint = self._folder.latest_checkpoint() if self._folder and resume else None
+        self._first_step = int(self._checkpoint.name.split("-")[1]) if self._checkpoint else 0
+        super().__init__(listeners)
+        if self._folder and self.is_first:
+            self._keep_trace(self._folder.path / TRACE)
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._base.tokenizer
-
-    @property
-    def trace(self) -> Trace:
-        """The run so far."""
-        return self._recorder.trace
-
-    def add_listener(self, listener: Listener) -> None:
-        self._listeners.append(listener)
-
-    # --- driving
-
-    def train(self, driver: Driver | None = None) -> Trace | None:
-        """`run` in the "foreground" and return the trace, or `start` a "thread" and return None.
-
-        driver: None asks `frontend.detect` which of the two shows live widgets here.
-        """
-        if (driver or detect().driver) == "foreground":
-            return self.run()
-        self.start()
-        return None
-
-    def run(self) -> Trace:
-        """Train in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
-
-        The first interrupt lets the step in progress end; a second one doesn't. A failure is told
-        to the listeners and then raised.
-        """
-        self._claim()
-        with self._interrupt_stops():
-            self._train()
-        if self._error is not None:
-            raise self._error
-        return self.trace
-
-    def start(self) -> None:
-        """Train in a background thread, in a copy of this context (ipykernel keeps its own)."""
-        self._claim()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._train,), name="vblora-training", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self, timeout: float | None = None) -> Trace:
-        """Wait for the background run and return its trace; raises what made it fail.
-
-        timeout: seconds; a run that still goes on then raises `TimeoutError`.
-        """
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise TimeoutError(f"still training after {timeout} seconds")
-        if self._error is not None:
-            raise self._error
-        return self.trace
-
-    # --- steering
-
-    def pause(self) -> None:
-        """Wait after the step in progress; returns at once.
-
-        Raises `SessionError` where nobody could end the pause: in the thread that trains in the
-        foreground.
-        """
-        self._check_under_way("pause")
-        if self._thread is None and threading.get_ident() == self._trains_in:
-            raise SessionError(
-                "pause: this thread trains, so it could not end the pause. Use stop(), and go on "
-                "later with resume=True; or train in the background with start()."
-            )
-        self._control.pause()
-
-    def step(self) -> None:
-        """While paused: take one step, then wait again; returns at once."""
-        self._check_under_way("step")
-        if not self._control.pausing:
-            raise SessionError("step: the session is running; pause() it first.")
-        self._control.step()
-
-    def resume(self) -> None:
-        """End a pause; returns at once."""
-        self._check_under_way("resume")
-        if not self._control.pausing:
-            raise SessionError("resume: the session is running; there is no pause to end.")
-        self._control.resume()
-
-    def stop(self) -> None:
-        """Ask for an end after the step in progress; returns at once."""
-        self._control.stop()
 
     def set_learning_rates(self, rates: LearningRates) -> None:
         """Follow the rest of the schedule from other peak rates, from the next step on.
@@ -257,57 +159,37 @@ class TrainingSession:
         self._check_under_way("set_learning_rates")
         self.learning_rates = self._new_rates = rates
 
-    def _check_under_way(self, wish: str) -> None:
-        if self.status not in ("running", "paused"):
-            hint = "start() it first" if self.status == "ready" else "make a new TrainingSession"
-            raise SessionError(f"{wish}: the session is {self.status}; {hint}.")
-
     # --- the run
 
     def _claim(self) -> None:
-        if self.status != "ready":
-            raise SessionError(
-                f"this session is {self.status}; a session trains once. Make a new TrainingSession."
-            )
-        if not _ONE_AT_A_TIME.acquire(blocking=False):
+        if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
             raise SessionError(
                 "another session is training in this process. Stop it, or wait for its end, before "
                 "you start this one."
             )
-        self.status = "running"
+        super()._claim()
 
-    def _train(self) -> None:
-        reason: Reason = "failed"
-        self._trains_in = threading.get_ident()
-        self._started_at = self._control.clock()
-        try:
-            prefix = "vblora-lab-"
-            with locked(self.model), tempfile.TemporaryDirectory(prefix=prefix) as folder:
-                self._train_in(folder)
-            reason = "stopped" if self._step < self.steps else "completed"
-        except KeyboardInterrupt:
-            reason = "stopped"
-        except BaseException as error:  # kept for wait(), and told to every listener
-            self._error = error
-        finally:
-            self.model.eval()
-            self.status = reason
-            _ONE_AT_A_TIME.release()
-            seconds = self._control.clock() - self._started_at
-            self._emit(Finished(reason, self._step, seconds, self._error))
+    def _release(self) -> None:
+        self.model.eval()
+        _ONE_AT_A_TIME.release()
+
+    def _work(self) -> Finished:
+        start = self._control.clock()
+        with locked(self.model), tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
+            self._train_in(folder)
+        reason: Reason = "stopped" if self._step < self.steps else "completed"
+        return Finished(reason, self._step, self._control.clock() - start)
 
     def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
-        checkpoint = self._folder.latest_checkpoint() if self._folder and self._resume else None
-        self._step = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
-        self._emit(describe(self.model, self.steps, self._step))
-        if self._folder and self._is_first:
-            with self._telling_problems():
-                self._folder.open(self._settings)
-        if checkpoint is None:
+        self._emit(describe(self.model, self.steps, self._first_step))
+        if self._folder and self.is_first:
+            self._write("the folder", partial(self._folder.open, self._settings))
+        if self._checkpoint is None:
             self._look(trainer)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            checkpoint = str(self._checkpoint) if self._checkpoint else None
+            trainer.train(resume_from_checkpoint=checkpoint)
         except DivergedError:
             self._save_adapter()  # the last good state, which is in the model
             raise
@@ -321,7 +203,7 @@ class TrainingSession:
         evaluated = {row["step"] for row in log if "eval_loss" in row}
         if self._eval_examples and trainer.state.global_step not in evaluated:
             trainer.evaluate()
-        if self._sampled_examples and self._is_first and self._sampled_at != self._step:
+        if self._sampled_examples and self.is_first and self._sampled_at != self._step:
             self._emit(Sampled(trainer.state.global_step, self._write_samples()))
         if trainer.state.global_step == 0 and self._select_every:
             self._emit(Selected(0, read_selection(self.model)))
@@ -361,50 +243,41 @@ class TrainingSession:
             change_peak_rates(optimizer, schedule, rates)
 
     def _after_step(self, step: int) -> bool:
-        def on_pause() -> None:
-            self.status = "paused"
-            self._emit(Paused(step))
+        return _anywhere(super()._after_step(step))
 
-        def on_resume() -> None:
-            self.status = "running"
-            self._emit(Resumed(step))
-
-        stop = self._control.between_steps(on_pause, on_resume)
-        return _anywhere(stop)
-
-    @contextlib.contextmanager
-    def _interrupt_stops(self) -> Iterator[None]:
-        """Inside the block, the first SIGINT is `stop`. Only the main thread may have it so."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def on_interrupt(*_: Any) -> None:
-            signal.signal(signal.SIGINT, before)
-            self.stop()
-
-        signal.signal(signal.SIGINT, on_interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, Sampled):
+            self._sampled_at = event.step
+        if self.is_first:
+            super()._emit(event)
+        else:
+            self._step = event.step
 
     # --- what is left behind
 
     def _save_adapter(self) -> None:
-        if self._folder and self._is_first:
-            with self._telling_problems():
-                with self._folder.writing(ADAPTER) as place:
-                    self.model.save_pretrained(str(place))
-                self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
+        if self._folder is None or not self.is_first:
+            return
+        if self._write("the adapter", partial(_save_pretrained, self.model, self._folder)):
+            self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
 
-    @contextlib.contextmanager
-    def _telling_problems(self) -> Iterator[None]:
+    def _write(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether it could be written; a failure is told."""
         try:
-            yield
+            write()
         except WRITE_ERRORS as error:
-            self._emit(SaveFailed(self._step, str(error)))
+            self._emit(SaveFailed(self._step, f"{what} not saved: {error}"))
+            return False
+        return True
+
+    def _keep_trace(self, path: Path) -> None:
+        """Write events to a file; a run that goes on begins with what was told until then."""
+        if self._checkpoint and path.exists():
+            told = Trace.load(path).events
+            until = [e for e in told if e.step <= self._first_step and not isinstance(e, Finished)]
+            self._recorder = TraceRecorder(until)
+            self._listeners[0] = self._recorder
+        self._listeners.insert(1, TraceWriter(path, resume_from=self._first_step or None))
 
     def _read_settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on where it ended."""
@@ -424,15 +297,6 @@ class TrainingSession:
         positions = getattr(self._base.model.config, "max_position_embeddings", 512)
         return encode_all(self.tokenizer, examples, positions)
 
-    def _emit(self, event: Event) -> None:
-        self._step = getattr(event, "step", self._step)
-        if isinstance(event, Sampled):
-            self._sampled_at = event.step
-        if not self._is_first:
-            return
-        for listener in self._listeners:
-            listener(event)
-
 
 def _anywhere(flag: bool) -> bool:
     """Whether a flag is set in any of the processes that train together."""
@@ -440,3 +304,8 @@ def _anywhere(flag: bool) -> bool:
     if state.num_processes == 1:
         return flag
     return bool(reduce(torch.tensor(float(flag), device=state.device)))
+
+
+def _save_pretrained(model: PeftModel, folder: RunFolder) -> None:
+    with folder.writing(ADAPTER) as place:
+        model.save_pretrained(str(place))
