@@ -106,19 +106,30 @@ def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path):
     assert sum(isinstance(event, Started) for event in trace.events) == 1
 
 
+# After "--", or torchrun takes --r for an option of its own.
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "--master-port",
+    "0",
+    "-m",
+    "--",
+]
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
+    "torchrun": TORCHRUN,
     "accelerate": [
-        "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu",
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no",
-    ],
+        "--dynamo_backend", "no", "-m",
+    ],  # --multi_gpu means several processes, which find no GPU in this ENVIRONMENT
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
-    command = [sys.executable, *LAUNCHERS[launcher], "-m", "vblora_lab.cli"]
+    command = [sys.executable, *LAUNCHERS[launcher], "vblora_lab.cli"]
     done = train(tmp_path / "two", "--seed", "3", "--save-every", "4", launcher=command)
     assert done.returncode == 0, done.stderr[-3000:]
     two, one = tensors(tmp_path / "two"), tensors(trained[0])
@@ -134,7 +145,7 @@ def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
 
 
 def test_a_batch_that_can_not_be_shared_is_refused(tmp_path):
-    command = [sys.executable, *LAUNCHERS["torchrun"], "-m", "vblora_lab.cli"]
+    command = [sys.executable, *TORCHRUN, "vblora_lab.cli"]
     done = train(tmp_path / "odd", "--batch-size", "3", launcher=command)
     assert done.returncode != 0
     assert "batch_size=3 can't be shared evenly by 2 processes; the next that can is 4" in (
