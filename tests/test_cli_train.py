@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,30 +107,26 @@ def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path):
     assert sum(isinstance(event, Started) for event in trace.events) == 1
 
 
-# After "--", or torchrun takes --r for an option of its own.
-TORCHRUN = [
-    "-m",
-    "torch.distributed.run",
-    "--nproc-per-node",
-    "2",
-    "--master-port",
-    "0",
-    "-m",
-    "--",
-]
-LAUNCHERS = {
-    "torchrun": TORCHRUN,
-    "accelerate": [
+def torchrun():
+    # After "--", or torchrun takes --r for an option of its own.
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+
+
+def accelerate():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # --multi_gpu means several processes, which find no GPU in this ENVIRONMENT.
+    return [
         "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no",
+        "--main_process_port", port, "--num_machines", "1", "--mixed_precision", "no",
         "--dynamo_backend", "no", "-m",
-    ],  # --multi_gpu means several processes, which find no GPU in this ENVIRONMENT
-}  # fmt: skip
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [torchrun, accelerate])
 def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
-    command = [sys.executable, *LAUNCHERS[launcher], "vblora_lab.cli"]
+    command = [sys.executable, *launcher(), "vblora_lab.cli"]
     done = train(tmp_path / "two", "--seed", "3", "--save-every", "4", launcher=command)
     assert done.returncode == 0, done.stderr[-3000:]
     two, one = tensors(tmp_path / "two"), tensors(trained[0])
@@ -145,7 +142,7 @@ def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
 
 
 def test_a_batch_that_can_not_be_shared_is_refused(tmp_path):
-    command = [sys.executable, *TORCHRUN, "vblora_lab.cli"]
+    command = [sys.executable, *torchrun(), "vblora_lab.cli"]
     done = train(tmp_path / "odd", "--batch-size", "3", launcher=command)
     assert done.returncode != 0
     assert "batch_size=3 can't be shared evenly by 2 processes; the next that can is 4" in (

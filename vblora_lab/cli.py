@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune a base model with VB-LoRA on a data-to-text task. Ctrl-C ends the "
         "run after the step in progress; --resume goes on where it ended, also after a crash. With "
         "torchrun or accelerate launch, several processes share each batch: torchrun "
-        "--nproc-per-node 2 -m -- vblora_lab.cli train ...",
+        "--standalone --nproc-per-node 2 -m -- vblora_lab.cli train ...",
     )
     train.add_argument(
         "--model",

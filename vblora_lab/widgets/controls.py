@@ -133,7 +133,7 @@ class Controls:
         return self.bank_rate, self.logits_rate
 
     def enable(self, enabled: bool) -> None:
-        """Let a person change the settings, or not: while a run uses them. Rates are always free."""
+        """Let a person change the settings, or not: while a run uses them. Rates stay free."""
         for control in self.box.children:
             if hasattr(control, "disabled") and control not in self.rate_sliders:
                 control.disabled = not enabled
