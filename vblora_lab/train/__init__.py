@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "CapturedStep": "captured",
+    "CapturingTrainer": "captured",
     "DamagedTrace": "trace_file",
     "Evaluated": "events",
     "Event": "events",
@@ -41,6 +43,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CapturedStep",
+    "CapturingTrainer",
     "DamagedTrace",
     "Evaluated",
     "Event",
@@ -80,6 +84,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from vblora_lab.train.callback import EventCallback, Steering
+    from vblora_lab.train.captured import CapturedStep, CapturingTrainer
     from vblora_lab.train.events import (
         Evaluated,
         Event,

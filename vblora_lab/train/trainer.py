@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.train.batches import Row, arrange
+from vblora_lab.train.captured import CapturingTrainer
 from vblora_lab.train.events import Listener, Saved, SaveFailed
 from vblora_lab.train.folder import RunFolder
 from vblora_lab.train.guard import Guard, largest_that_fits
@@ -25,7 +27,7 @@ from vblora_lab.train.prompts import Collator
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-class LabTrainer(Trainer):  # type: ignore[misc]
+class LabTrainer(CapturingTrainer):
     """A Trainer that watches its numbers, and whose checkpoints are whole or not there.
 
     run_folder: where checkpoints are kept, None for nowhere; emit: gets `Saved` and `SaveFailed`.
@@ -127,8 +129,8 @@ def make_trainer(
     """A quiet Trainer that logs every step; rows as `prompts.encode` makes them.
 
     AdamW with the rates of `make_optimizer`, falling linearly after a warm-up of 6% of the steps;
-    batches as `arrange` makes them; bfloat16 autocast on CUDA, float32 elsewhere. Where several
-    processes train (torchrun, accelerate launch), each takes its share of every batch.
+    batches as `arrange` makes them; on CUDA bfloat16 autocast and captured steps, else float32.
+    Where several processes train (torchrun, accelerate launch), each takes its share of a batch.
 
     folder: for the Trainer, which leaves nothing in it. run_folder: gets a checkpoint every
     ``save_every`` steps and at the end. eval_every: steps between evaluations; 0 for none.
@@ -173,10 +175,17 @@ def make_trainer(
         args=arguments,
         train_dataset=arrange(train_rows, batch_size, steps, seed),
         eval_dataset=eval_rows,
-        data_collator=Collator(tokenizer.pad_token_id),
+        # A captured step is for one length, so there should be few of them.
+        data_collator=Collator(tokenizer.pad_token_id, multiple=_multiple(model) if on_gpu else 1),
         optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
     trainer.guard, trainer.emit, trainer.run_folder = Guard(model), emit, run_folder
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _multiple(model: nn.Module) -> int:
+    """32 tokens, or as much of it as the model's positions are a multiple of."""
+    config = getattr(model, "config", None)
+    return math.gcd(32, getattr(config, "max_position_embeddings", 32))
