@@ -100,7 +100,7 @@ def child(folder):
     if pid == 0:
         try:
             TrainingSession(
-                base, config, task, steps=30, batch_size=2, eval_examples=2, sample_count=0,
+                base, config, task, steps=40, batch_size=2, eval_examples=2, sample_count=0,
                 save_every=2, out=folder, resume=True,
             ).run()
             os._exit(0)
@@ -112,17 +112,28 @@ def child(folder):
 begun = time.monotonic()
 assert os.waitpid(child(out / "whole"), 0)[1] == 0
 whole = time.monotonic() - begun
+def newest():
+    found = [int(p.name.split("-")[1]) for p in (out / "killed").glob("checkpoint-*")]
+    return max(found, default=0)
+
 rng = random.Random(int(sys.argv[2]))
-kills, reached, status = 0, [], None
-while status != 0 and kills < 80:
+kills, reached = 0, [0]
+for attempt in range(9):
     pid = child(out / "killed")
-    time.sleep(rng.uniform(0.05, 0.8) * whole)
-    os.kill(pid, signal.SIGKILL)  # a child that has ended is a zombie until it is waited for
+    # The first is killed before any checkpoint, the others within a few steps after a new one.
+    while attempt > 0 and newest() == reached[-1] and not os.waitid(
+        os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, whole / 15))
+    if attempt < 8:
+        os.kill(pid, signal.SIGKILL)  # a child that has ended is a zombie until it is waited for
     status = os.waitpid(pid, 0)[1]
     assert status in (0, signal.SIGKILL), status
     kills += status != 0
-    found = [int(p.name.split("-")[1]) for p in (out / "killed").glob("checkpoint-*")]
-    reached.append(max(found, default=0))
+    reached.append(newest())
+    if status == 0:
+        break
 print(json.dumps({"kills": kills, "status": status, "reached": reached}))
 """
 
