@@ -25,6 +25,7 @@ from vblora_lab.errors import ConfigError, DivergedError, SessionError
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train.callback import EventCallback, Steering, describe
+from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.driving import Driven
 from vblora_lab.train.events import (
     Event,
@@ -175,7 +176,11 @@ class TrainingSession(Driven):
 
     def _work(self) -> Finished:
         start = self._control.clock()
-        with locked(self.model), tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
+        with (
+            locked(self.model),
+            completion_logits(self.model),
+            tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder,
+        ):
             self._train_in(folder)
         reason: Reason = "stopped" if self._step < self.steps else "completed"
         return Finished(reason, self._step, self._control.clock() - start)

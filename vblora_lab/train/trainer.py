@@ -142,7 +142,7 @@ def make_trainer(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=32,
+        per_device_eval_batch_size=batch_size,  # what fits for training fits here
         train_sampling_strategy="sequential",  # the order is made by `arrange`
         lr_scheduler_type="linear",
         warmup_steps=WARM_UP,
