@@ -55,8 +55,9 @@ class TraceWriter:
     Args:
         path: the file; made, with its folder, at the first event. A trace that is there already is
             replaced, unless the run goes on from it.
-        resume_from: the step after which a resumed run goes on. What the file holds of later steps
-            is cut off, and what it has of earlier ones is not written again.
+        resume_from: the step after which a resumed run goes on; by default the one that the first
+            `Started` tells. What the file holds of later steps is cut off, and what it has of
+            earlier ones is not written again.
 
     A full disk or an unwritable folder is told once, in a warning, and kept in `error`: the file
     then ends with its last whole event, nothing more is written, and training goes on.
@@ -74,6 +75,8 @@ class TraceWriter:
             _check_header(self.path, _read(self.path))
 
     def __call__(self, event: Event) -> None:
+        if self._resume_from is None and not self._begun and isinstance(event, Started):
+            self._resume_from = getattr(event, "step", 0) or None
         if self.error is not None or self._has(event):
             return
         try:
