@@ -36,9 +36,12 @@ _HOMES = {
     "load_base": "bases",
     "Task": "data",
     "load_task": "data",
+    "Comparison": "train",
     "LearningRates": "train",
+    "Runs": "train",
     "Trace": "train",
     "TrainingSession": "train",
+    "compare": "train.compare",
     "BankHeatmap": "widgets",
     "LiveTraining": "widgets",
     "LossChart": "widgets",
@@ -49,12 +52,14 @@ __all__ = [
     "PRESETS",
     "BankHeatmap",
     "Base",
+    "Comparison",
     "Compression",
     "LearningRates",
     "Linear",
     "LiveTraining",
     "LossChart",
     "Plan",
+    "Runs",
     "Selection",
     "SubVectors",
     "Task",
@@ -64,6 +69,7 @@ __all__ = [
     "VBLoRALayer",
     "VBLoRAModel",
     "add_adapter",
+    "compare",
     "compress_lora",
     "export_lora",
     "from_pretrained",
@@ -110,5 +116,6 @@ if TYPE_CHECKING:
     from vblora_lab.planning import Plan, plan
     from vblora_lab.presets import PRESETS
     from vblora_lab.selection import Selection, SubVectors, read_selection
-    from vblora_lab.train import LearningRates, Trace, TrainingSession
+    from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
+    from vblora_lab.train.compare import compare
     from vblora_lab.widgets import BankHeatmap, LiveTraining, LossChart

@@ -53,7 +53,7 @@ class Base(NamedTuple):
     @property
     def label(self) -> str:
         """What to call it wherever it is shown: "mini-opt", "opt-125m-random (random weights)"."""
-        name = str(self.model.name_or_path)
+        name = str(self.model.name_or_path) or type(self.model).__name__
         name = Path(name).name if Path(name).is_dir() else name
         return f"{name} (random weights)" if self.is_random else name
 

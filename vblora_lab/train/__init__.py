@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "CapturedStep": "captured",
     "CapturingTrainer": "captured",
+    "Comparison": "runs",
     "DamagedTrace": "trace_file",
     "Evaluated": "events",
     "Event": "events",
@@ -23,6 +24,9 @@ _HOMES = {
     "ProgressBar": "progress",
     "Replay": "replay",
     "Resumed": "events",
+    "Result": "runs",
+    "Run": "runs",
+    "Runs": "runs",
     "Sample": "events",
     "Sampled": "events",
     "SaveFailed": "events",
@@ -45,6 +49,7 @@ _HOMES = {
 __all__ = [
     "CapturedStep",
     "CapturingTrainer",
+    "Comparison",
     "DamagedTrace",
     "Evaluated",
     "Event",
@@ -55,7 +60,10 @@ __all__ = [
     "Paused",
     "ProgressBar",
     "Replay",
+    "Result",
     "Resumed",
+    "Run",
+    "Runs",
     "Sample",
     "Sampled",
     "SaveFailed",
@@ -104,6 +112,7 @@ if TYPE_CHECKING:
     from vblora_lab.train.optimizer import LearningRates, make_optimizer
     from vblora_lab.train.progress import ProgressBar
     from vblora_lab.train.replay import Replay
+    from vblora_lab.train.runs import Comparison, Result, Run, Runs
     from vblora_lab.train.session import TrainingSession
     from vblora_lab.train.trace import Trace, TraceRecorder
     from vblora_lab.train.trace_file import DamagedTrace, TraceWriter

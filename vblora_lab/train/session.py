@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from vblora_lab.train.events import (
     Saved,
     SaveFailed,
     Selected,
+    Started,
 )
 from vblora_lab.train.folder import ADAPTER, TRACE, RunFolder
 from vblora_lab.train.generate import write_samples
@@ -138,7 +139,7 @@ class TrainingSession(Driven):
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model: PeftModel = get_peft_model(share_weights(self._base.model), config)
+            self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
         self._new_rates: LearningRates | None = None
         self._sampled_at = -1
@@ -160,7 +161,18 @@ class TrainingSession(Driven):
         self._check_under_way("set_learning_rates")
         self.learning_rates = self._new_rates = rates
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was made with, as plain data."""
+        return self._settings
+
     # --- the run
+
+    def _make_model(self) -> PeftModel:
+        return get_peft_model(share_weights(self._base.model), self.config)
+
+    def _describe(self) -> Started:
+        return describe(self.model, self.steps, self._first_step)
 
     def _claim(self) -> None:
         if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
@@ -187,7 +199,7 @@ class TrainingSession(Driven):
 
     def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
-        self._emit(describe(self.model, self.steps, self._first_step))
+        self._emit(self._describe())
         if self._folder and self.is_first:
             self._write("the folder", partial(self._folder.open, self._settings))
         if self._checkpoint is None:
@@ -286,9 +298,8 @@ class TrainingSession(Driven):
 
     def _read_settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on where it ended."""
-        name = self._base.model.name_or_path or type(self._base.model).__name__
         return {
-            "base": PurePath(name).name,
+            "base": self._base.label,
             "task": self.task.name,
             "train_examples": len(self.task.train),
             "config": self.config.to_dict(),

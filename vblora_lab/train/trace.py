@@ -95,6 +95,12 @@ class Trace:
         told = [e.seconds for e in self.events if isinstance(e, Stepped | Finished)]
         return told[-1] if told else 0.0
 
+    @cached_property
+    def seconds_per_step(self) -> float:
+        """The median time from one step to the next; NaN for fewer than two steps."""
+        between = np.diff([event.seconds for event in self._of(Stepped)])
+        return float(np.median(between)) if len(between) else float("nan")
+
     @property
     def reason(self) -> str:
         """How the run ended: "completed", "stopped" or "failed"; "" while it goes on."""

@@ -76,13 +76,14 @@ class TraceWriter:
 
     def __call__(self, event: Event) -> None:
         if self._resume_from is None and not self._begun and isinstance(event, Started):
-            self._resume_from = getattr(event, "step", 0) or None
-        if self.error is not None or self._has(event):
+            self._resume_from = event.step or None
+        if self.error is not None:
             return
         try:
             if not self._begun:
                 self._begin()
-            self._append(event)
+            if not self._has(event):
+                self._append(event)
         except OSError as error:
             self.error = error
             warnings.warn(
@@ -106,6 +107,7 @@ class TraceWriter:
         with open(self.path, "ab") as file:
             file.truncate(end)
         if not end:
+            self._resume_from = None  # nothing of the run is kept, so all of it is to be told
             self._write(_HEADER.pack(_MAGIC, VERSION))
         self._begun = True
 
