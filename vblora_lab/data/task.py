@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,22 +103,30 @@ def read_csv(path: str | Path) -> tuple[Example, ...]:
     """
     text = _read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # unlike the default, complains
-    groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]] = {}
+    pairs: list[tuple[str, str]] = []
     line = 1
     try:
         columns = _check_columns(next(reader, []), text, path)
         line = reader.line_num + 1
         for row in reader:
             if row:  # not a blank line
-                _add_row(groups, row, columns, f"{path}, line {line}")
+                pairs.append(_pair(row, columns, f"{path}, line {line}"))
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}, in the row that begins on line {line}: {error}. A quote that is opened must "
             'be closed, and a quote inside a quoted text is written twice ("").'
         ) from error
-    if not groups:
+    if not pairs:
         raise DataError(f"{path}: no rows below the header")
+    return group_examples(pairs)
+
+
+def group_examples(pairs: Iterable[tuple[str, str]]) -> tuple[Example, ...]:
+    """One example for all (MR, reference) pairs whose MRs have the same slots, in any order."""
+    groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]] = {}
+    for mr, reference in pairs:
+        groups.setdefault(frozenset(parse_mr(mr).items()), (mr, []))[1].append(reference)
     return tuple(Example(mr, tuple(references)) for mr, references in groups.values())
 
 
@@ -152,12 +160,8 @@ def _check_columns(header: list[str], text: str, path: str | Path) -> list[str]:
     return columns
 
 
-def _add_row(
-    groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]],
-    row: list[str],
-    columns: list[str],
-    place: str,
-) -> None:
+def _pair(row: list[str], columns: list[str], place: str) -> tuple[str, str]:
+    """MR and reference of a row; raises `DataError` for one that doesn't hold both."""
     if len(row) > len(columns):
         raise DataError(
             f"{place}, column {len(columns) + 1}: {row[len(columns)]!r} is one more than the "
@@ -173,10 +177,10 @@ def _add_row(
         if not cells[name]:
             raise DataError(f"{place}, column {name}: empty")
     try:
-        key = frozenset(parse_mr(cells["mr"]).items())
+        parse_mr(cells["mr"])
     except DataError as error:
         raise DataError(f"{place}, column mr: {error}") from error
-    groups.setdefault(key, (cells["mr"], []))[1].append(cells["ref"])
+    return cells["mr"], cells["ref"]
 
 
 def split_examples(
