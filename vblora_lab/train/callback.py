@@ -81,13 +81,13 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         self._clock = clock
         self._adapter_name = adapter_name
         self._sub_vectors: SubVectors | None = None
-        self._start = self._tokens = self._first = 0.0
+        self._began = self._start = self._tokens = self._first = 0.0
         self._rates: dict[str, float] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        self._start = self._clock()
+        self._began = self._start = self._clock()
         self._first, self._tokens = state.global_step, state.num_input_tokens_seen
         if self._tell_ends and state.is_world_process_zero:
             step = state.global_step
@@ -98,7 +98,13 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self._tell_ends and state.is_world_process_zero:
             reason: Reason = "stopped" if state.global_step < state.max_steps else "completed"
-            self._emit(Finished(reason, state.global_step, self._clock() - self._start))
+            self._emit(Finished(reason, state.global_step, self._clock() - self._began))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step == self._first:  # an evaluation may have come before
+            self._start = self._clock()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -203,7 +203,9 @@ class TrainingSession(Driven):
         if self._folder and self.is_first:
             self._write("the folder", partial(self._folder.open, self._settings))
         if self._checkpoint is None:
-            self._look(trainer)
+            self._sample()
+            if self._select_every:
+                self._emit(Selected(0, read_selection(self.model)))
         try:
             checkpoint = str(self._checkpoint) if self._checkpoint else None
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -215,15 +217,16 @@ class TrainingSession(Driven):
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        """Evaluate and sample, unless that was just done, before training and after it."""
+        """Evaluate and sample after training, unless that was just done."""
         log = trainer.state.log_history
         evaluated = {row["step"] for row in log if "eval_loss" in row}
         if self._eval_examples and trainer.state.global_step not in evaluated:
             trainer.evaluate()
+        self._sample()
+
+    def _sample(self) -> None:
         if self._sampled_examples and self.is_first and self._sampled_at != self._step:
-            self._emit(Sampled(trainer.state.global_step, self._write_samples()))
-        if trainer.state.global_step == 0 and self._select_every:
-            self._emit(Selected(0, read_selection(self.model)))
+            self._emit(Sampled(self._step, self._write_samples()))
 
     def _write_samples(self) -> tuple[Sample, ...]:
         return write_samples(self.model, self.tokenizer, self.task.domain, self._sampled_examples)
@@ -247,6 +250,7 @@ class TrainingSession(Driven):
             batch_size=self.batch_size,
             learning_rates=self.learning_rates,
             seed=self.seed,
+            eval_first=bool(self._eval_examples) and self._checkpoint is None,
             eval_every=self._eval_every,
             run_folder=self._folder,
             save_every=self._save_every,

@@ -120,6 +120,7 @@ def make_trainer(
     batch_size: int,
     learning_rates: LearningRates,
     seed: int,
+    eval_first: bool = False,
     eval_every: int = 0,
     run_folder: RunFolder | None = None,
     save_every: int = 0,
@@ -133,7 +134,9 @@ def make_trainer(
     Where several processes train (torchrun, accelerate launch), each takes its share of a batch.
 
     folder: for the Trainer, which leaves nothing in it. run_folder: gets a checkpoint every
-    ``save_every`` steps and at the end. eval_every: steps between evaluations; 0 for none.
+    ``save_every`` steps and at the end. eval_first: evaluate when training begins (calling
+    `evaluate` before `train` would leave the gradients of several processes apart: accelerate takes
+    the model for prepared). eval_every: steps between evaluations; 0 for none.
 
     Raises `ConfigError` where the batch can't be shared evenly by the processes.
     """
@@ -152,6 +155,7 @@ def make_trainer(
         include_num_input_tokens_seen="non_padding",
         eval_strategy="steps" if eval_every else "no",
         eval_steps=eval_every or None,
+        eval_on_start=eval_first,
         save_strategy="steps" if run_folder and save_every else "no",
         save_steps=save_every or 1,
         report_to="none",
