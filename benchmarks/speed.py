@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,19 @@ class Row:
     num_vectors: int = 256
     vector_length: int = 256
     topk: int = 2
+    layers: int | None = None  # how many are adapted, from the first on; None for all
 
     @property
     def name(self) -> str:
         return f"{self.model}-{self.batch}x{self.length}-{self.targets}"
 
+    def where(self) -> dict[str, Any]:
+        which = {} if self.layers is None else {"layers_to_transform": list(range(self.layers))}
+        return {"target_modules": TARGETS[self.targets]} | which
+
     def fields(self) -> dict[str, Any]:
         names = ("r", "num_vectors", "vector_length", "topk")
-        return {n: getattr(self, n) for n in names} | {"target_modules": TARGETS[self.targets]}
+        return {n: getattr(self, n) for n in names} | self.where()
 
 
 GPU_ROWS = [
@@ -105,7 +110,7 @@ def frozen(base: nn.Module, row: Row) -> nn.Module:
 
 
 def lora(base: nn.Module, row: Row) -> nn.Module:
-    config = peft.LoraConfig(r=row.r, lora_alpha=row.r, target_modules=TARGETS[row.targets])
+    config = peft.LoraConfig(r=row.r, lora_alpha=row.r, **row.where())
     return peft.get_peft_model(base, config)
 
 
@@ -215,7 +220,9 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
         record["peak_gib"] = memory
         yield record
         if CUDA:
-            yield no_wait(models["vblora_lab"], steps["vblora_lab"], batch, row)
+            yield {"section": "synchronisation", "row": row.name} | {
+                "waits": {name: waits(step, batch) for name, step in steps.items()}
+            }
         del base, models, steps, calls
         clean_up()
 
@@ -236,17 +243,16 @@ def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
     return round(peak, 3)
 
 
-def no_wait(model: nn.Module, step: Callable, batch: dict, row: Row) -> dict:
-    """A step in which any wait for the device is an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(batch)
-        outcome = "none"
-    except RuntimeError as error:
-        outcome = str(error).split("\n")[0]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return {"section": "synchronisation", "row": row.name, "waits": outcome}
+def waits(step: Callable, batch: dict) -> list[str]:
+    """Where in the code a step waits for the device."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)]
 
 
 def clean_up() -> None:
@@ -287,10 +293,16 @@ def generation(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def admixture_alone(args: argparse.Namespace) -> Iterator[dict]:
-    """All sub-vectors of Llama-2-13B, all linear, rank 6, bank 2048 x 256, forward and backward."""
+    """All sub-vectors of Llama-2-13B, all linear, rank 6, bank 2048 x 256, and of fewer layers."""
+    for layers in (1, 4, 12, 40) if CUDA else (1, 2):
+        yield admixture_of(layers, args)
+        clean_up()
+
+
+def admixture_of(layers: int, args: argparse.Namespace) -> dict:
+    """Forward and backward, and the least time that moving its logits can take."""
     r, num_vectors, length, topk = 6, 2048, 256, 2
     shapes = 4 * [(5120, 5120)] + 2 * [(5120, 13824)] + [(13824, 5120)]
-    layers = 40 if CUDA else 2
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -349,8 +361,8 @@ def admixture_alone(args: argparse.Namespace) -> Iterator[dict]:
         "row": f"{layers} layers, {sub_vectors} sub-vectors",
         "milliseconds": interleaved(calls, max(args.steps, 20), 5),
     }
-    record |= floor(sub_vectors * num_vectors * 4)
-    yield record
+    logit_bytes = sub_vectors * num_vectors * 4
+    return record | {"logit_bytes": logit_bytes} | floor(logit_bytes)
 
 
 def captured_kernels(
@@ -385,6 +397,71 @@ def floor(logit_bytes: int) -> dict[str, float]:
         "copy_gb_per_s": round(bytes_per_ms / 1e6, 1),
         "floor_milliseconds": round(2 * logit_bytes / bytes_per_ms, 4),
     }
+
+
+def growth(args: argparse.Namespace) -> Iterator[dict]:
+    """How time and memory of a step grow with adapted layers, bank size and rank."""
+    start = replace((GPU_ROWS if CUDA else CPU_ROWS)[1], layers=12, r=4, num_vectors=256)
+    sweeps: dict[str, tuple[int, ...]] = {
+        "layers": (1, 3, 6, 9, 12),
+        "num_vectors": (64, 256, 1024, 4096),
+        "r": (1, 4, 16, 64) if CUDA else (1, 4, 16),
+    }
+    base = base_model(start.model)
+    batch = batch_of(start, base.config.vocab_size)
+    for field, values in sweeps.items():
+        for value in values:
+            row = replace(start, **{field: value})
+            memory = {m: peak_memory(m, base, row, batch) for m in METHODS} if CUDA else {}
+            models = {method: adapted(method, base, row) for method in METHODS}
+            steps = {m: make_step(model, make_optimizer(model)) for m, model in models.items()}
+            calls: dict[str, Any] = {name: partial(step, batch) for name, step in steps.items()}
+            if CUDA:
+                captured = captured_step(adapted("vblora_lab", base, row))
+                calls["vblora_lab, captured"] = partial(captured, batch)
+            yield {
+                "section": "growth",
+                "row": f"{row.name}, {field}={value}",
+                "field": field,
+                "value": value,
+                "milliseconds": interleaved(calls, args.steps, args.warm_up),
+                "peak_gib": memory,
+            }
+            del models, steps, calls
+            clean_up()
+
+
+def profile(args: argparse.Namespace) -> Iterator[dict]:
+    """Where a step's time goes: kernels launched, and how long the device is at work."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    for row in GPU_ROWS[2:] if CUDA else CPU_ROWS[1:]:
+        base = base_model(row.model)
+        batch = batch_of(row, base.config.vocab_size)
+        for method in METHODS:
+            model = adapted(method, base, row)
+            step = make_step(model, make_optimizer(model))
+            for _ in range(args.warm_up):
+                step(batch)
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * CUDA
+            with profiled(activities=activities) as run:
+                for _ in range(3):
+                    step(batch)
+            events = [e for e in run.events() if "CUDA" in str(e.device_type)] if CUDA else []
+            record = {"section": "profile", "row": row.name, "method": method}
+            if CUDA:
+                busy = sum(e.time_range.elapsed_us() for e in events) / 3e3
+                record |= {"device_milliseconds": round(busy, 3), "kernels": len(events) // 3}
+            else:
+                table = sorted(run.key_averages(), key=lambda e: -e.self_cpu_time_total)[:8]
+                record["cpu_milliseconds"] = {
+                    e.key: round(e.self_cpu_time_total / 3e3, 2) for e in table
+                }
+            yield record
+            del model, step
+        del base
+        clean_up()
 
 
 def snapshots(args: argparse.Namespace) -> Iterator[dict]:
@@ -457,6 +534,8 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 SECTIONS = {
     "training": training,
+    "profile": profile,
+    "growth": growth,
     "generation": generation,
     "admixture": admixture_alone,
     "snapshots": snapshots,

@@ -99,8 +99,8 @@ def unpack(indices: Tensor, weights: Tensor, num_vectors: int, where: str = "the
     # Rounding can leave a last weight of zero or just below. Its logarithm would be -inf or NaN,
     # and the choice lost; the smallest normal number keeps it, at no weight worth the name.
     logits = torch.log(weights.clamp_min(torch.finfo(torch.float32).tiny))
-    empty = logits.new_full((*logits.shape[:-1], num_vectors), -torch.inf)
-    return empty.scatter(-1, indices.long(), logits)
+    all_logits = logits.new_full((*logits.shape[:-1], num_vectors), -torch.inf)
+    return all_logits.scatter_(-1, indices.long(), logits)
 
 
 def check_choice(indices: Tensor, weights: Tensor, num_vectors: int, where: str) -> None:

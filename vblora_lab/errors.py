@@ -36,6 +36,10 @@ class SelectionError(VBLoRAError, ValueError):
     """Two selections, or a selection and a model, don't belong together."""
 
 
+class CounterfactualError(VBLoRAError, ValueError):
+    """A change to try on an adapter can't be made, or would change nothing."""
+
+
 class BaseModelError(VBLoRAError, OSError):
     """A base model can't be had: neither shipped, nor cached, nor within reach."""
 

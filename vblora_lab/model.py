@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,6 +42,8 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str,
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     if isinstance(model, PeftModel):
         model = model.base_model
+    if isinstance(model, VBLoRAModel) and adapter_name in model.pool.layers:
+        return cast(dict[str, VBLoRALayer], dict(model.pool.layers[adapter_name]))
     if isinstance(model, BaseTuner):
         model = model.model
     return {
@@ -152,15 +154,18 @@ class VBLoRAModel(BaseTuner):
                 self._init_vblora_vector_bank(config, adapter_name)
                 device = cast(Tensor, next(iter(targets.values())).weight).device
                 bank = self.vblora_vector_bank[adapter_name].detach()
-                if not bank.is_meta:  # as it is when PEFT builds the whole tuner without memory
-                    bank = bank.to("meta" if low_cpu_mem_usage else device)
+                without_memory = low_cpu_mem_usage or bank.is_meta  # PEFT asks for it in two ways
+                if not bank.is_meta:
+                    bank = bank.to("meta" if without_memory else device)
                     self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
-                super().inject_adapter(
-                    model,
-                    adapter_name,
-                    low_cpu_mem_usage=low_cpu_mem_usage,
-                    state_dict=state_dict,
-                )
+                # PEFT draws numbers and then forgets them; on "meta" there are none to draw.
+                with torch.device("meta") if without_memory else nullcontext():
+                    super().inject_adapter(
+                        model,
+                        adapter_name,
+                        low_cpu_mem_usage=low_cpu_mem_usage,
+                        state_dict=state_dict,
+                    )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
                 self._pool_layers(adapter_name)
             config.belongs_to(self)

@@ -253,8 +253,8 @@ def from_pretrained(
         bank: for an adapter that was stored without its bank, if no adapter of the model has it:
             the folder or Hub id of an adapter that has, or the tensor. It is frozen from now on for
             every adapter that has it.
-        **kwargs: of PeftModel.from_pretrained: torch_device, low_cpu_mem_usage, subfolder,
-            revision, token, cache_dir and so on.
+        **kwargs: of PeftModel.from_pretrained: torch_device, low_cpu_mem_usage (if not given,
+            True where it can be), subfolder, revision, token, cache_dir and so on.
 
     Returns:
         The PeftModel, in eval mode unless is_trainable. For a PeftModel, that same one; its active
@@ -285,6 +285,9 @@ def from_pretrained(
         if found is not None:
             model = _injected(model, config, adapter_name, kwargs)
             _use_bank(model, adapter_name, found, freeze_bank=True)
+        elif config.bias == "none" and not config.modules_to_save:
+            # All that is new comes from the file, in its own dtype: none has to be drawn first.
+            kwargs.setdefault("low_cpu_mem_usage", True)
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name, is_trainable=is_trainable, **kwargs)
             return model

@@ -7,9 +7,9 @@ so nothing is shown, no global state changes, and any thread may draw.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
@@ -17,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+
+from vblora_lab.selection import row_groups
 
 if TYPE_CHECKING:
     from vblora_lab.selection import Selection, SubVectors
@@ -168,52 +170,102 @@ def usage_histogram(selection: Selection) -> Figure:
     return figure
 
 
-class RowGroup(NamedTuple):
-    """Neighbouring sub-vectors that share a label: a layer, a module in it, or its A or B."""
+def footprint(first: Selection, last: Selection) -> Figure:
+    """What sub-vectors chose at first, and what they choose in the end.
 
-    level: int  # 0 layer, 1 module, 2 matrix
-    first: int  # row of its first sub-vector
-    rows: int
-    text: str
+    Laid out as in the VB-LoRA paper: sub-vectors across, bank vectors up. Three kinds of cells:
+    chosen at first only, in the end only, and both times.
 
-
-def row_groups(sub_vectors: SubVectors) -> list[RowGroup]:
-    """The labels beside the rows of a heatmap: layers, then modules, then matrices, top to bottom.
-
-    A module is named by what follows its layer number ("self_attn.q_proj"), and by its last part
-    alone ("q_proj") if no other module ends so.
+    Raises:
+        SelectionError: the two are not of one adapter.
     """
-    named = [
-        name.partition(f".{layer}.")[2] or name
-        for name, layer in zip(sub_vectors.modules, _layer_of_modules(sub_vectors), strict=True)
+    kept = 1 - last.churn(first)  # also checks that the two belong together
+    before, after = (s.dense() > 0 for s in (first, last))
+    figure, axes = _figure(9.0, float(np.clip(0.02 * last.num_vectors, 3.4, 8.0)))
+    kinds = [
+        ("first choice only", before & ~after, ORANGE),
+        ("final choice only", after & ~before, "#5aa9d6"),
+        ("first and final choice", before & after, "#0a1e5c"),
     ]
-    endings: dict[str, set[str]] = {}
-    for name in named:
-        endings.setdefault(name.rpartition(".")[2], set()).add(name)
-    short = [e if len(endings[e := name.rpartition(".")[2]]) == 1 else name for name in named]
+    count = len(last.indices)
+    size = float(np.clip(9.0 * 60 / count, 1.5, 6.0))
+    for label, chosen, colour in kinds:
+        row, vector = np.nonzero(chosen)
+        axes.plot(
+            row, vector, "s", color=colour, markersize=size, markeredgewidth=0,
+            linestyle="none", label=f"{label} ({len(row)})",
+        )  # fmt: skip
+    axes.set(
+        xlabel="sub-vector", ylabel="bank vector", xlim=(-0.5, count - 0.5),
+        ylim=(-0.5, last.num_vectors - 0.5),
+    )  # fmt: skip
+    axes.yaxis.set_major_locator(_eighths(last.num_vectors))
+    title = f"{kept:.0%} of the sub-vectors end with the set they began with"
+    axes.set_title(title, loc="left", color=INK)
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=9,
+        markerscale=6 / size,
+    )  # fmt: skip
+    return figure
 
-    module, matrix = sub_vectors.module, sub_vectors.matrix
-    layer = np.where(sub_vectors.layer < 0, -1 - module, sub_vectors.layer)  # no number: alone
-    groups = []
-    for level, keys in enumerate([(layer,), (layer, module), (layer, module, matrix)]):
-        changes = np.any([key[1:] != key[:-1] for key in keys], axis=0)
-        edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(module)]
-        for first, end in pairwise(edges):
-            number = sub_vectors.layer[first]
-            text = (
-                f"layer {number}" if number >= 0 else "",
-                short[module[first]],
-                str(matrix[first]),
-            )[level]
-            groups.append(RowGroup(level, first, end - first, text))
-    return groups
+
+def entropy_by_layer(selection: Selection) -> Figure:
+    """The entropy of every sub-vector's mixture, layer by layer, with the mean of each layer."""
+    names, block = selection.sub_vectors.blocks
+    figure, axes = _figure(8.0, 3.4)
+    entropy, is_B = selection.entropy(), selection.sub_vectors.matrix == "B"
+    spread = np.linspace(0.04, 0.36, 29)  # beside each other, so that equal ones are seen
+    for label, of, side, colour in (("A", ~is_B, -1, BLUE), ("B", is_B, 1, ORANGE)):
+        x = block[of] + side * np.resize(spread, int(of.sum()))
+        axes.plot(x, entropy[of], ".", color=colour, alpha=0.5, markersize=4, label=label)
+    means, at = selection.entropy_by_layer(), np.arange(len(names))
+    axes.hlines(means, at - 0.4, at + 0.4, color=INK, linewidth=2, label="mean")
+    most = float(np.log(selection.indices.shape[1]))
+    axes.axhline(most, color=FAINT, linewidth=1, linestyle="--", label="equal shares")
+    axes.set(ylabel="entropy (nats)", xlabel="layer", ylim=(-0.03 * most, 1.08 * (most or 1)))
+    axes.set_xticks(at, [name.removeprefix("layer ") for name in names])
+    axes.set_title("How decided the mixtures are", loc="left", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc="lower right",
+                bbox_to_anchor=(1.0, 1.0), borderpad=0)  # fmt: skip
+    return figure
 
 
-def _layer_of_modules(sub_vectors: SubVectors) -> np.ndarray:
-    """(number of modules,) the layer number of each module, -1 if it has none."""
-    layers = np.full(len(sub_vectors.modules), -1)
-    layers[sub_vectors.module] = sub_vectors.layer
-    return layers
+def layer_sharing(selection: Selection) -> Figure:
+    """How much of what two layers take comes from the same bank vectors, see `sharing`."""
+    names = [name.removeprefix("layer ") for name in selection.sub_vectors.blocks[0]]
+    figure, axes = _figure(5.4, 4.6)
+    image = axes.imshow(selection.sharing(), cmap=WEIGHTS, vmin=0, vmax=1)
+    every = max(1, len(names) // 12)
+    axes.set_xticks(range(0, len(names), every), names[::every])
+    axes.set_yticks(range(0, len(names), every), names[::every])
+    axes.set(xlabel="layer", ylabel="layer")
+    axes.set_title("Sharing between layers", loc="left", color=INK)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("taken from the same bank vectors", color=INK)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def churn_curve(selections: Sequence[tuple[int, Selection]]) -> Figure:
+    """How many sub-vectors change their choice as training goes on.
+
+    Args:
+        selections: pairs of a step and the selection after it, two at least (`Trace.selections`).
+            One line is against the recorded step before, one against the first.
+    """
+    steps = [step for step, _ in selections]
+    chosen = [selection for _, selection in selections]
+    figure, axes = _figure(8.0, 3.2)
+    latest = [now.churn(before) for before, now in pairwise(chosen)]
+    since_first = [now.churn(chosen[0]) for now in chosen[1:]]
+    axes.plot(steps[1:], since_first, color=ORANGE, linewidth=2, label="since the first")
+    axes.plot(steps[1:], latest, color=BLUE, linewidth=1.4, label="since the recorded one before")
+    axes.set(xlabel="training step", ylabel="sub-vectors with another choice", ylim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Selection churn", loc="left", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return figure
 
 
 def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vblora_lab.layers import VBLoRALayer
+
+RowsBy = Literal["layer", "module", "matrix", "strongest", "entropy", "similarity"]
+ColumnsBy = Literal["number", "usage", "similarity"]
+
+_AVERAGINGS = 100  # rounds of `Selection.similarity`; more move hardly a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +58,45 @@ class SubVectors:
         if layer >= 0:
             name = f"layer {layer} · " + re.sub(r"^(.*?\.)??\d+\.", "", name)
         return f"{name} · {self.matrix[i]} · rank {self.rank[i]} · tile {self.tile[i]}"
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What each module is in its layer: "q_proj", or "mlp.proj" if there are other projs.
+
+        The name after the layer's number, cut to its last part if no other module ends so.
+        """
+        layers = np.full(len(self.modules), -1)
+        layers[self.module] = self.layer
+        named = [
+            name.partition(f".{layer}.")[2] or name
+            for name, layer in zip(self.modules, layers, strict=True)
+        ]
+        endings: dict[str, set[str]] = {}
+        for name in named:
+            endings.setdefault(name.rpartition(".")[2], set()).add(name)
+        return tuple(e if len(endings[e := n.rpartition(".")[2]]) == 1 else n for n in named)
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The layers, "layer 0" and so on, and (N,) which of them each sub-vector is in.
+
+        A module without a layer number counts as a layer of its own, under its name.
+        """
+        keys = np.where(self.layer < 0, len(self) + self.module, self.layer)
+        present, block = np.unique(keys, return_inverse=True)
+        names = [
+            f"layer {key}" if key < len(self) else self.modules[key - len(self)] for key in present
+        ]
+        return tuple(names), block
+
+
+class RowGroup(NamedTuple):
+    """Neighbouring rows that share a label: those of a layer, of a module, of a matrix."""
+
+    level: int  # 0 the widest, 2 the narrowest
+    first: int  # place of its first row in the order
+    rows: int
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +136,83 @@ class Selection:
         logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)  # 0 ln 0 = 0
         return -(weights * logs).sum(axis=1).astype(np.float32)
 
+    def entropy_by_layer(self) -> np.ndarray:
+        """(L,) float32: the mean entropy of each layer of `sub_vectors.blocks`, in nats."""
+        names, block = self.sub_vectors.blocks
+        sums = np.bincount(block, self.entropy(), minlength=len(names))
+        return (sums / np.bincount(block, minlength=len(names))).astype(np.float32)
+
+    def sharing(self) -> np.ndarray:
+        """(L, L) float32: how much of what two layers take comes from the same bank vectors.
+
+        With p_a the shares of the bank's vectors in all that layer a mixes (they sum to 1), it is
+        the sum over the bank of min(p_a, p_b): 0 with no vector in common, 1 for equal shares.
+        Layers as in `sub_vectors.blocks`.
+        """
+        names, block = self.sub_vectors.blocks
+        cells = (block[:, None] * self.num_vectors + self.indices).ravel()
+        taken = np.bincount(cells, self.weights.ravel(), len(names) * self.num_vectors)
+        shares = taken.reshape(len(names), -1).astype(np.float32)
+        shares /= shares.sum(axis=1, keepdims=True)
+        return np.stack([np.minimum(row, shares).sum(axis=1) for row in shares])
+
+    def sharers(self, vector: int) -> np.ndarray:
+        """The sub-vectors (their numbers, ascending) that mix this bank vector."""
+        return np.flatnonzero((self.indices == vector).any(axis=1))
+
+    def similarity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of sub-vectors (N,) and bank vectors (num_vectors,): close numbers, close kin.
+
+        Reciprocal averaging (Hill, 1973): a bank vector's score is the mean score of the
+        sub-vectors that mix it, a sub-vector's the mean of the bank vectors it mixes, both
+        weighted by the mixing weights, again and again. It converges to the first axis of
+        correspondence analysis. A bank vector without use scores infinity.
+        """
+        flat, weights = self.indices.ravel(), self.weights.astype(np.float64)
+        usage = np.bincount(flat, weights.ravel(), self.num_vectors)
+        row = np.random.default_rng(0).normal(size=len(self.indices))
+        for _ in range(_AVERAGINGS):
+            row -= row.mean()  # equal scores for all are a solution too, and say nothing
+            row /= np.abs(row).max() or 1.0
+            sums = np.bincount(flat, (weights * row[:, None]).ravel(), self.num_vectors)
+            column = np.divide(sums, usage, out=np.zeros_like(sums), where=usage > 0)
+            row = (weights * column[self.indices]).sum(axis=1)
+        return row, np.where(usage > 0, column, np.inf)
+
+    def row_order(self, by: RowsBy = "layer") -> np.ndarray:
+        """The sub-vectors (N,) int32 in an order that tells something.
+
+        Args:
+            by: "layer" (then module, then matrix), "module" (the same module of all layers),
+                "matrix" (A before B), "strongest" (the number of the best bank vector),
+                "entropy" (from certain to even) or "similarity".
+
+        Raises:
+            SelectionError: for any other word.
+        """
+        _check_word("by", by, RowsBy)
+        if by == "strongest":
+            keys: tuple[np.ndarray, ...] = (-self.weights[:, 0], self.indices[:, 0])
+        elif by == "entropy":
+            keys = (self.entropy(),)
+        elif by == "similarity":
+            keys = (self.similarity()[0],)
+        else:
+            keys = tuple(reversed(_levels(self.sub_vectors, by)))  # lexsort: the last one leads
+        return np.lexsort(keys).astype(np.int32)
+
+    def column_order(self, by: ColumnsBy = "number") -> np.ndarray:
+        """The bank vectors (num_vectors,) int32 by "number", "usage" (most first) or "similarity".
+
+        Raises:
+            SelectionError: for any other word.
+        """
+        _check_word("by", by, ColumnsBy)
+        if by == "number":
+            return np.arange(self.num_vectors, dtype=np.int32)
+        key = -self.usage() if by == "usage" else self.similarity()[1]
+        return np.argsort(key, kind="stable").astype(np.int32)
+
     def churn(self, earlier: Selection) -> float:
         """The share of sub-vectors, 0 to 1, whose chosen set differs from an earlier one's.
 
@@ -103,6 +226,51 @@ class Selection:
             )
         now, before = np.sort(self.indices, axis=1), np.sort(earlier.indices, axis=1)
         return float((now != before).any(axis=1).mean())
+
+
+def row_groups(sub_vectors: SubVectors, by: RowsBy = "layer") -> list[RowGroup]:
+    """The labels beside rows in the order `Selection.row_order(by)`, top to bottom.
+
+    There are none in the orders that don't follow the model ("strongest", ...).
+    """
+    if by not in ("layer", "module", "matrix"):
+        return []
+    names, block = sub_vectors.blocks
+    of_layer = [names[b] if n >= 0 else "" for b, n in zip(block, sub_vectors.layer, strict=True)]
+    of_module = [sub_vectors.kinds[m] for m in sub_vectors.module]
+    of_matrix = sub_vectors.matrix.tolist()
+    texts = {
+        "layer": (of_layer, of_module, of_matrix),
+        "module": (of_module, of_layer, of_matrix),
+        "matrix": (of_matrix, of_layer, of_module),
+    }[by]
+    levels = _levels(sub_vectors, by)
+    order = np.lexsort(levels[::-1])
+    sorted_keys = [key[order] for key in levels]
+    groups = []
+    for level, text in enumerate(texts):
+        changes = np.any([key[1:] != key[:-1] for key in sorted_keys[: level + 1]], axis=0)
+        edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
+        groups += [RowGroup(level, a, b - a, text[order[a]]) for a, b in pairwise(edges)]
+    return groups
+
+
+def _levels(sub_vectors: SubVectors, by: str) -> list[np.ndarray]:
+    """The keys (N,) that rows are sorted and grouped by, the widest first."""
+    block, module = sub_vectors.blocks[1], sub_vectors.module
+    first_of_kind = {kind: i for i, kind in reversed(list(enumerate(sub_vectors.kinds)))}
+    kind = np.array([first_of_kind[k] for k in sub_vectors.kinds])[module]
+    matrix = (sub_vectors.matrix == "B").astype(np.int32)
+    return {
+        "layer": [block, module, matrix],
+        "module": [kind, block, matrix],
+        "matrix": [matrix, block, module],
+    }[by]
+
+
+def _check_word(name: str, value: object, allowed: object) -> None:
+    if value not in get_args(allowed):
+        raise SelectionError(f"{name}={value!r}; allowed are {', '.join(get_args(allowed))}.")
 
 
 def read_selection(
@@ -140,7 +308,9 @@ def read_selection(
             ]
         )
         indices, weights = choose(logits, first.topk[adapter_name])
-        chosen, shares = indices.int().cpu().numpy(), weights.float().cpu().numpy()
+        # Side by side, so that there is one wait for the device.
+        both = torch.stack([indices.int(), weights.float().view(torch.int32)]).cpu().numpy()
+        chosen, shares = both[0], both[1].view(np.float32)
     if sub_vectors is None:
         sub_vectors = _coordinates(layers, adapter_name)
     elif len(sub_vectors) != len(logits):

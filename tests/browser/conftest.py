@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser_lab import CHROMIUM_FLAGS, chromium
+from widget_page import Open
 
 REQUIRED = os.environ.get("VBLORA_LAB_REQUIRE_BROWSER") == "1"
 
@@ -40,3 +41,17 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def open_page(browser):
+    opened = []
+
+    def open_widget(widget, **options):
+        opened.append(Open(browser, widget, **options))
+        return opened[-1]
+
+    yield open_widget
+    for page in opened:
+        page.context.close()
+        assert page.errors == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.core.conftest import assert_close, scramble
+from tests.core.conftest import CASES, assert_close, scramble
 from vblora_lab import pooled
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
@@ -245,3 +245,28 @@ def test_many_logits_and_few_give_the_same(monkeypatch, small):
         )
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a CUDA GPU is waited for")
+@pytest.mark.parametrize("name", ["linear", "conv1d"])
+def test_no_wait_for_the_device_in_a_training_step(name):
+    case = CASES[name]
+    model = case.ours(topk=2).cuda().train()
+    inputs = case.inputs().cuda()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(inputs).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(2):  # kernels are compiled, and tables of addresses made
+        step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -153,7 +153,8 @@ def test_imports_point_one_way():
     """Each room of the core may import those named before it, and no other."""
     order = """
         errors admixture fused pooled frozen_linear config checkpoint shared_bank quantised layers
-        targets model peft fitting factors convert selection plan_views planning presets
+        targets model peft fitting factors convert selection counterfactual updates plan_views
+        planning presets
     """.split()
     folder = Path(vblora_lab.__file__).parent
     for position, name in enumerate(order):

@@ -9,7 +9,7 @@ import torch
 import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import SelectionError
-from vblora_lab.selection import Selection, SubVectors, read_selection
+from vblora_lab.selection import Selection, SubVectors, read_selection, row_groups
 
 from .conftest import scramble
 
@@ -143,3 +143,104 @@ def test_a_loaded_selection_is_the_stored_one(opt_case, tmp_path):
     after = read_selection(lab.from_pretrained(opt_case.base(), tmp_path))
     assert np.array_equal(after.indices, before.indices)
     np.testing.assert_allclose(after.weights, before.weights, rtol=1e-5, atol=1e-7)
+
+
+# --- analysis
+
+
+def random_selection(seed=0, count=60, vectors=12, k=3, layers=4):
+    rng = np.random.default_rng(seed)
+    weights = np.sort(rng.dirichlet(np.ones(k), count), axis=1)[:, ::-1]
+    names = [f"h.{i}.{m}" for i in range(layers) for m in ("attn.q", "mlp.up")]
+    module = np.sort(rng.integers(len(names), size=count)).astype(np.int32)
+    places = SubVectors(
+        modules=tuple(names), module=module, layer=module // 2,
+        matrix=np.where(rng.random(count) < 0.5, "A", "B"),
+        rank=np.zeros(count, np.int32), tile=np.arange(count, dtype=np.int32),
+    )  # fmt: skip
+    indices = np.argsort(rng.random((count, vectors)), axis=1)[:, :k].astype(np.int32)
+    return Selection(places, vectors, indices, weights.astype(np.float32))
+
+
+def test_sharing_is_the_overlap_of_what_layers_take():
+    selection = random_selection()
+    dense, layer = selection.dense().astype(float), selection.sub_vectors.layer
+    sharing = selection.sharing()
+    assert sharing.shape == (4, 4) and sharing.dtype == np.float32
+    for a in range(4):
+        for b in range(4):
+            one, other = dense[layer == a].sum(0), dense[layer == b].sum(0)
+            overlap = sum(map(min, one / one.sum(), other / other.sum()))
+            assert sharing[a, b] == pytest.approx(overlap, rel=1e-5)
+
+
+def test_entropy_by_layer_and_sharers():
+    selection = random_selection()
+    for layer, mean in enumerate(selection.entropy_by_layer()):
+        of = selection.entropy()[selection.sub_vectors.layer == layer]
+        assert mean == pytest.approx(of.mean(), rel=1e-5)
+    for vector in range(12):
+        rows = [i for i in range(60) if vector in selection.indices[i]]
+        assert selection.sharers(vector).tolist() == rows
+
+
+def test_orders_are_permutations_sorted_by_what_they_say():
+    selection = random_selection()
+    places = selection.sub_vectors
+    kinds = [places.kinds.index(places.kinds[m]) for m in places.module]
+    keys = {
+        "layer": lambda i: (places.layer[i], places.module[i], places.matrix[i], i),
+        "module": lambda i: (kinds[i], places.layer[i], places.matrix[i], i),
+        "matrix": lambda i: (places.matrix[i], places.layer[i], places.module[i], i),
+        "strongest": lambda i: (selection.indices[i, 0], -selection.weights[i, 0], i),
+        "entropy": lambda i: (selection.entropy()[i], i),
+    }
+    for by, key in keys.items():
+        assert selection.row_order(by).tolist() == sorted(range(60), key=key)
+    by_usage = sorted(range(12), key=lambda v: (-selection.usage()[v], v))
+    assert selection.column_order("usage").tolist() == by_usage
+    assert selection.column_order().tolist() == list(range(12))
+    for by in ("similarity", "usage"):
+        assert sorted(selection.column_order(by)) == list(range(12))
+    assert sorted(selection.row_order("similarity")) == list(range(60))
+    with pytest.raises(SelectionError, match=r"by='size'; allowed are layer, module"):
+        selection.row_order("size")
+    with pytest.raises(SelectionError, match=r"by='layer'; allowed are number"):
+        selection.column_order("layer")
+
+
+def test_similarity_finds_a_hidden_chain():
+    """Rows mix neighbours on a chain of vectors whose numbers were shuffled."""
+    rng = np.random.default_rng(1)
+    chain = rng.permutation(20)
+    rows = rng.permutation(19)
+    indices = np.stack([chain[rows], chain[rows + 1]], axis=1).astype(np.int32)
+    selection = Selection(None, 20, indices, np.full((19, 2), 0.5, np.float32))
+    found = rows[selection.row_order("similarity")].tolist()
+    assert found in (sorted(found), sorted(found)[::-1])
+    order = selection.column_order("similarity").tolist()
+    assert order in (chain.tolist(), chain.tolist()[::-1])
+
+
+def test_groups_follow_the_order():
+    selection = random_selection()
+    places = selection.sub_vectors
+    for by in ("layer", "module", "matrix"):
+        order, groups = selection.row_order(by), row_groups(places, by)
+        for level in range(3):
+            here = [g for g in groups if g.level == level]
+            assert [g.first for g in here] == [0, *np.cumsum([g.rows for g in here])[:-1]]
+        for group in groups:
+            rows = order[group.first : group.first + group.rows]
+            said = {
+                "layer": ("layer", "kind", "matrix"),
+                "module": ("kind", "layer", "matrix"),
+                "matrix": ("matrix", "layer", "kind"),
+            }[by][group.level]
+            texts = {
+                "layer": {f"layer {places.layer[i]}" for i in rows},
+                "kind": {places.kinds[places.module[i]] for i in rows},
+                "matrix": {str(places.matrix[i]) for i in rows},
+            }[said]
+            assert texts == {group.text}
+    assert row_groups(places, "entropy") == []

@@ -1,10 +1,23 @@
 """What BankHeatmap sends to the browser: everything once, then only what changed."""
 
+import base64
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from scripted import reweighted, selection_of
+import torch
+import traitlets
+from scripted import reweighted, selection_of, small_opt
 
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.errors import SelectionError, SessionError
+from vblora_lab.peft import get_peft_model
+from vblora_lab.selection import read_selection
+from vblora_lab.updates import read_update
 from vblora_lab.widgets import BankHeatmap
+
+VALUES = {"indices", "weights", "usage", "entropy", "layer_entropy", "sharing"}
 
 
 @pytest.fixture
@@ -39,10 +52,10 @@ def test_traits_hold_the_selection(selection):
 
 def test_coordinates_name_every_row_as_the_selection_does(selection):
     widget = BankHeatmap(selection)
-    coordinates = np.frombuffer(widget.coordinates, "<i4").reshape(-1, 4)
+    coordinates = np.frombuffer(widget.coordinates, "<i4").reshape(-1, 5)
     named = [
         f"{widget.modules[module]} · {'AB'[matrix]} · rank {rank} · tile {tile}"
-        for module, matrix, rank, tile in coordinates
+        for module, matrix, rank, tile, _ in coordinates
     ]
     rows = selection.sub_vectors
     assert named == [rows.label(i) for i in range(len(rows))]
@@ -65,15 +78,15 @@ def test_an_update_is_one_small_message_without_coordinates(sent):
     widget.update(reweighted(selection, 1))
     assert len(sent) == 1
     names, size = sent[0]
-    assert names == {"indices", "weights", "usage"}
-    assert size == rows * 2 * (2 + 4) + 16 * 4
+    assert names == VALUES
+    assert size == rows * 2 * (2 + 4) + 16 * 4 + rows * 4 + 12 * 4 + 12 * 12 * 4
 
 
 def test_rows_of_an_equal_adapter_are_not_sent_again(sent):
     widget = BankHeatmap(selection_of())
     sent.clear()
     widget.selection = reweighted(selection_of(), 3)  # read again: equal rows, another object
-    assert [names for names, _ in sent] == [{"indices", "weights", "usage"}]
+    assert [names for names, _ in sent] == [VALUES]
 
 
 def test_another_adapter_is_shown_whole_and_unpins():
@@ -111,3 +124,259 @@ def test_anything_else_is_refused_and_nothing_changes(selection, opt):
         widget.selection = opt
     assert widget.get_state() == before
     assert widget.selection is selection
+
+
+# --- what is chosen
+
+
+def test_selected_follows_what_is_pinned_and_lit(selection):
+    widget = BankHeatmap(selection)
+    heard = []
+    widget.observe(lambda change: heard.append(change.new), "selected")
+    widget.pinned_row = 3
+    assert widget.selected == [3]
+    vector = int(selection.indices[0, 0])
+    widget.lit_vector = vector
+    assert widget.selected == [i for i in range(len(selection.indices))
+                               if vector in selection.indices[i]]  # fmt: skip
+    widget.lit_vector = -1
+    assert widget.selected == [3]
+    widget.pinned_row = -1
+    assert widget.selected == []
+    assert len(heard) == 4
+
+
+def test_selected_can_be_set(selection):
+    widget = BankHeatmap(selection)
+    widget.lit_vector = 2
+    widget.selected = [9, 4, 4]
+    assert (widget.selected, widget.lit_vector, widget.pinned_row) == ([4, 9], -1, -1)
+    widget.selected = [7]
+    assert widget.pinned_row == 7
+    count = len(selection.indices)
+    with pytest.raises(traitlets.TraitError, match=f"{count} is no sub-vector"):
+        widget.selected = [count]
+    assert widget.selected == [7]
+
+
+def test_an_update_keeps_lit_what_mixes_the_vector_now(selection):
+    widget = BankHeatmap(selection)
+    widget.lit_vector = 5
+    later = reweighted(selection, 1)
+    widget.update(later)
+    assert widget.selected == later.sharers(5).tolist()
+
+
+def test_orders_are_sent_when_they_are_asked_for(selection, sent):
+    widget = BankHeatmap(selection)
+    sent.clear()
+    widget.rows_by = "similarity"
+    widget.columns_by = "usage"
+    assert {name for names, _ in sent for name in names} == {
+        "rows_by", "row_order", "groups", "columns_by", "column_order"
+    }  # fmt: skip
+    assert widget.groups == []
+    order = np.frombuffer(widget.row_order, "<i4")
+    np.testing.assert_array_equal(order, selection.row_order("similarity"))
+    later = reweighted(selection, 1)
+    widget.update(later)  # sorted by usage, so that order goes with the values
+    usage = np.frombuffer(widget.column_order, "<i4")
+    np.testing.assert_array_equal(usage, later.column_order("usage"))
+
+
+# --- a trace
+
+
+def trace_of(selection, count):
+    pairs = [(10 * i, selection if i == 0 else reweighted(selection, i)) for i in range(count)]
+    return SimpleNamespace(selections=tuple(pairs))
+
+
+def test_a_trace_travels_as_a_stack_of_frames(selection):
+    trace = trace_of(selection, 4)
+    widget = BankHeatmap(trace)
+    assert (widget.steps, widget.recorded, widget.frame) == ([0, 10, 20, 30], 4, 3)
+    rows, k = selection.indices.shape
+    shapes = {"usage": (4, 16), "entropy": (4, rows), "sharing": (4, 2, 2), "churn": (4, 2)}
+    stacks = {name: np.frombuffer(getattr(widget, name), "<f4").reshape(shape)
+              for name, shape in shapes.items()}  # fmt: skip
+    weights = np.frombuffer(widget.weights, "<f4").reshape(4, rows, k)
+    for i, (_, at) in enumerate(trace.selections):
+        np.testing.assert_array_equal(weights[i], at.weights)
+        for name in ("usage", "entropy", "sharing"):
+            np.testing.assert_array_equal(stacks[name][i], getattr(at, name)())
+        before = trace.selections[max(i - 1, 0)][1]
+        np.testing.assert_allclose(stacks["churn"][i], [at.churn(before), at.churn(selection)])
+    widget.frame = 1
+    assert widget.selection is trace.selections[1][1]
+
+
+def test_of_a_long_trace_as_many_steps_travel_as_fit(selection, monkeypatch):
+    monkeypatch.setattr("vblora_lab.widgets.bank_heatmap.MOST_BYTES", 5000)
+    trace = trace_of(selection, 30)
+    widget = BankHeatmap(trace)
+    assert widget.recorded == 30 and 2 <= len(widget.steps) < 30
+    assert (widget.steps[0], widget.steps[-1]) == (0, 290)
+    assert len(widget.indices + widget.weights + widget.usage + widget.entropy) < 5500
+
+
+def test_a_trace_without_selections_is_refused():
+    with pytest.raises(SelectionError, match="select_every"):
+        BankHeatmap(SimpleNamespace(selections=()))
+
+
+# --- a live model, and the bench
+
+
+@pytest.fixture
+def live():
+    model = get_peft_model(
+        small_opt(),
+        VBLoRAConfig(r=2, num_vectors=16, vector_length=16, target_modules=["q_proj", "fc1"]),
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    return model.eval()
+
+
+def loss_and_text(model):
+    tokens = torch.arange(12)[None]
+
+    def evaluate():
+        with torch.no_grad():
+            output = model(tokens, labels=tokens)
+        return output.loss, " ".join(map(str, output.logits[0].argmax(-1).tolist()))
+
+    return evaluate
+
+
+def test_a_live_model_shows_its_bank_and_an_update(live):
+    widget = BankHeatmap(live)
+    bank = live.base_model.vblora_vector_bank["default"].detach().numpy()
+    np.testing.assert_array_equal(np.frombuffer(widget.bank, "<f4").reshape(16, 16), bank)
+    for row in (0, len(widget.selection.indices) - 1):
+        widget.pinned_row = row
+        places = widget.selection.sub_vectors
+        assert widget.module_shown == places.module[row]
+        update = read_update(live, places.modules[places.module[row]])
+        assert widget.delta["shape"] == list(update.shape)
+        assert widget.delta["singular_values"] == update.singular_values.tolist()
+        blocks = np.frombuffer(widget.delta_blocks, "<f4").reshape(widget.delta["grid"])
+        np.testing.assert_array_equal(blocks, update.blocks)
+
+
+def test_refresh_reads_again(live, selection):
+    widget = BankHeatmap(live)
+    with torch.no_grad():
+        for name, parameter in live.named_parameters():
+            if "logits" in name:
+                parameter.neg_()
+    widget.refresh()
+    np.testing.assert_array_equal(widget.selection.indices, read_selection(live).indices)
+    with pytest.raises(SelectionError, match="live model"):
+        BankHeatmap(selection).refresh()
+
+
+def test_the_bench_changes_measures_and_restores(live):
+    evaluate = loss_and_text(live)
+    loss, text = evaluate()
+    state = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    widget = BankHeatmap(live, evaluate)
+    assert widget.bench == {"busy": False, "error": "", "changes": []}
+    widget.pinned_row = 2
+    old = int(widget.selection.indices[2, 0])
+    new = min(set(range(16)) - set(widget.selection.indices[2].tolist()))
+    before, after = widget.try_change("swap", row=2, old=old, new=new)
+    assert (before.loss, before.text) == (float(loss), text)
+    assert after.loss == float(evaluate()[0]) != before.loss
+    assert new in widget.selection.indices[2] and old not in widget.selection.indices[2]
+    assert widget.pinned_row == 2
+    assert widget.bench["after"]["loss"] == after.loss and len(widget.bench["changes"]) == 1
+    before, both = widget.try_change("switch_off", vector=new)
+    assert before.loss == float(loss) and both.loss not in (before.loss, after.loss)
+    assert widget.try_change("undo")[1].loss == after.loss
+    before, restored = widget.try_change("restore")
+    assert restored == before and widget.bench["changes"] == []
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_the_page_asks_for_changes_and_hears_of_problems(live):
+    widget = BankHeatmap(live, loss_and_text(live))
+    ask = widget._handle_custom_msg
+    ask({"bench": "switch_off", "vector": 3, "next_best": True}, [])
+    assert widget.bench["changes"] == ["bank vector 3 gives way to the next best"]
+    assert not (widget.selection.indices == 3).any()
+    told = dict(widget.bench)
+    ask({"bench": "switch_off", "vector": 99}, [])
+    assert "0 to 15" in widget.bench["error"] and not widget.bench["busy"]
+    assert widget.bench["changes"] == told["changes"]
+    ask({"bench": "eval"}, [])
+    assert "must be one of" in widget.bench["error"]
+    ask({"bench": "restore"}, [])
+    assert widget.bench["error"] == "" and widget.bench["changes"] == []
+
+
+def test_closing_takes_changes_back(live):
+    state = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    widget = BankHeatmap(live, loss_and_text(live))
+    widget.try_change("switch_off", vector=0)
+    widget.close()
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_bench_needs_a_model_and_a_way_to_measure(selection, live):
+    with pytest.raises(TypeError, match="live model"):
+        BankHeatmap(selection, lambda: (1.0, ""))
+    with pytest.raises(TypeError, match="evaluate is a int"):
+        BankHeatmap(live, 3)
+    with pytest.raises(SessionError, match="no bench"):
+        BankHeatmap(live).try_change("undo")
+
+
+# --- what stays
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "usage", "entropy", "sharing", "footprint", "churn"])
+def test_every_figure_has_labelled_axes(selection, kind):
+    widget = BankHeatmap(trace_of(selection, 4))
+    figure = widget.figure(kind)
+    assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_figures_that_cannot_be_say_so(selection):
+    with pytest.raises(SelectionError, match="needs a trace"):
+        BankHeatmap(selection).figure("footprint")
+    with pytest.raises(SelectionError, match="nothing is shown"):
+        BankHeatmap().figure()
+    with pytest.raises(ValueError, match="must be one of heatmap, footprint"):
+        BankHeatmap(selection).figure("pie")
+
+
+def test_the_footprint_counts_three_kinds_of_cells(selection):
+    last = reweighted(selection, 1)
+    figure = BankHeatmap(
+        SimpleNamespace(selections=((0, selection), (9, last)))
+    ).figure("footprint")  # fmt: skip
+    first, final = set(), set()
+    for cells, chosen in ((first, selection), (final, last)):
+        cells.update((i, int(v)) for i, row in enumerate(chosen.indices) for v in row)
+    drawn = [set(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines]
+    assert drawn == [first - final, final - first, first & final]
+
+
+def test_a_notebook_keeps_a_picture_beside_the_widget(selection):
+    data, _ = BankHeatmap(selection)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert base64.b64decode(data["image/png"])[:4] == b"\x89PNG"
+    assert "image/png" not in BankHeatmap()._repr_mimebundle_()[0]
+
+
+def test_a_page_of_nothing_is_refused_and_not_written(tmp_path):
+    with pytest.raises(SelectionError, match="nothing is shown"):
+        BankHeatmap().to_html(tmp_path / "map.html")
+    assert not (tmp_path / "map.html").exists()

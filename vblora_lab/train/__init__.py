@@ -20,7 +20,9 @@ _HOMES = {
     "Finished": "events",
     "LearningRates": "optimizer",
     "Listener": "events",
+    "Outcome": "probe",
     "Paused": "events",
+    "Probe": "probe",
     "ProgressBar": "progress",
     "Replay": "replay",
     "Resumed": "events",
@@ -57,7 +59,9 @@ __all__ = [
     "Finished",
     "LearningRates",
     "Listener",
+    "Outcome",
     "Paused",
+    "Probe",
     "ProgressBar",
     "Replay",
     "Result",
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
     )
     from vblora_lab.train.generate import measure, write_samples, write_texts
     from vblora_lab.train.optimizer import LearningRates, make_optimizer
+    from vblora_lab.train.probe import Outcome, Probe
     from vblora_lab.train.progress import ProgressBar
     from vblora_lab.train.replay import Replay
     from vblora_lab.train.runs import Comparison, Result, Run, Runs

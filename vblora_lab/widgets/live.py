@@ -104,7 +104,7 @@ class LiveTraining(ipywidgets.VBox):
             seed=seed,
         )
         self.loss_chart = LossChart()
-        self.heatmap = BankHeatmap()
+        self.heatmap = BankHeatmap(compact=True)
         self._build()
         self._reset(total_steps=0)
         self._show_status("ready")

@@ -1,0 +1,276 @@
+"""The table and plots of what `benchmarks/speed.py` measured: results/speed.md and results/*.png.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+OURS, CAPTURED = "vblora_lab", "vblora_lab, captured"
+FROZEN, LORA, STOCK = "frozen base", "PEFT LoRA", "PEFT VB-LoRA"
+# Okabe and Ito's colours, and a marker each, so that colour isn't needed to tell them apart.
+LOOKS = {
+    FROZEN: ("#555555", "s"),
+    LORA: ("#E69F00", "^"),
+    STOCK: ("#D55E00", "v"),
+    OURS: ("#0072B2", "o"),
+    CAPTURED: ("#009E73", "D"),
+}
+NAMES = {"layers": "adapted layers", "num_vectors": "bank vectors", "r": "rank r"}
+
+Record = dict[str, Any]
+
+
+def of(records: list[Record], section: str) -> list[Record]:
+    return [record for record in records if record["section"] == section]
+
+
+# --- targets: what this project set out to reach
+
+Target = tuple[str, str, str, bool]  # what, how much is asked, how much was measured, met
+
+
+def at_least(what: str, asked: float, measured: float) -> Target:
+    return what, f"at least {asked}x", f"{measured:.2f}x", measured >= asked
+
+
+def at_most(what: str, asked: float, measured: float, unit: str = "x") -> Target:
+    return what, f"at most {asked}{unit}", f"{measured:.2f}{unit}", measured <= asked
+
+
+def gpu_targets(records: list[Record]) -> Iterator[Target]:
+    against_stock = {
+        "opt-125m-8x512-qv": 2.0,
+        "opt-125m-8x512-all": 3.5,
+        "opt-1.3b-8x512-qv": 2.0,
+        "opt-1.3b-8x512-all": 2.8,
+    }
+    for record in of(records, "training"):
+        row, ms, gib = record["row"], record["milliseconds"], record["peak_gib"]
+        if row in against_stock:
+            asked = against_stock[row]
+            yield at_least(f"{row}: step against PEFT VB-LoRA", asked, ms[STOCK] / ms[OURS])
+            most = 1.3 if record["targets"] == "qv" else 1.6
+            yield at_most(f"{row}: step against the frozen base", most, ms[OURS] / ms[FROZEN])
+        else:
+            gain = ms[STOCK] / ms[CAPTURED]
+            yield at_least(f"{row}: captured step against PEFT VB-LoRA", 8, gain)
+        yield at_most(f"{row}: step against PEFT LoRA", 1.0, ms[OURS] / ms[LORA])
+        if row == "opt-1.3b-8x512-all":
+            # 11.5 GiB where the frozen base takes 9.6: what matters is what is added.
+            yield at_most(
+                f"{row}: memory above the frozen base", 1.9, gib[OURS] - gib[FROZEN], " GiB"
+            )
+    for record in of(records, "generation"):
+        ms = record["milliseconds"]
+        yield at_most(f"{record['row']}: token against the frozen base", 1.1, ms[OURS] / ms[FROZEN])
+    for record in of(records, "admixture")[-1:]:
+        ratio = record["milliseconds"]["kernels, captured"] / record["floor_milliseconds"]
+        yield at_most(f"admixture of {record['row']}: time against its traffic", 2.0, ratio)
+    yield from common_targets(records)
+
+
+def cpu_targets(records: list[Record]) -> Iterator[Target]:
+    for record in of(records, "training"):
+        ms = record["milliseconds"]
+        share = (ms[OURS] - ms[FROZEN]) / (ms[STOCK] - ms[FROZEN])
+        yield at_most(f"{record['row']}: overhead against PEFT VB-LoRA's", 0.5, share)
+    yield from common_targets(records)
+
+
+def common_targets(records: list[Record]) -> Iterator[Target]:
+    for record in of(records, "snapshots"):
+        ms = record["milliseconds"]
+        added = 100 * (ms["step and snapshot"] / ms["step"] - 1)
+        yield at_most(f"{record['row']}: a snapshot each step adds", 2.0, added, "%")
+    for record in of(records, "injection"):
+        ms = record["milliseconds"]
+        ratio = ms["inject"] / ms["create the parameters"]
+        yield at_most("13B-size adapter: injection against creating its parameters", 1.5, ratio)
+        for what in ("save top-k", "load top-k"):
+            yield at_most(f"13B-size adapter: {what}", 2.0, ms[what] / 1e3, " s")
+
+
+# --- the page
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def timings(records: list[Record], unit: str) -> str:
+    methods = list(dict.fromkeys(m for record in records for m in record["milliseconds"]))
+    rows = []
+    for record in records:
+        times = record["milliseconds"]
+        rows.append([record["row"], *(f"{times[m]:.2f}" if m in times else "" for m in methods)])
+    return table([unit, *methods], rows)
+
+
+def page(about: dict[str, str], records: list[Record], kind: str) -> str:
+    targets = list((gpu_targets if kind == "cuda" else cpu_targets)(records))
+    versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "peft"))
+    parts = [
+        f"## {about['device']}",
+        f"{versions}, Python {about['python']}, {about['date']}, `{about['command']}`",
+        "### Targets",
+        table(
+            ["", "asked", "measured", ""],
+            [[*target[:3], "met" if target[3] else "**missed**"] for target in targets],
+        ),
+    ]
+    units = {
+        "training": "milliseconds per training step",
+        "generation": "milliseconds per token",
+        "admixture": "milliseconds, forward and backward",
+        "snapshots": "milliseconds",
+        "injection": "milliseconds",
+    }
+    for section, unit in units.items():
+        if found := of(records, section):
+            parts += [f"### {section.capitalize()}", timings(found, unit)]
+        if section == "training" and kind == "cuda":
+            memory = [r | {"milliseconds": r["peak_gib"]} for r in found]
+            parts.append(timings(memory, "GiB at the peak"))
+    parts += profile(records) + waits(records)
+    if of(records, "growth"):
+        parts += ["### Growth", f"![time and memory of a step](growth-{kind}.png)"]
+    if kind == "cuda" and of(records, "admixture"):
+        parts.append(f"![bandwidth of the admixture](roofline-{kind}.png)")
+    return "\n\n".join(parts)
+
+
+def profile(records: list[Record]) -> list[str]:
+    found = of(records, "profile")
+    if not found:
+        return []
+    if "kernels" in found[0]:
+        rows = [
+            [f"{r['row']}, {r['method']}", str(r["kernels"]), f"{r['device_milliseconds']:.2f}"]
+            for r in found
+        ]
+        header = ["one step", "kernels", "milliseconds in which the device is at work"]
+    else:
+        rows = [
+            [f"{r['row']}, {r['method']}", ", ".join(f"{k} {v}" for k, v in times.items())]
+            for r in found
+            for times in [r["cpu_milliseconds"]]
+        ]
+        header = ["one step", "operators and their own milliseconds, the longest first"]
+    return ["### Profile", table(header, rows)]
+
+
+def waits(records: list[Record]) -> list[str]:
+    found = of(records, "synchronisation")
+    if not found:
+        return []
+    rows = [
+        [record["row"], method, ", ".join(places) or "none"]
+        for record in found
+        for method, places in record["waits"].items()
+    ]
+    return ["### Waits for the device in a step", table(["", "method", "where"], rows)]
+
+
+# --- plots
+
+
+def plot_growth(records: list[Record], device: str, path: Path) -> None:
+    """One column per field that grows: time of a step above, memory below if there is any."""
+    fields = list(dict.fromkeys(record["field"] for record in records))
+    with_memory = bool(records[0]["peak_gib"])
+    figure, axes = plt.subplots(
+        1 + with_memory,
+        len(fields),
+        figsize=(11, 3.4 * (1 + with_memory)),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
+    )
+    for column, field in enumerate(fields):
+        points = [record for record in records if record["field"] == field]
+        draw(axes[0][column], points, "milliseconds", "milliseconds per step", column == 0)
+        if with_memory:
+            draw(axes[1][column], points, "peak_gib", "GiB at the peak", column == 0)
+        axes[-1][column].set_xlabel(NAMES[field])
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"{records[0]['row'].split(',')[0]}, {device}", fontsize=10, y=-0.02)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw(axis: Any, points: list[Record], what: str, label: str, first: bool) -> None:
+    for method in points[0][what]:
+        color, marker = LOOKS[method]
+        values = [point[what][method] for point in points]
+        x = [point["value"] for point in points]
+        axis.plot(x, values, color=color, marker=marker, label=method, markersize=5)
+    if points[0]["field"] != "layers":
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([point["value"] for point in points])
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    if first:
+        axis.set_ylabel(label)
+
+
+def plot_roofline(records: list[Record], device: str, path: Path) -> None:
+    """Bytes of logits read and of gradient written, a second, against their number."""
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    looks = {
+        "kernels, captured": ("#009E73", "D"),
+        "kernels": ("#0072B2", "o"),
+        "kernels, deterministic": ("#56B4E9", "s"),
+        "eager, pooled": ("#E69F00", "^"),
+        "eager, layer by layer": ("#D55E00", "v"),
+    }
+    mega = [record["logit_bytes"] / 1e6 for record in records]
+    for method, (color, marker) in looks.items():
+        speeds = [
+            2 * record["logit_bytes"] / record["milliseconds"][method] / 1e6 for record in records
+        ]
+        axis.plot(mega, speeds, color=color, marker=marker, label=method)
+    copy = max(record["copy_gb_per_s"] for record in records)
+    axis.axhline(copy, color="#555555", linestyle="--", label=f"copying: {copy:.0f} GB/s")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="logits of the model (MB)",
+        ylabel="GB/s of logits read and gradients written",
+        title=f"Admixture, forward and backward, {device}",
+    )
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    pages = ["# Speed", "Written by `python benchmarks/report.py` from what `speed.py` measured."]
+    for kind in ("cuda", "cpu"):
+        path = RESULTS / f"speed-{kind}.json"
+        if not path.exists():
+            continue
+        data = json.loads(path.read_text())
+        about, records = data["about"], data["records"]
+        pages.append(page(about, records, kind))
+        if found := of(records, "growth"):
+            plot_growth(found, about["device"], RESULTS / f"growth-{kind}.png")
+        if kind == "cuda" and (found := of(records, "admixture")):
+            plot_roofline(found, about["device"], RESULTS / f"roofline-{kind}.png")
+    (RESULTS / "speed.md").write_text("\n\n".join(pages) + "\n")
+
+
+if __name__ == "__main__":
+    main()
