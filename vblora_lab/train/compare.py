@@ -184,10 +184,8 @@ def _check_method(name: str) -> None:
     if name not in METHODS:
         by_letters = {known.lower(): known for known in METHODS}
         close = difflib.get_close_matches(name.lower(), by_letters, n=1)
-        hint = (
-            f"did you mean {by_letters[close[0]]!r}?" if close else f"choose from {list(METHODS)}"
-        )
-        raise ConfigError(f"no method is called {name!r}; {hint}")
+        hint = f"; did you mean {by_letters[close[0]]!r}?" if close else ""
+        raise ConfigError(f"no method is called {name!r}, only {list(METHODS)}{hint}")
 
 
 def trained_parameters(model: nn.Module) -> int:
