@@ -173,7 +173,7 @@ def waits(records: list[Record]) -> list[str]:
     if not found:
         return []
     rows = [
-        [record["row"], method, ", ".join(places) or "none"]
+        [record["row"], method, ", ".join(f"{n} at {p}" for p, n in places.items()) or "none"]
         for record in found
         for method, places in record["waits"].items()
     ]

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -243,8 +244,8 @@ def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
     return round(peak, 3)
 
 
-def waits(step: Callable, batch: dict) -> list[str]:
-    """Where in the code a step waits for the device."""
+def waits(step: Callable, batch: dict) -> dict[str, int]:
+    """How many times a step waits for the device, by file and line."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -252,7 +253,8 @@ def waits(step: Callable, batch: dict) -> list[str]:
             step(batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)]
+    places = [f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in caught]
+    return dict(Counter(places))
 
 
 def clean_up() -> None:

@@ -50,6 +50,9 @@ _HOMES = {
     "BankHeatmap": "widgets",
     "LiveTraining": "widgets",
     "LossChart": "widgets",
+    "check": "course",
+    "hint": "course",
+    "solution": "course",
     "run_demo": "demo",
 }
 
@@ -78,11 +81,13 @@ __all__ = [
     "VBLoRALayer",
     "VBLoRAModel",
     "add_adapter",
+    "check",
     "compare",
     "compress_lora",
     "export_lora",
     "from_pretrained",
     "get_peft_model",
+    "hint",
     "load_base",
     "load_task",
     "plan",
@@ -91,6 +96,7 @@ __all__ = [
     "register",
     "run_demo",
     "save_with_bank",
+    "solution",
     "unregister",
     "using",
 ]
@@ -110,6 +116,7 @@ if TYPE_CHECKING:
     from vblora_lab.bases import Base, load_base
     from vblora_lab.config import VBLoRAConfig
     from vblora_lab.convert import Compression, compress_lora, export_lora
+    from vblora_lab.course import check, hint, solution
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
     from vblora_lab.layers import Linear, VBLoRALayer

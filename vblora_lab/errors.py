@@ -58,3 +58,10 @@ class DivergedError(VBLoRAError, ArithmeticError):
 
 class BatchTooLargeError(VBLoRAError, MemoryError):
     """A batch doesn't fit into the device's memory; the message names one that does."""
+
+
+class ExerciseError(VBLoRAError, KeyError):
+    """The course has no exercise of that name."""
+
+    def __str__(self) -> str:  # KeyError would put quotes around the sentence
+        return str(self.args[0])

@@ -45,13 +45,19 @@ _PIXEL_RATIO = 2  # PNG pixels for each of them, so that a figure is sharp on a 
 
 
 class LabFigure(Figure):
-    """A `Figure` that a notebook shows as a PNG, whether or not pyplot was ever imported."""
+    """A `Figure` that a notebook shows as a PNG, whether or not pyplot was ever imported.
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    Attributes:
+        alt: what it shows, in words, for those who can't see it.
+    """
+
+    alt = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int | str]]:
         png = io.BytesIO()
         self.savefig(png, format="png", dpi=_CSS_INCH * _PIXEL_RATIO)
         width, height = (round(inches * _CSS_INCH) for inches in self.get_size_inches())
-        return png.getvalue(), {"width": width, "height": height}
+        return png.getvalue(), {"width": width, "height": height, "alt": self.alt}
 
 
 def smooth(losses: np.ndarray, over: int = SMOOTH_OVER) -> np.ndarray:
@@ -303,10 +309,14 @@ def _eighths(columns: int) -> MultipleLocator:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure of that size in inches, with one plain pair of axes."""
     figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    return figure, plain(figure.add_subplot())
+
+
+def plain(axes: Axes) -> Axes:
+    """The same axes in this package's ink, without a frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.xaxis.label.set(color=INK, size=10)
     axes.yaxis.label.set(color=INK, size=10)
-    return figure, axes
+    return axes

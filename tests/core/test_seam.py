@@ -137,7 +137,8 @@ before = dict(PEFT_TYPE_TO_CONFIG_MAPPING), dict(PEFT_TYPE_TO_TUNER_MAPPING)
 import vblora_lab.peft, vblora_lab.presets, vblora_lab.planning
 assert (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING) == before, "PEFT is changed"
 heavy = {"matplotlib", "ipywidgets", "anywidget", "IPython", "pandas", "transformers.trainer"}
-heavy |= {f"vblora_lab.{room}" for room in ("plots", "widgets", "train", "data", "bases", "cli")}
+rooms = ("plots", "widgets", "train", "data", "bases", "course", "cli")
+heavy |= {f"vblora_lab.{room}" for room in rooms}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 import transformers.trainer
 assert heavy & set(sys.modules), "the probe would see it"

@@ -162,6 +162,12 @@ def test_colours_darken_steadily_and_never_look_like_nothing():
     assert luminance[0] < 0.7
 
 
+def test_a_figure_is_shown_with_its_text_alternative():
+    figure = plots.usage_histogram(make_selection())
+    figure.alt = "bars"
+    assert figure._repr_png_()[1]["alt"] == "bars"
+
+
 def test_figures_need_no_pyplot(tmp_path):
     code = (
         "import sys; from vblora_lab import plots; import numpy as np\n"

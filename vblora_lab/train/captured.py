@@ -107,7 +107,7 @@ class CapturedStep:
             self._graphs[key] = _Graph(self._step, batch, before, warm_up, self._pool)
         except RuntimeError as error:
             torch.cuda.synchronize()
-            before.restore()
+            before.restore(after_failure=True)
             self.reason = str(error).split("\n")[0]
             logger.warning("training steps stay eager; capturing failed: %s", self.reason)
             return False
@@ -128,7 +128,8 @@ class _Snapshot:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.random = torch.cuda.get_rng_state()
+        self.device = self.trained[0].device
+        self.random = self._generator.clone_state()
         self.optimizer = optimizer
         # A step without an optimizer changes no parameter.
         self.values = [p.detach().clone() for p in self.trained] if optimizer else []
@@ -138,9 +139,17 @@ class _Snapshot:
             if optimizer is not None and p in optimizer.state
         }
 
+    @property
+    def _generator(self) -> torch.Generator:
+        return torch.cuda.default_generators[self.device.index]
+
     @torch.no_grad()
-    def restore(self) -> None:
-        torch.cuda.set_rng_state(self.random)
+    def restore(self, after_failure: bool = False) -> None:
+        if after_failure:
+            # A failed capture leaves the generator believing that it is still going on.
+            self._generator.graphsafe_set_state(self.random.clone_state())
+        else:
+            self._generator.set_state(self.random.get_state())
         for parameter in self.trained:
             parameter.grad = None
         if self.optimizer is None:

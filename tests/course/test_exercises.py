@@ -1,0 +1,158 @@
+"""Each exercise: its solution passes, an open cell fails kindly, known mistakes are named."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vblora_lab as lab
+from vblora_lab.course import exercises
+from vblora_lab.course.exercise import Exercise, Open, Wrong, called, check_tensor, equals, number
+from vblora_lab.errors import ExerciseError
+
+EXERCISES = exercises()
+
+
+def solved(name: str):
+    namespace: dict = {}
+    exec(lab.solution(name).text, namespace)
+    return namespace["answer"]
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_solution_is_right_and_says_why(name):
+    verdict = lab.check(name, solved(name))
+    assert verdict.right, verdict
+    assert verdict.text == EXERCISES[name].because
+    assert "✓ right" in repr(verdict)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("nothing", [..., None])
+def test_an_open_exercise_says_what_to_do(name, nothing):
+    verdict = lab.check(name, nothing)
+    assert verdict.state == "open"
+    assert f"lab.hint('{name}')" in verdict.text
+    assert "still open" in repr(verdict)
+    assert len(lab.hint(name).text) > 20
+
+
+@pytest.mark.parametrize("name", [n for n in EXERCISES if callable(solved(n))])
+def test_a_function_that_returns_nothing_is_open(name):
+    for unfinished in (lambda *_: ..., lambda *_: None):
+        assert lab.check(name, unfinished).state == "open"
+    raises = lab.check(name, lambda *_: 1 / 0)
+    assert raises.state == "wrong"
+    assert "ZeroDivisionError: division by zero" in raises.text
+    assert "function" in lab.check(name, 3).text
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("answer", [-12345.0, "", [1], object(), math.nan, torch.zeros(3), True])
+def test_no_answer_breaks_the_check(name, answer):
+    verdict = lab.check(name, answer)
+    assert verdict.state == "wrong"
+    assert verdict.text.strip()
+
+
+MISTAKES = [
+    ("02-lora", 256 * 1024, "frozen"),
+    ("02-lora", 4 * 256, "A alone"),
+    ("02-lora", 10_240, "factor of exactly 2"),
+    ("02-tiles", 64, "B alone"),
+    ("02-tiles", 20, "r = 4 of each"),
+    ("02-columns", lambda s: s.reshape(-1, s.shape[1]), "torn apart"),
+    ("02-columns", lambda s: s.transpose(1, 2).flatten(0, 1).T, "transposed"),
+    ("02-columns", lambda s: s, "the shape is (3, 2, 4); it should be (12, 2)"),
+    ("02-columns", lambda s: s.transpose(1, 2).flatten(0, 1) + 1, "should be"),
+    ("02-columns", lambda s: s.tolist(), "give a torch.Tensor"),
+    ("02-bank", 3 * 4096, "one for all"),
+    ("03-reach", 720, "if all were mixed"),
+    ("03-balance", 0.3, "constant"),
+    ("03-balance", -0.31, "too small"),
+    ("03-zero", 1024, "all of them"),
+    ("03-entropy", lambda w: torch.special.entr(w).sum(-1) / math.log(2), "bits"),
+    ("03-entropy", lambda w: -torch.special.entr(w).sum(-1), "sign"),
+    ("03-entropy", lambda w: -(w * w.log()).sum(-1), "exactly 0 gives NaN"),
+    ("03-entropy", lambda w: torch.special.entr(w).sum(), "last axis"),
+    ("05-count", 12, "leaves two"),
+    ("05-regex", r"layers\.4\.fc1", "never a whole name"),
+    ("05-regex", r".*layers\.5\.fc\d", "misses 2 of the 4"),
+    ("05-regex", r".*fc\d", "also matches"),
+    ("05-regex", "(", "no regular expression"),
+    ("05-length", 256, "doesn't divide 640"),
+    ("07-index", 1, "index 299"),
+    ("07-index", 8, "smallest integer"),
+    ("07-topk", 40_600, "last one needn't be stored"),
+    ("07-topk", 11_000, "bank is in the file too"),
+    ("07-users", 366_000_000, "bank with every user"),
+]
+
+
+@pytest.mark.parametrize("name, answer, expected", MISTAKES)
+def test_the_check_says_what_is_wrong(name, answer, expected):
+    verdict = lab.check(name, answer)
+    assert verdict.state == "wrong"
+    assert expected in verdict.text
+
+
+def test_no_message_gives_the_answer_away():
+    """What is said about a wrong number doesn't hold the right one."""
+    for name, exercise in EXERCISES.items():
+        answer = solved(name)
+        if isinstance(answer, int | float) and abs(answer) > 100:
+            for wrong in (answer * 2, answer / 2, answer + 1, 0):
+                text = lab.check(name, wrong).text.replace(",", "")
+                assert str(answer) not in text, (name, text)
+            assert str(answer) not in exercise.hint.replace(",", "")
+
+
+@pytest.mark.parametrize("five", [5, 5.0, np.int64(5), np.float32(5), torch.tensor(5)])
+def test_a_number_may_be_of_any_kind(five):
+    equals(5)(five)
+
+
+def test_parts_of_checks_can_fail():
+    with pytest.raises(Wrong, match="wrong sign"):
+        equals(5)(-5)
+    with pytest.raises(Wrong, match="without quotes"):
+        number("5")
+    with pytest.raises(Open):
+        called(lambda: None)
+    with pytest.raises(Wrong, match="NaN"):
+        check_tensor(torch.tensor([math.nan]), torch.ones(1))
+    check_tensor(torch.ones(2), torch.ones(2))
+
+
+def test_an_error_of_the_check_itself_is_not_taken_for_a_wrong_answer():
+    def broken(answer):
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError):
+        Exercise("99-x", "hint", broken, "because", "answer = 1").verdict(1)
+
+
+def test_an_unknown_exercise_names_the_nearest():
+    for function in (lab.hint, lab.solution, lambda name: lab.check(name, 1)):
+        with pytest.raises(ExerciseError, match="Did you mean '02-tiles'"):
+            function("02-tile")
+    with pytest.raises(ExerciseError, match="There are 05-count, 05-regex"):
+        lab.hint("05-zzzzzzzz")
+
+
+def test_names_begin_with_the_number_of_their_chapter():
+    folder = Path(lab.__file__).parent / "course"
+    for module in folder.glob("chapter_*.py"):
+        number_of = module.stem.removeprefix("chapter_")
+        assert any(name.startswith(f"{number_of}-") for name in EXERCISES), module.name
+        assert f'"{number_of}-' in module.read_text()
+    assert all(len(name.partition("-")[0]) == 2 for name in EXERCISES)
+
+
+def test_verdicts_are_shown_as_text_and_escaped_html():
+    verdict = lab.check("05-regex", "<b>(")
+    assert "<b>(" in repr(verdict)
+    assert "&lt;b&gt;(" in verdict._repr_html_()
+    assert max(map(len, repr(lab.check("07-topk", 40_600)).splitlines())) <= 88

@@ -1,0 +1,98 @@
+"""The figures of the course: they draw the numbers that they are given, with words for both."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+import vblora_lab as lab
+from vblora_lab.course import figures
+
+RNG = np.random.default_rng(0)
+
+
+def plans():
+    layers = nn.ModuleList(
+        nn.ModuleDict({"q": nn.Linear(8, 8), "v": nn.Linear(8, 8)}) for _ in "01"
+    )
+    model = nn.ModuleDict({"layers": layers, "head": nn.Linear(8, 4)})
+    return {
+        name: lab.plan(model, lab.VBLoRAConfig(vector_length=4, target_modules=targets))
+        for name, targets in {"both": ["q", "v"], "one": ["v", "head"]}.items()
+    }
+
+
+def admixture():
+    logits, bank = RNG.normal(size=7), RNG.normal(size=(7, 5))
+    indices, weights = np.array([4, 1]), np.array([0.75, 0.25])
+    return logits, indices, weights, bank, weights @ bank[indices]
+
+
+FIGURES = {
+    "rank_one_terms": lambda: figures.rank_one_terms(
+        RNG.normal(size=(3, 6)), RNG.normal(size=(4, 3))
+    ),
+    "cut_matrices": lambda: figures.cut_matrices(
+        RNG.integers(5, size=(2, 3, 2)), RNG.integers(5, size=(4, 2, 2)), 5, 4
+    ),
+    "admixture_steps": lambda: figures.admixture_steps(*admixture()),
+    "logit_gradients": lambda: figures.logit_gradients(
+        np.array([0, 0.5, 0, -0.5]), np.array([1, 3])
+    ),
+    "lines": lambda: figures.lines(
+        [1, 10], {"a": [1, 2], "b": [3, 4]}, xlabel="x", ylabel="y", title="t", alt="two", log="x"
+    ),
+    "stacked_bytes": lambda: figures.stacked_bytes({"f": {"bank": 30, "logits": 12}}, "t"),
+    "adapted_modules": lambda: figures.adapted_modules(plans()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_are_labelled_and_the_picture_has_words(name):
+    figure = FIGURES[name]()
+    png, metadata = figure._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert len(metadata["alt"]) > 2
+    assert all(axes.get_xlabel() for axes in figure.axes if "colorbar" not in axes.get_label())
+    assert any(axes.get_ylabel() for axes in figure.axes)
+
+
+def test_terms_add_up_to_the_product():
+    A, B = RNG.normal(size=(3, 6)), RNG.normal(size=(4, 3))
+    *terms, total = [axes.images[0].get_array() for axes in figures.rank_one_terms(A, B).axes[:4]]
+    np.testing.assert_allclose(total, B @ A)
+    np.testing.assert_allclose(sum(terms), B @ A)
+    assert {np.linalg.matrix_rank(term) for term in terms} == {1}
+
+
+def test_every_sub_vector_bears_its_bank_vectors():
+    chosen_A, chosen_B = np.array([[[0, 2], [1, 2]]]), np.array([[[3, 0]], [[2, 1]], [[2, 3]]])
+    in_A, in_B, bank = figures.cut_matrices(chosen_A, chosen_B, 4, 4).axes
+    assert [text.get_text() for text in in_A.texts] == ["0+2", "1+2"]
+    assert [text.get_text() for text in in_B.texts] == ["3+0", "2+1", "2+3"]
+    assert [text.get_text() for text in bank.texts if text.get_fontweight() == "bold"] == ["2"]
+    assert (in_A.get_xlim(), in_B.get_ylim()) == ((0, 8), (12, 0))
+
+
+def test_the_mixture_is_drawn():
+    left, middle, right = figures.admixture_steps(*admixture()).axes
+    assert [bar.get_height() for bar in middle.patches] == [0, 0.25, 0, 0, 0.75, 0, 0]
+    filled = [bar.get_facecolor()[:3] != (1, 1, 1) for bar in left.patches]
+    assert filled == [False, True, False, False, True, False, False]
+    assert len(right.lines) == 3
+
+
+def test_parts_are_stacked_end_to_end():
+    rows = {"full": {"bank": 30, "logits": 12}, "small": {"bank": 30, "choices": 2}}
+    (axes,) = figures.stacked_bytes(rows, "t").axes
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    assert ends == [(0, 30), (30, 42), (0, 30), (30, 32)]
+    assert [text.get_text() for text in axes.texts] == ["42", "32"]
+
+
+def test_a_square_is_filled_where_a_plan_adapts():
+    both, one = figures.adapted_modules(plans()).axes
+    assert [label.get_text() for label in both.get_yticklabels()] == ["q", "v"]
+    for axes, expected in ((both, {(0, 0), (0, 1), (1, 0), (1, 1)}), (one, {(0, 1), (1, 1)})):
+        filled = {box.get_xy() for box in axes.patches if box.get_facecolor()[:3] != (1, 1, 1)}
+        assert filled == expected
+        assert len(axes.patches) == 4  # the head is in no layer

@@ -1,0 +1,75 @@
+"""The exercises of the course: predict or write, check, and go on.
+
+    import vblora_lab as lab
+
+    answer = ...
+    lab.check("02-tiles", answer)   # what is wrong, not only that it is
+    lab.hint("02-tiles")
+    lab.solution("02-tiles")        # the code of a right answer
+
+The exercises of notebook 02 are in `chapter_02`, a module with a list called EXERCISES, and so on:
+a new chapter is a new module, and nothing else has to know.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from vblora_lab.course.exercise import Exercise, Say, Verdict
+from vblora_lab.errors import ExerciseError
+
+
+def exercises() -> dict[str, Exercise]:
+    """All exercises by name, in the order of the chapters."""
+    modules = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name.startswith("chapter"))
+    chapters = [importlib.import_module(f"{__name__}.{module}") for module in modules]
+    return {exercise.name: exercise for chapter in chapters for exercise in chapter.EXERCISES}
+
+
+def find(name: str) -> Exercise:
+    """The exercise of this name.
+
+    Raises:
+        ExerciseError: there is none; the message names the nearest.
+    """
+    known = exercises()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        chapter = [other for other in known if other[:3] == str(name)[:3]]
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(chapter or known)}."
+        raise ExerciseError(f"exercise {name!r}: there is none of that name. {hint}")
+    return known[name]
+
+
+def check(name: str, answer: Any) -> Verdict:
+    """Say whether an answer is right and, if not, what is wrong with it.
+
+    Args:
+        name: of the exercise, such as "02-tiles".
+        answer: a number, a string, a tensor or a function, as the exercise asks. `...`, None, and a
+            function that returns one of them count as "not answered yet".
+
+    Returns:
+        A `Verdict`, which a notebook shows; `verdict.state` is "open", "wrong" or "right". A wrong
+        answer raises nothing.
+
+    Raises:
+        ExerciseError: there is no such exercise.
+    """
+    return find(name).verdict(answer)
+
+
+def hint(name: str) -> Say:
+    """A push in the right direction. Raises `ExerciseError` if there is no such exercise."""
+    return Say(find(name).hint)
+
+
+def solution(name: str) -> Say:
+    """Code that answers the exercise. Raises `ExerciseError` if there is no such exercise."""
+    return Say(find(name).solution, is_code=True)
+
+
+__all__ = ["Exercise", "Verdict", "check", "exercises", "find", "hint", "solution"]

@@ -1,0 +1,303 @@
+"""Figures that explain the method, for the notebooks. As in `plots`: numbers in, a Figure out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
+
+if TYPE_CHECKING:
+    from vblora_lab.planning import Plan
+
+# Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
+STYLES = [
+    (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
+    (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
+]  # fmt: skip
+FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
+
+
+def rank_one_terms(A: np.ndarray, B: np.ndarray) -> LabFigure:
+    """The update B A beside the r outer products that it is the sum of.
+
+    Args:
+        A: (r, in_features).
+        B: (out_features, r).
+    """
+    terms = [np.outer(B[:, j], A[j]) for j in range(len(A))]
+    pictures = [*terms, np.sum(terms, axis=0)]
+    titles = [f"$b_{j} a_{j}$" for j in range(len(terms))] + ["$B A$, their sum"]
+    figure, row = _panels(9.0, 2.9, len(pictures))
+    bound = max(float(np.abs(picture).max()) for picture in pictures)
+    for axes, picture, title in zip(row, pictures, titles, strict=True):
+        image = axes.imshow(picture, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+        axes.set(xlabel="input")
+        axes.set_title(title, color=INK, fontsize=11)
+        _whole_ticks(axes)
+    row[0].set_ylabel("output")
+    figure.colorbar(image, ax=row, pad=0.01, fraction=0.03).set_label("value", color=INK)
+    figure.alt = (
+        f"{len(terms)} matrices of rank one, each a pattern of stripes, and their sum, which has "
+        f"rank {len(terms)}."
+    )
+    return figure
+
+
+def cut_matrices(
+    chosen_A: np.ndarray, chosen_B: np.ndarray, num_vectors: int, vector_length: int
+) -> LabFigure:
+    """A and B cut into sub-vectors, each with the numbers of the bank vectors it mixes.
+
+    Args:
+        chosen_A: (r, in_tiles, k) integers, bank vectors of the sub-vectors of A.
+        chosen_B: (out_tiles, r, k), those of B.
+        num_vectors, vector_length: shape of the bank.
+    """
+    figure, (in_A, in_B, in_bank) = _panels(9.0, 3.6, 3, width_ratios=[2.2, 1, 1.6])
+    r, in_tiles, _ = chosen_A.shape
+    out_tiles = len(chosen_B)
+    lit = int(np.bincount(np.concatenate([chosen_A.ravel(), chosen_B.ravel()])).argmax())
+    for rank, tile in np.ndindex(r, in_tiles):
+        _cell(in_A, tile * vector_length, rank, vector_length, 1, chosen_A[rank, tile], lit)
+    for tile, rank in np.ndindex(out_tiles, r):
+        _cell(in_B, rank, tile * vector_length, 1, vector_length, chosen_B[tile, rank], lit)
+    for vector in range(num_vectors):
+        _cell(in_bank, 0, vector, vector_length, 1, [vector], lit)
+    cuts_A = range(0, in_tiles * vector_length + 1, vector_length)
+    cuts_B = range(0, out_tiles * vector_length + 1, vector_length)
+    middles, ranks = np.arange(r) + 0.5, [str(rank) for rank in range(r)]
+    _frame(in_A, cuts_A[-1], r, f"$A$: rows cut into pieces of {vector_length}")
+    in_A.set(xlabel="input", ylabel="rank", xticks=cuts_A)
+    in_A.set_yticks(middles, ranks)
+    _frame(in_B, r, cuts_B[-1], "$B$: columns cut")
+    in_B.set(xlabel="rank", ylabel="output", yticks=cuts_B)
+    in_B.set_xticks(middles, ranks)
+    _frame(in_bank, vector_length, num_vectors, "the bank")
+    in_bank.set(xlabel="place in the vector", ylabel="bank vector", xticks=range(vector_length + 1))
+    in_bank.set_yticks([])
+    figure.alt = (
+        f"A has {r} rows of {in_tiles} pieces, B has {r} columns of {out_tiles} pieces, the bank "
+        f"has {num_vectors} vectors. Each piece bears the numbers of the vectors that it mixes; "
+        f"those with vector {lit}, the most used one, are filled and found in both matrices."
+    )
+    return figure
+
+
+def admixture_steps(
+    logits: np.ndarray, indices: np.ndarray, weights: np.ndarray, bank: np.ndarray, u: np.ndarray
+) -> LabFigure:
+    """One sub-vector: its logits, the weights of the chosen ones, and the mixture of the vectors.
+
+    Args:
+        logits: (num_vectors,).
+        indices, weights: (k,), the choice.
+        bank: (num_vectors, vector_length).
+        u: (vector_length,), the mixture.
+    """
+    figure, (left, middle, right) = _panels(9.6, 3.0, 3, width_ratios=[1.3, 1, 1.7])
+    _bars(left, logits, indices)
+    left.set(xlabel="bank vector", ylabel="logit")
+    left.set_title("1. logits", loc="left", color=INK)
+    _bars(middle, np.bincount(indices, weights, minlength=len(logits)), indices)
+    middle.set(xlabel="bank vector", ylabel="weight", ylim=(0, 1))
+    middle.set_title(f"2. softmax of the top {len(indices)}", loc="left", color=INK)
+    places = np.arange(len(u))
+    for (colour, dashes), i, w in zip(STYLES[1:], indices, weights, strict=False):
+        label = f"{w:.2f} of vector {i}"
+        right.plot(places, bank[i], color=colour, linestyle=dashes, linewidth=1.4, label=label)
+    right.plot(places, u, color=BLUE, linewidth=2.6, label="the sub-vector $u$")
+    right.set(xlabel="place in the vector", ylabel="value")
+    right.set_title("3. their mixture", loc="left", color=INK)
+    right.margins(y=0.3)
+    right.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", ncols=2)
+    shares = ", ".join(f"{w:.2f} of vector {i}" for i, w in zip(indices, weights, strict=True))
+    figure.alt = f"Of {len(logits)} logits the largest {len(indices)} are chosen: {shares}."
+    return figure
+
+
+def logit_gradients(gradient: np.ndarray, indices: np.ndarray) -> LabFigure:
+    """The gradient of each logit of one sub-vector; the chosen ones are filled.
+
+    Args:
+        gradient: (num_vectors,).
+        indices: (k,), the chosen.
+    """
+    figure, (axes,) = _panels(6.4, 2.6, 1)
+    _bars(axes, gradient, indices)
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.set(xlabel="bank vector", ylabel="gradient of its logit")
+    axes.set_title("Only the chosen logits are told anything", loc="left", color=INK)
+    reached = np.flatnonzero(gradient)
+    figure.alt = (
+        f"Bars at bank vectors {', '.join(map(str, reached))}; the other "
+        f"{len(gradient) - len(reached)} gradients are zero."
+    )
+    return figure
+
+
+def lines(
+    x: Sequence[float] | np.ndarray,
+    series: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    alt: str,
+    log: str = "",
+    points: bool = False,
+) -> LabFigure:
+    """Lines over one axis, each with its name beside its end.
+
+    Args:
+        x: (n,).
+        series: (n,) values by name.
+        xlabel, ylabel, title: texts.
+        alt: what there is to see, in words.
+        log: axes with a logarithmic scale: "x", "y" or "xy".
+        points: mark each value.
+    """
+    figure, (axes,) = _panels(8.0, 3.4, 1)
+    for (colour, dashes), (name, values) in zip(STYLES, series.items(), strict=False):
+        axes.plot(
+            x, values, color=colour, linestyle=dashes, linewidth=2.0, label=name,
+            marker="o" if points else None, markersize=5,
+        )  # fmt: skip
+    for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if side in log:
+            axes.set(**{f"{side}scale": "log"})
+        elif all(float(tick).is_integer() for tick in axis.get_ticklocs()):
+            axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.legend(
+        fontsize=9, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5),
+        handlelength=3.2,
+    )  # fmt: skip
+    figure.alt = alt
+    return figure
+
+
+def adapted_modules(plans: Mapping[str, Plan]) -> LabFigure:
+    """Which modules of the layers each plan adapts: a square per layer and kind, filled if it does.
+
+    Args:
+        plans: by a name for each; of one model.
+    """
+    names = [
+        name
+        for plan in plans.values()
+        for name in (*(t.name for t in plan.targets), *(s.name for s in plan.skipped))
+    ]
+    places = dict.fromkeys(place for name in names if (place := _in_layer(name)))
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    layers = sorted({layer for layer, _ in places})
+    figure, row = _panels(9.6, 0.9 + 0.28 * len(kinds), len(plans))
+    for axes, (title, plan) in zip(row, plans.items(), strict=True):
+        adapted = {_in_layer(target.name) for target in plan.targets}
+        for layer, kind in places:
+            corner = layers.index(layer), kinds.index(kind)
+            fill = BLUE if (layer, kind) in adapted else "white"
+            box = Rectangle(corner, 1, 1, facecolor=fill, edgecolor=RULE, linewidth=1.0)
+            axes.add_patch(box)
+        _frame(axes, len(layers), len(kinds), title)
+        axes.set_xticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
+        axes.set(xlabel="layer", aspect="equal")
+        axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds if axes is row[0] else [""] * len(kinds))
+    row[0].set_ylabel("module")
+    figure.alt = "; ".join(f"{title}: {len(plan.targets)} modules" for title, plan in plans.items())
+    return figure
+
+
+def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigure:
+    """A bar per file, in the parts that it consists of.
+
+    Args:
+        rows: bytes by part, by the name of the file.
+        title: above the figure.
+    """
+    figure, (axes,) = _panels(8.0, 0.9 + 0.6 * len(rows), 1)
+    kinds = list(dict.fromkeys(part for parts in rows.values() for part in parts))
+    fills = dict(zip(kinds, FILLS, strict=False))
+    most = max(sum(parts.values()) for parts in rows.values())
+    for y, parts in enumerate(rows.values()):
+        at = 0
+        for part, size in parts.items():
+            fill, hatch = fills[part]
+            axes.barh(y, size, left=at, height=0.62, color=fill, hatch=hatch, edgecolor="white")
+            at += size
+        axes.text(at + 0.01 * most, y, f"{at:,}", va="center", fontsize=9, color=INK)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.set(xlabel="bytes", xlim=(0, 1.16 * most), ylabel="file")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_title(title, loc="left", color=INK)
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=fills[kind][0], hatch=fills[kind][1], edgecolor="white")
+        for kind in kinds
+    ]
+    axes.legend(handles, kinds, fontsize=9, frameon=False, labelcolor=INK, loc="center right")
+    figure.alt = "; ".join(
+        f"{name}: " + ", ".join(f"{part} {size:,} bytes" for part, size in parts.items())
+        for name, parts in rows.items()
+    )
+    return figure
+
+
+# --- parts
+
+
+def _panels(
+    width: float, height: float, columns: int, width_ratios: Sequence[float] | None = None
+) -> tuple[LabFigure, list[Axes]]:
+    figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(1, columns, width_ratios=width_ratios)
+    return figure, [plain(figure.add_subplot(grid[0, column])) for column in range(columns)]
+
+
+def _in_layer(name: str) -> tuple[int, str] | None:
+    """Number of the layer and last part of the name, of a module in a layer."""
+    found = re.search(r"\.(\d+)\.", name)
+    return (int(found[1]), name.rpartition(".")[2]) if found else None
+
+
+def _whole_ticks(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _bars(axes: Axes, values: np.ndarray, chosen: np.ndarray) -> None:
+    """Bars, with the chosen ones filled and the others hollow."""
+    filled = np.isin(np.arange(len(values)), chosen)
+    colours = [BLUE if one else "white" for one in filled]
+    axes.bar(np.arange(len(values)), values, color=colours, edgecolor=BLUE, linewidth=1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+
+
+def _cell(
+    axes: Axes, x: float, y: float, width: float, height: float, vectors: Iterable[int], lit: int
+) -> None:
+    """One sub-vector as a box with the numbers of the bank vectors in it."""
+    vectors = list(vectors)
+    is_lit = lit in vectors
+    fill = "#b7d9ee" if is_lit else "white"
+    axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=INK, linewidth=1.0))
+    axes.text(
+        x + width / 2, y + height / 2, "+".join(map(str, vectors)), ha="center", va="center",
+        fontsize=10, color=INK, fontweight="bold" if is_lit else "normal",
+    )  # fmt: skip
+
+
+def _frame(axes: Axes, width: float, height: float, title: str) -> None:
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.tick_params(length=0)
