@@ -16,7 +16,7 @@ from vblora_lab.cli import main
 from vblora_lab.demo import ProgressBar
 from vblora_lab.train import Stepped
 
-FILES = {"adapter", "loss.png", "selection.png", "trace.npz", "summary.json"}
+FILES = {"adapter", "loss.png", "selection.png", "run.trace", "summary.json"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_sizes_in_the_summary_are_those_of_files(demo, tmp_path):
 
 def test_peft_alone_loads_the_adapter_and_writes_what_the_demo_showed(demo):
     out, _ = demo
-    sample = Trace.load(out / "trace.npz").samples_after[0]
+    sample = Trace.load(out / "run.trace").samples_after[0]
     base = load_base(device="cpu")
     model = peft.PeftModel.from_pretrained(base.model, out / "adapter").eval()
     start = base.tokenizer(sample.mr + " ->", return_tensors="pt")
@@ -73,7 +73,7 @@ def test_peft_alone_loads_the_adapter_and_writes_what_the_demo_showed(demo):
 
 def test_the_demo_prints_samples_sizes_and_a_progress_bar(demo):
     out, done = demo
-    trace = Trace.load(out / "trace.npz")
+    trace = Trace.load(out / "run.trace")
     assert f"Before: {trace.samples_before[0].text}" in done.stdout
     assert f"After: {trace.samples_after[0].text}" in done.stdout
     assert f"{trace.stored_bytes:,} bytes" in done.stdout

@@ -39,11 +39,14 @@ _HOMES = {
     "load_base": "bases",
     "Task": "data",
     "load_task": "data",
+    "Comparison": "train",
     "LearningRates": "train",
+    "Runs": "train",
     "Trace": "train",
     "Outcome": "train",
     "Probe": "train",
     "TrainingSession": "train",
+    "compare": "train.compare",
     "BankHeatmap": "widgets",
     "ConfigExplorer": "widgets",
     "LiveTraining": "widgets",
@@ -59,6 +62,7 @@ __all__ = [
     "PRESETS",
     "BankHeatmap",
     "Base",
+    "Comparison",
     "Compression",
     "ConfigExplorer",
     "Counterfactual",
@@ -69,6 +73,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Probe",
+    "Runs",
     "Selection",
     "SubVectors",
     "Task",
@@ -80,6 +85,7 @@ __all__ = [
     "VBLoRAModel",
     "add_adapter",
     "check",
+    "compare",
     "compress_lora",
     "doctor",
     "export_lora",
@@ -132,5 +138,6 @@ if TYPE_CHECKING:
     from vblora_lab.planning import Plan, plan
     from vblora_lab.presets import PRESETS
     from vblora_lab.selection import Selection, SubVectors, read_selection
-    from vblora_lab.train import LearningRates, Trace, TrainingSession
+    from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
+    from vblora_lab.train.compare import compare
     from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, LossChart

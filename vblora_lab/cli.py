@@ -7,10 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vblora_lab import __version__
 from vblora_lab.errors import VBLoRAError
+
+if TYPE_CHECKING:
+    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.train import Trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +51,48 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_at_least(1), default=None, help="optimizer steps")
     demo.add_argument("--seed", type=_at_least(0), default=0, help="draws adapter and data order")
     demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model with VB-LoRA; keep checkpoints, adapter and trace in a folder",
+        description="Fine-tune a base model with VB-LoRA on a data-to-text task. Ctrl-C ends the "
+        "run after the step in progress; --resume goes on where it ended, also after a crash. With "
+        "torchrun or accelerate launch, several processes share each batch: torchrun "
+        "--standalone --nproc-per-node 2 -m -- vblora_lab.cli train ...",
+    )
+    train.add_argument(
+        "--model",
+        default="mini-opt",
+        help="mini-opt (the default), a hub name such as facebook/opt-125m, or a folder",
+    )
+    train.add_argument(
+        "--task", default="restaurants", help="name of a task (default: restaurants), or FILE.csv"
+    )
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    train.add_argument("--preset", metavar="NAME", help="start from a preset; 'list' lists them")
+    for option, default, least, meaning in (
+        ("steps", 200, 1, "optimizer steps"),
+        ("batch-size", 8, 1, "pairs of meaning and text per step"),
+        ("seed", 0, 0, "draws adapter and data order"),
+        ("save-every", 50, 1, "steps between checkpoints"),
+        ("keep", 2, 1, "checkpoints that stay"),
+        ("eval-every", 0, 0, "steps between evaluations; 0: before and after"),
+        ("sample-every", 0, 0, "steps between sample texts; 0: before and after"),
+    ):
+        train.add_argument(
+            f"--{option}",
+            type=_at_least(least),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default})",
+        )
+    for kind in ("bank", "logits", "other"):
+        train.add_argument(
+            f"--{kind}-rate", type=float, metavar="X", help=f"peak learning rate: {kind}"
+        )
+    _add_config_options(train)
+    train.set_defaults(run=_train)
 
     plan = commands.add_parser(
         "plan",
@@ -111,8 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Options of `plan` for fields of VBLoRAConfig. They are listed here, since reading them from the
-# class would load torch for every command; a test holds the list to the class.
+# Options of `plan` and `train` for fields of VBLoRAConfig. They are listed here, since reading them
+# from the class would load torch for every command; a test holds the list to the class.
 NUMBERS = {
     "r": int,
     "num_vectors": int,
@@ -147,23 +193,86 @@ def _plan(args: argparse.Namespace) -> int:
     import torch
 
     from vblora_lab.bases import load_skeleton
-    from vblora_lab.config import VBLoRAConfig
     from vblora_lab.planning import plan
-    from vblora_lab.presets import find_preset, list_presets
+    from vblora_lab.presets import list_presets
 
     if args.preset == "list":
         print(list_presets())
         return 0
+    config = _config(args)
+    model = load_skeleton(args.model, task_type=config.task_type, dtype=getattr(torch, args.dtype))
+    result = plan(model, config)
+    print(result.to_json() if args.json else result)
+    return 0 if result.fits else 1
+
+
+def _config(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
+    """The config that the options, and a preset, describe."""
+    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.presets import find_preset
+
     given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
     for name in ("target_modules", "exclude_modules"):
         if len(given.get(name, [])) == 1 and _is_expression(given[name][0]):
             given[name] = given[name][0]
     make = VBLoRAConfig if args.preset is None else find_preset(args.preset).config
-    config = make(**given)
-    model = load_skeleton(args.model, task_type=config.task_type, dtype=getattr(torch, args.dtype))
-    result = plan(model, config)
-    print(result.to_json() if args.json else result)
-    return 0 if result.fits else 1
+    return make(**{**defaults, **given})
+
+
+def _train(args: argparse.Namespace) -> int:
+    from vblora_lab.bases import load_base
+    from vblora_lab.errors import DataError
+    from vblora_lab.presets import list_presets
+    from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
+
+    if args.preset == "list":
+        print(list_presets())
+        return 0
+    rates = {kind: getattr(args, f"{kind}_rate") for kind in ("bank", "logits", "other")}
+    learning_rates = LearningRates(**{k: rate for k, rate in rates.items() if rate is not None})
+    config = _config(args, task_type="CAUSAL_LM")
+    try:  # nobody would see a run that is kept nowhere
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {str(args.out)!r} can't be used as a folder: {error}") from error
+    options = ("steps", "batch_size", "seed", "out", "resume", "save_every", "keep")
+    session = TrainingSession(
+        load_base(args.model, device=_own_device()),
+        config,
+        args.task,
+        learning_rates=learning_rates,
+        listeners=[ProgressBar()],
+        **{name: getattr(args, name) for name in (*options, "eval_every", "sample_every")},
+    )
+    trace = session.run()
+    if not session.is_first:
+        return 0
+    print(_report(trace))
+    print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
+    if trace.reason == "stopped":
+        print("Stopped early; the same command with --resume goes on.")
+        return 130
+    return 0
+
+
+def _own_device() -> str | None:
+    """The GPU of this process, where torchrun or accelerate started one for each."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def _report(trace: Trace) -> str:
+    """The losses of a run and a text that it wrote."""
+    lines = [f"{trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
+    if len(trace.eval_losses) > 1:
+        before, after = trace.eval_losses[0], trace.eval_losses[-1]
+        lines.append(f"validation loss {before:.3f} -> {after:.3f} nats per token")
+    for sample in trace.samples_after[:1]:
+        lines += [f"{sample.mr}", f"  {sample.text}"]
+        lines.append(f"  slot errors: {'; '.join(sample.slot_errors) or 'none'}")
+    return "\n".join(lines)
 
 
 def _is_expression(text: str) -> bool:
@@ -175,7 +284,7 @@ def _demo(args: argparse.Namespace) -> int:
     from vblora_lab.demo import STEPS, run_demo  # torch and matplotlib only when they are needed
 
     run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
-    print(f"Left in {args.out}: adapter/, loss.png, selection.png, trace.npz, summary.json")
+    print(f"Left in {args.out}: adapter/, loss.png, selection.png, run.trace, summary.json")
     return 0
 
 

@@ -7,15 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
 from vblora_lab.plots import loss_curve, selection_heatmap
 from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
-from vblora_lab.train.events import Event, Finished, Started, Stepped
+from vblora_lab.train.progress import ProgressBar
 
 STEPS = 280
 BATCH_SIZE = 16
@@ -42,7 +40,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Fine-tune mini-OPT on the restaurants task and leave everything in a folder.
 
-    Writes ``adapter/`` (loads in PEFT), ``loss.png``, ``selection.png``, ``trace.npz`` and
+    Writes ``adapter/`` (loads in PEFT), ``loss.png``, ``selection.png``, ``run.trace`` and
     ``summary.json``, and returns the summary: sizes in bytes, times in seconds, losses in nats
     per token, BLEU from 0 to 100, slot errors per slot on held-out meaning representations.
 
@@ -73,7 +71,7 @@ def run_demo(
     session.model.save_pretrained(str(out / "adapter"))
     loss_curve(trace).savefig(out / "loss.png", dpi=150)
     selection_heatmap(trace.selections[-1][1]).savefig(out / "selection.png", dpi=150)
-    trace.save(out / "trace.npz")
+    trace.save(out / "run.trace")
     examples = session.task.test[:TEST_EXAMPLES]
     summary = {
         **measure(session.model, session.tokenizer, session.task.domain, examples),
@@ -124,22 +122,3 @@ def report(trace: Trace, summary: dict[str, Any]) -> str:
 def _said(when: str, sample: Sample) -> str:
     errors = "; ".join(sample.slot_errors) or "none"
     return f"{when}: {sample.text}\n        slot errors: {errors}"
-
-
-class ProgressBar:
-    """A listener that draws a terminal progress bar with the loss."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def __call__(self, event: Event) -> None:
-        match event:
-            case Started():
-                self._bar = tqdm(total=event.total_steps, unit="step", desc="VB-LoRA")
-            case Stepped() if self._bar is not None:
-                self._bar.set_postfix(
-                    loss=f"{event.loss:.3f}", tokens_per_s=f"{event.tokens_per_second:,.0f}"
-                )
-                self._bar.update(event.step - self._bar.n)
-            case Finished() if self._bar is not None:
-                self._bar.close()

@@ -64,6 +64,14 @@ class SessionError(VBLoRAError, RuntimeError):
     """A training session is asked for something that its state doesn't allow."""
 
 
+class DivergedError(VBLoRAError, ArithmeticError):
+    """The loss became NaN or exploded. The model holds the last state that was good."""
+
+
+class BatchTooLargeError(VBLoRAError, MemoryError):
+    """A batch doesn't fit into the device's memory; the message names one that does."""
+
+
 class ExerciseError(VBLoRAError, KeyError):
     """The course has no exercise of that name."""
 

@@ -7,8 +7,8 @@ so nothing is shown, no global state changes, and any thread may draw.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
 BLUE, ORANGE = "#1d6fa5", "#c2570c"
+STYLES = (
+    (BLUE, "-", "D"), (ORANGE, "--", "s"), ("#2f7d4f", "-.", "^"), ("#7a4fa3", ":", "o"),
+)  # fmt: skip
+"""Colour, dashes and mark of each run in a figure of several."""
 SMOOTH_OVER = 10
 """How many steps the smoothed loss is the mean of."""
 
@@ -92,6 +96,31 @@ def loss_curve(trace: Trace) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
+    return figure
+
+
+def loss_curves(traces: Mapping[str, Trace]) -> Figure:
+    """The smoothed training losses of several runs, and their evaluation losses, by name.
+
+    Runs differ in colour, in dashes and in the shape of their marks.
+    """
+    figure, axes = _figure(8.0, 3.6)
+    for (name, trace), (colour, dashes, mark) in zip(traces.items(), cycle(STYLES), strict=False):
+        axes.plot(
+            trace.steps, smooth(trace.losses), color=colour, linestyle=dashes, linewidth=2,
+            label=name,
+        )  # fmt: skip
+        axes.plot(
+            trace.eval_steps, trace.eval_losses, color=colour, linestyle="none", marker=mark,
+            markersize=6.5, markeredgecolor="white", zorder=4, clip_on=False,
+        )  # fmt: skip
+    axes.plot([], [], color=FAINT, linestyle="none", marker="D", label="validation (same colour)")
+    label = f"loss (nats per token)\nmean of the last {SMOOTH_OVER} batches"
+    axes.set(xlabel="training step", ylabel=label)
+    axes.set_title("Training loss by run", loc="left", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0, handlelength=3)
     return figure
 
 

@@ -93,8 +93,21 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     page.locator(".jp-OutputArea-output pre", has_text="42").wait_for()
     assert "training" in status.inner_text()
 
+    # A pause holds it, a step is one step.
+    panel.get_by_role("button", name="Pause").click()
+    page.get_by_text("‖ paused").wait_for()
+    paused_at = int(steps.inner_text().split(" ")[1])
+    panel.get_by_role("button", name="Step").click()
+    wait_for_step(page, paused_at + 1)
+    page.wait_for_timeout(500)
+    assert int(steps.inner_text().split(" ")[1]) == paused_at + 1
     panel.get_by_role("button", name="Stop").scroll_into_view_if_needed()
-    page.screenshot(path=screenshots / "2-training.png")
+    page.screenshot(path=screenshots / "2-paused.png")
+    panel.get_by_role("button", name="Resume").click()
+    wait_for_step(page, paused_at + 3)
+
+    panel.get_by_role("button", name="Stop").scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "3-training.png")
     panel.get_by_role("button", name="Stop").click()
     page.get_by_text("■ stopped").wait_for()
     assert panel.get_by_role("button", name="Train").is_enabled()
@@ -106,7 +119,7 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     heatmap.scroll_into_view_if_needed()
     heatmap.hover(position={"x": 300, "y": 200})
     assert "of bank vector" in panel.locator(".vblora-readout").nth(1).inner_text()
-    page.screenshot(path=screenshots / "3-stopped.png")
+    page.screenshot(path=screenshots / "4-stopped.png")
 
     # Training again starts from nothing.
     panel.get_by_role("button", name="Train").click()

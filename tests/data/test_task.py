@@ -53,29 +53,45 @@ def test_a_csv_file_becomes_a_task_split_by_meaning(tmp_path):
     assert len({example.mr for example in task.train + task.validation + task.test}) == 20
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("meaning,text\na,b\n", "no column mr and no column ref"),
-        ("mr,ref\n", "no rows"),
-        ("", "no column mr"),
-        ("mr,ref\nname[A],\n", "line 2: the ref column is empty"),
-        ("mr,ref\nname[A],x\njunk,y\n", "line 3: not a meaning representation"),
-        ("mr,ref\nname[A],x\n", "too few to split"),
-    ],
-)
-def test_other_files_are_refused_by_name_and_line(tmp_path, content, message):
+MALFORMED = {
+    "meaning,text\na,b\n": r"line 1: no column mr and no column ref; the file has \['meaning'",
+    "mr;ref\nname[A];x\n": "line 1: no column mr and no column ref.*separated by ';'",
+    "mr,ref\n": "no rows below the header",
+    "mr,ref\n\n\n": "no rows below the header",
+    "": "the file is empty",
+    " \n\n": "the file is empty",
+    "mr,ref\nname[A],\n": "line 2, column ref: empty",
+    "mr,ref\nname[A],x\n,y\n": "line 3, column mr: empty",
+    "mr,ref\nname[A],x\njunk,y\n": "line 3, column mr: not a meaning representation",
+    'mr,ref\nname[A],"two\nlines"\njunk,y\n': "line 4, column mr: not a meaning",
+    'mr,ref\nname[A],x\njunk,"y\nz"\n': "line 3, column mr: not a meaning",
+    "mr,ref\nname[A],x, and y\n": "line 2, column 3: ' and y' is one more",
+    "mr,ref,id\nname[A],x,1\nname[B]\n": "line 3, column ref: missing",
+    'mr,ref\nname[A],x\nname[B],"open\nname[C],y\n': "row that begins on line 3: .*closed",
+    'mr,ref\nname[A],"x"y\n': "row that begins on line 2",
+    "mr,ref\nname[A],x\n": "too few to split",
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED)
+def test_other_files_are_refused_by_name_line_and_column(tmp_path, content):
     path = tmp_path / "bad.csv"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=MALFORMED[content]) as caught:
         load_task(path)
+    assert str(path) in str(caught.value) or "bad: 1 different" in str(caught.value)
 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "latin.csv"
-    path.write_bytes("mr,ref\nname[Café],Café.\n".encode("latin-1"))
-    with pytest.raises(DataError, match="UTF-8"):
+    path.write_bytes("mr,ref\nname[A],x\nname[Café],Café.\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.csv, line 3: byte 0xe9 is not UTF-8"):
         read_csv(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: can't be read"):
+        load_task(tmp_path / "none.csv")
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():

@@ -45,7 +45,7 @@ def finished(base, task):
 def test_events_come_in_order_and_say_what_happened(finished):
     session, trace, events = finished
     assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
-    assert [type(e) for e in events[1:4]] == [Evaluated, Sampled, Selected]
+    assert [type(e) for e in events[1:4]] == [Sampled, Selected, Evaluated]
     assert [e.step for e in events if isinstance(e, Stepped)] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if isinstance(e, Selected)] == [0, 1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if isinstance(e, Evaluated)] == [0, 6]

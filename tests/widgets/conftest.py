@@ -20,3 +20,9 @@ def session_class(monkeypatch):
     fresh = type("FreshSession", (ScriptedSession,), {"made": []})
     monkeypatch.setattr("vblora_lab.widgets.live.TrainingSession", fresh)
     return fresh
+
+
+@pytest.fixture(autouse=True)
+def _a_notebook_that_shows_threads(monkeypatch):
+    """These tests run in a script, where a panel would train in the foreground."""
+    monkeypatch.setenv("VBLORA_LAB_DRIVER", "thread")

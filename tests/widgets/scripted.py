@@ -15,6 +15,8 @@ from vblora_lab.selection import Selection, read_selection
 from vblora_lab.train.events import (
     Evaluated,
     Finished,
+    Paused,
+    Resumed,
     Sample,
     Sampled,
     Selected,
@@ -63,10 +65,11 @@ def sample(text: str, *errors: str) -> Sample:
 class ScriptedSession:
     """Speaks as `TrainingSession` does: a loss of 4 / step, a selection at every step.
 
-    `hold` makes it wait before step 3 until `stop` is called; `fail` ends it there with an error.
+    `hold` makes it wait before step 3 until `stop` is called; `fail` ends it there with an error;
+    `pauses` pauses it there until `resume` is called. `asked` lists what it was steered to do.
     """
 
-    hold = fail = False
+    hold = fail = pauses = False
     made: list[ScriptedSession]
 
     def __init__(self, base, config, task, *, steps, batch_size, learning_rates, seed, listeners):
@@ -79,6 +82,8 @@ class ScriptedSession:
         self.trace = SimpleNamespace(steps=[])
         self.held = threading.Event()
         self._stop = threading.Event()
+        self._go = threading.Event()
+        self.asked = []
         self.thread = None
         type(self).made.append(self)
 
@@ -102,6 +107,11 @@ class ScriptedSession:
                 else:
                     reason = "stopped"
                 break
+            if step == 3 and self.pauses:
+                self._tell(Paused(done))
+                self.held.set()
+                self._go.wait(10)
+                self._tell(Resumed(done))
             done = step
             self._tell(Stepped(step, steps, 4 / step, {"bank": 1e-3}, 1234.5, 6.5, 75.0, step / 10))
             self._tell(Selected(step, reweighted(start, step)))
@@ -127,6 +137,19 @@ class ScriptedSession:
 
     def stop(self):
         self._stop.set()
+
+    def pause(self):
+        self.asked.append("pause")
+
+    def step(self):
+        self.asked.append("step")
+
+    def resume(self):
+        self.asked.append("resume")
+        self._go.set()
+
+    def set_learning_rates(self, rates):
+        self.asked.append((rates.bank, rates.logits))
 
     def wait(self, timeout=None):
         self._worker.join(timeout)

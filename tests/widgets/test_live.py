@@ -159,8 +159,12 @@ def test_drivers_choose_the_thread(make_panel, session_class):
     assert foreground is threading.current_thread()
 
 
-def test_colab_trains_in_the_foreground(make_panel, monkeypatch):
+def test_the_front_end_chooses_the_driver(make_panel, monkeypatch):
+    monkeypatch.delenv("VBLORA_LAB_DRIVER")
+    monkeypatch.setattr("vblora_lab.widgets.live.detect", lambda: SimpleNamespace(driver="thread"))
     assert make_panel().driver == "thread"
+    monkeypatch.undo()
+    monkeypatch.delenv("VBLORA_LAB_DRIVER", raising=False)
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     assert make_panel().driver == "foreground"
     assert make_panel(driver="thread").driver == "thread"
@@ -169,6 +173,47 @@ def test_colab_trains_in_the_foreground(make_panel, monkeypatch):
 def test_an_unknown_driver_is_refused(make_panel):
     with pytest.raises(ValueError, match=r"'gpu'.*'thread', 'foreground'"):
         make_panel(driver="gpu")
+
+
+def test_pause_step_and_resume_by_button(panel, session_class):
+    session_class.pauses = True
+    assert panel._pause_button.disabled and panel._step_button.disabled
+    panel.train()
+    session = session_class.made[0]
+    assert session.held.wait(10)
+    assert panel.status == "paused" and "paused" in shown(panel)
+    assert len(losses(panel)) == 2, "all that was told is on the screen"
+    assert panel._pause_button.description == "Resume" and not panel._step_button.disabled
+    assert panel._train_button.disabled and panel.controls.r.disabled
+    with pytest.raises(SessionError, match="A run is going on"):
+        panel.train()
+    panel._step_button.click()
+    panel._pause_button.click()
+    panel.wait()
+    assert session.asked == ["step", "resume"]
+    assert panel.status == "completed" and panel._pause_button.description == "Pause"
+    assert panel._pause_button.disabled and panel._step_button.disabled
+
+
+def test_rates_are_changed_while_a_run_goes_on(panel, session_class):
+    session_class.pauses = True
+    panel.controls.bank_rate.value = 1e-3  # before: a setting
+    panel.train()
+    session = session_class.made[0]
+    assert session.held.wait(10)
+    assert not panel.controls.bank_rate.disabled
+    panel.controls.bank_rate.value = 1e-4
+    panel.resume()
+    panel.wait()
+    panel.controls.bank_rate.value = 1e-2  # after: a setting again
+    (rates,) = [asked for asked in session.asked if isinstance(asked, tuple)]
+    assert rates == pytest.approx((1e-4, panel.controls.logits_rate.value))
+
+
+def test_without_a_run_there_is_nothing_to_steer(panel):
+    for wish in (panel.pause, panel.step, panel.resume):
+        with pytest.raises(SessionError, match="There is no run yet"):
+            wish()
 
 
 def test_while_a_run_goes_on_the_settings_rest_and_stop_ends_it(panel, session_class):

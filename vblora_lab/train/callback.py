@@ -1,4 +1,4 @@
-"""HF Trainer -> events: the one place where the Trainer's callbacks are known."""
+"""HF Trainer -> events, and steering -> HF Trainer: where the Trainer's callbacks are known."""
 
 from __future__ import annotations
 
@@ -6,18 +6,60 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vblora_lab.selection import SubVectors, read_selection
-from vblora_lab.train.events import Evaluated, Listener, Selected, Stepped
+from vblora_lab.train.events import (
+    Evaluated,
+    Finished,
+    Listener,
+    Reason,
+    Sample,
+    Sampled,
+    Selected,
+    Started,
+    Stepped,
+)
+from vblora_lab.train.memory import peak_memory
+from vblora_lab.train.optimizer import rates_of
+
+
+def describe(
+    model: PeftModel, total_steps: int, step: int = 0, adapter_name: str = "default"
+) -> Started:
+    """The first event of a run that trains ``model`` from ``step`` on."""
+    selection = read_selection(model, adapter_name)
+    tuner: Any = model.base_model
+    return Started(
+        total_steps=total_steps,
+        sub_vectors=selection.sub_vectors,
+        num_vectors=selection.num_vectors,
+        topk=selection.indices.shape[1],
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        stored_bytes=tuner.stored_bytes(adapter_name, only_topk=True),
+        lora_stored_bytes=tuner.lora_stored_bytes(adapter_name),
+        step=step,
+    )
 
 
 class EventCallback(TrainerCallback):  # type: ignore[misc]
-    """Turns the steps and evaluations of any `transformers.Trainer` into events.
+    """Turns what any `transformers.Trainer` does with a VB-LoRA model into events.
 
-    Give it to a Trainer with ``logging_steps=1``. emit: gets the events; select_every: steps
-    between two `Selected`, 0 for none; should_stop: asked after each step. With
+    Give it to a Trainer with ``logging_steps=1``. With
     ``include_num_input_tokens_seen="non_padding"`` the speed in tokens is known too, else it is 0.
+    Where several processes train, the first one alone emits.
+
+    Args:
+        emit: gets the events.
+        select_every: steps between two `Selected`, 0 for none.
+        write_samples: writes texts with the model as it is; called every ``sample_every`` steps, 0
+            for never.
+        tell_ends: emit `Started` and `Finished` where the Trainer begins and ends. After a failure
+            there is no `Finished`, since the Trainer does not tell its callbacks.
+        clock: returns seconds; speeds are measured with it.
+        adapter_name: which adapter is trained.
     """
 
     def __init__(
@@ -25,40 +67,59 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         emit: Listener,
         *,
         select_every: int = 1,
-        should_stop: Callable[[], bool] = lambda: False,
+        sample_every: int = 0,
+        write_samples: Callable[[], tuple[Sample, ...]] = tuple,
+        tell_ends: bool = True,
+        clock: Callable[[], float] = time.monotonic,
         adapter_name: str = "default",
     ) -> None:
         self._emit = emit
         self._select_every = select_every
-        self._should_stop = should_stop
+        self._sample_every = sample_every
+        self._write_samples = write_samples
+        self._tell_ends = tell_ends
+        self._clock = clock
         self._adapter_name = adapter_name
         self._sub_vectors: SubVectors | None = None
-        self._start = self._tokens = self._first = 0.0
+        self._began = self._start = self._tokens = self._first = 0.0
         self._rates: dict[str, float] = {}
 
     def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self._began = self._start = self._clock()
+        self._first, self._tokens = state.global_step, state.num_input_tokens_seen
+        if self._tell_ends and state.is_world_process_zero:
+            step = state.global_step
+            self._emit(describe(more["model"], state.max_steps, step, self._adapter_name))
+
+    def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._start = time.monotonic()
-        self._first, self._tokens = state.global_step, state.num_input_tokens_seen
+        if self._tell_ends and state.is_world_process_zero:
+            reason: Reason = "stopped" if state.global_step < state.max_steps else "completed"
+            self._emit(Finished(reason, state.global_step, self._clock() - self._began))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step == self._first:  # an evaluation may have come before
+            self._start = self._clock()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        groups = more["optimizer"].param_groups
-        self._rates = {g.get("name", str(i)): float(g["lr"]) for i, g in enumerate(groups)}
+        self._rates = rates_of(more["optimizer"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        if self._select_every and state.global_step % self._select_every == 0:
+        if _due(self._select_every, state):
             selection = read_selection(
                 more["model"], self._adapter_name, sub_vectors=self._sub_vectors
             )
             self._sub_vectors = selection.sub_vectors
             self._emit(Selected(state.global_step, selection))
-        if self._should_stop():
-            control.should_training_stop = True
 
     def on_log(
         self,
@@ -68,9 +129,9 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        seconds = time.monotonic() - self._start
+        seconds = self._clock() - self._start
         steps_per_second = (state.global_step - self._first) / seconds
         self._emit(
             Stepped(
@@ -82,8 +143,11 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 steps_per_second=steps_per_second,
                 eta_seconds=(state.max_steps - state.global_step) / steps_per_second,
                 seconds=seconds,
+                peak_memory_bytes=peak_memory(args.device),
             )
         )
+        if _due(self._sample_every, state):
+            self._emit(Sampled(state.global_step, self._write_samples()))
 
     def on_evaluate(
         self,
@@ -93,5 +157,44 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if metrics and "eval_loss" in metrics:
+        if metrics and "eval_loss" in metrics and state.is_world_process_zero:
             self._emit(Evaluated(state.global_step, float(metrics["eval_loss"])))
+
+
+def _due(every: int, state: TrainerState) -> bool:
+    return bool(every and state.global_step % every == 0 and state.is_world_process_zero)
+
+
+class Steering(TrainerCallback):  # type: ignore[misc]
+    """Lets someone else change a Trainer's run between steps. Needs ``logging_steps=1``.
+
+    Args:
+        before_step: called with optimizer and schedule before each step.
+        after_step: called with the number of each step when it is done and told; may wait; returns
+            whether to stop. A run that is stopped saves a checkpoint if it saves any.
+    """
+
+    def __init__(
+        self,
+        before_step: Callable[[torch.optim.Optimizer, Any], None],
+        after_step: Callable[[int], bool],
+    ) -> None:
+        self._before_step, self._after_step = before_step, after_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self._before_step(more["optimizer"], more["lr_scheduler"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        # Not in on_step_end, which comes before the step's loss is told.
+        if logs and "loss" in logs and self._after_step(state.global_step):
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"

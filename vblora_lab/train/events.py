@@ -27,7 +27,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Started:
-    """The first event: what is about to be trained. Sizes in bytes, `checkpoint.stored_bytes`."""
+    """The first event: what is about to be trained. Sizes in bytes, `checkpoint.stored_bytes`.
+
+    step: 0, or the step of the checkpoint from which a run goes on.
+    """
 
     total_steps: int
     sub_vectors: SubVectors
@@ -36,11 +39,15 @@ class Started:
     trained_parameters: int
     stored_bytes: int
     lora_stored_bytes: int
+    step: int = 0
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step is done; speeds are means since the first step."""
+    """One optimizer step is done; speeds are means since the first step, pauses left out.
+
+    peak_memory_bytes: the most that was in use so far: on the CUDA device, or else by the process.
+    """
 
     step: int
     total_steps: int
@@ -50,6 +57,7 @@ class Stepped:
     steps_per_second: float
     eta_seconds: float
     seconds: float
+    peak_memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,40 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Greedy generations for the same few validation MRs, before and after training."""
+    """Greedy generations for the same few validation MRs, before, while and after training."""
 
     step: int
     samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Paused:
+    """Training waits after this step, until it is told to go on."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Training goes on after a pause, if only for one step."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, or the final adapter, lies whole in ``folder``."""
+
+    step: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class SaveFailed:
+    """Something could not be written, as ``problem`` says. Training goes on in memory."""
+
+    step: int
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -86,5 +124,16 @@ class Finished:
     error: BaseException | None = None
 
 
-Event = Started | Stepped | Selected | Evaluated | Sampled | Finished
+Event = (
+    Started
+    | Stepped
+    | Selected
+    | Evaluated
+    | Sampled
+    | Paused
+    | Resumed
+    | Saved
+    | SaveFailed
+    | Finished
+)
 Listener = Callable[[Event], None]

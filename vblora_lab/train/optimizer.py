@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from vblora_lab.errors import ConfigError
 
@@ -58,3 +59,19 @@ def _kind(name: str) -> str:
     if "vblora_vector_bank" in name:
         return "bank"
     return "logits" if "vblora_logits" in name else "other"
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each group now, by the group's name, or its number if it has none."""
+    groups = enumerate(optimizer.param_groups)
+    return {group.get("name", str(i)): float(group["lr"]) for i, group in groups}
+
+
+def change_peak_rates(
+    optimizer: torch.optim.Optimizer, schedule: LambdaLR, rates: LearningRates
+) -> None:
+    """Let groups made by `make_optimizer` follow the rest of the schedule from other peak rates."""
+    for i, group in enumerate(optimizer.param_groups):
+        peak = getattr(rates, group["name"])
+        schedule.base_lrs[i] = group["initial_lr"] = peak
+        group["lr"] = peak * schedule.lr_lambdas[i](schedule.last_epoch)

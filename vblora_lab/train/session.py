@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import contextvars
+import dataclasses
+import os
 import tempfile
 import threading
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
@@ -18,19 +21,40 @@ from transformers import Trainer
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Example, Task, load_task
-from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.errors import ConfigError, DivergedError, SessionError
 from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
-from vblora_lab.train.callback import EventCallback
-from vblora_lab.train.events import Event, Finished, Listener, Reason, Sampled, Selected, Started
+from vblora_lab.train.callback import EventCallback, Steering, describe
+from vblora_lab.train.completion import completion_logits
+from vblora_lab.train.driving import Driven
+from vblora_lab.train.events import (
+    Event,
+    Finished,
+    Listener,
+    Reason,
+    Sample,
+    Sampled,
+    Saved,
+    SaveFailed,
+    Selected,
+    Started,
+)
+from vblora_lab.train.folder import ADAPTER, TRACE, RunFolder
 from vblora_lab.train.generate import write_samples
-from vblora_lab.train.optimizer import LearningRates
+from vblora_lab.train.locked import locked
+from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
 from vblora_lab.train.trace import Trace, TraceRecorder
-from vblora_lab.train.trainer import make_trainer
+from vblora_lab.train.trace_file import TraceWriter
+from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by the session that trains: two would draw from the same random numbers."""
+
+SAVE_EVERY = 50
 
 
-class TrainingSession:
+class TrainingSession(Driven):
     """Fine-tune a base model on a task with VB-LoRA, once.
 
     Args:
@@ -38,18 +62,29 @@ class TrainingSession:
             adapts a second model over the same weights.
         config: what to inject; checked before anything else happens.
         task: a `Task`, or a name or CSV path for `load_task`.
-        steps, batch_size: optimizer steps, and pairs of MR and text per step.
+        steps, batch_size: optimizer steps, and pairs of MR and text per step (of all processes).
         learning_rates: peak rates; linear schedule with a warm-up of 6% of the steps.
         seed: draws the adapter and the order of the examples. Two sessions with the same
             arguments train the same adapter.
         eval_examples: validation MRs for the loss before and after; 0 for no evaluation.
+        eval_every: steps between further evaluations, 0 for none.
         sample_count: validation MRs for which texts are written before and after.
+        sample_every: steps between further texts, 0 for none.
         select_every: steps between two `Selected` events, 0 for none.
+        out: folder for checkpoints, the final adapter and the trace; see `train.folder`. What can't
+            be written is told as `SaveFailed`, and training goes on.
+        save_every, keep: steps between checkpoints, and how many of them stay.
+        resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
+            the same as without the interruption, bit for bit on a CPU.
         listeners: functions of one `Event`, called in the training thread.
 
-    Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained.
+    Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained, and
+    SessionError for an ``out`` that holds another run.
 
-    `run` trains in the caller's thread; `start`, `stop` and `wait` do the same in the background.
+    `train` drives the run as the front end needs it: `start` trains in a background thread, `run`
+    in the caller's. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
+    thread; what they ask for happens after the step in progress. Started by torchrun or
+    ``accelerate launch``, processes share each batch, and the first one writes and emits.
     """
 
     def __init__(
@@ -63,16 +98,26 @@ class TrainingSession:
         learning_rates: LearningRates | None = None,
         seed: int = 0,
         eval_examples: int = 64,
+        eval_every: int = 0,
         sample_count: int = 3,
+        sample_every: int = 0,
         select_every: int = 1,
+        out: str | Path | None = None,
+        save_every: int = SAVE_EVERY,
+        keep: int = 2,
+        resume: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
         counts = {"steps": (steps, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
         counts |= {"eval_examples": (eval_examples, 0), "sample_count": (sample_count, 0)}
-        counts |= {"select_every": (select_every, 0)}
+        counts |= {"eval_every": (eval_every, 0), "sample_every": (sample_every, 0)}
+        counts |= {"select_every": (select_every, 0), "save_every": (save_every, 1)}
+        counts |= {"keep": (keep, 1)}
         for name, (value, least) in counts.items():
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        if resume and out is None:
+            raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
         self.task = task if isinstance(task, Task) else load_task(task)
         self.config = config
@@ -80,134 +125,120 @@ class TrainingSession:
         self.batch_size = batch_size
         self.learning_rates = learning_rates or LearningRates()
         self.seed = seed
-        self._select_every = select_every
+        self._select_every, self._save_every = select_every, save_every
+        self._eval_every = eval_every if eval_examples else 0
+        self._sample_every = sample_every if sample_count else 0
         self._eval_examples = self.task.validation[:eval_examples]
         self._sampled_examples = self.task.validation[:sample_count]
+        self._settings = self._read_settings()
+        self._folder = None if out is None else RunFolder(out, keep)
+        # torchrun and accelerate tell each process its rank; the first alone writes and emits.
+        self.is_first = os.environ.get("RANK", "0") == "0"
+        if self._folder and self.is_first:
+            self._folder.check(self._settings, resume)
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model: PeftModel = get_peft_model(share_weights(self._base.model), config)
+            self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
-        self._recorder = TraceRecorder()
-        self._listeners: list[Listener] = [self._recorder, *listeners]
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._step = 0
-        self._started_at = 0.0
-        self.status: Reason | str = "ready"
+        self._new_rates: LearningRates | None = None
+        self._sampled_at = -1
+        self._checkpoint = self._folder.latest_checkpoint() if self._folder and resume else None
+        self._first_step = int(self._checkpoint.name.split("-")[1]) if self._checkpoint else 0
+        super().__init__(listeners)
+        if self._folder and self.is_first:
+            self._keep_trace(self._folder.path / TRACE)
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._base.tokenizer
 
+    def set_learning_rates(self, rates: LearningRates) -> None:
+        """Follow the rest of the schedule from other peak rates, from the next step on.
+
+        Checkpoints hold the new rates: a resumed run goes on with them.
+        """
+        self._check_under_way("set_learning_rates")
+        self.learning_rates = self._new_rates = rates
+
     @property
-    def trace(self) -> Trace:
-        """The run so far."""
-        return self._recorder.trace
-
-    def add_listener(self, listener: Listener) -> None:
-        self._listeners.append(listener)
-
-    def run(self) -> Trace:
-        """Train in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
-
-        A failure is told to the listeners and then raised.
-        """
-        self._claim()
-        self._train()
-        if self._error is not None:
-            raise self._error
-        return self.trace
-
-    def start(self) -> None:
-        """Train in a background thread, in a copy of this context (ipykernel keeps its own)."""
-        self._claim()
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._train,), name="vblora-training", daemon=True
-        )
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask for an end after the step in progress; returns at once."""
-        self._stop.set()
-
-    def wait(self, timeout: float | None = None) -> Trace:
-        """Wait for the background run and return its trace; raises what made it fail.
-
-        timeout: seconds; a run that still goes on then raises `TimeoutError`.
-        """
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise TimeoutError(f"still training after {timeout} seconds")
-        if self._error is not None:
-            raise self._error
-        return self.trace
+    def settings(self) -> dict[str, Any]:
+        """What the run was made with, as plain data."""
+        return self._settings
 
     # --- the run
 
-    def _claim(self) -> None:
-        if self.status != "ready":
-            raise SessionError(
-                f"this session is {self.status}; a session trains once. Make a new TrainingSession."
-            )
-        self.status = "running"
+    def _make_model(self) -> PeftModel:
+        return get_peft_model(share_weights(self._base.model), self.config)
 
-    def _train(self) -> None:
-        reason: Reason = "failed"
-        self._started_at = time.monotonic()
-        try:
-            with tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder:
-                self._train_in(folder)
-            reason = "stopped" if self._step < self.steps else "completed"
-        except KeyboardInterrupt:
-            reason = "stopped"
-        except BaseException as error:  # kept for wait(), and told to every listener
-            self._error = error
-        finally:
-            self.model.eval()
-            self.status = reason
-            seconds = time.monotonic() - self._started_at
-            self._emit(Finished(reason, self._step, seconds, self._error))
+    def _describe(self) -> Started:
+        return describe(self.model, self.steps, self._first_step)
+
+    def _claim(self) -> None:
+        if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
+            raise SessionError(
+                "another session is training in this process. Stop it, or wait for its end, before "
+                "you start this one."
+            )
+        super()._claim()
+
+    def _release(self) -> None:
+        self.model.eval()
+        _ONE_AT_A_TIME.release()
+
+    def _work(self) -> Finished:
+        start = self._control.clock()
+        with (
+            locked(self.model),
+            completion_logits(self.model),
+            tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder,
+        ):
+            self._train_in(folder)
+        reason: Reason = "stopped" if self._step < self.steps else "completed"
+        return Finished(reason, self._step, self._control.clock() - start)
 
     def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
         self._emit(self._describe())
-        self._look(trainer)
-        trainer.train()
+        if self._folder and self.is_first:
+            self._write("the folder", partial(self._folder.open, self._settings))
+        if self._checkpoint is None:
+            self._sample()
+            if self._select_every:
+                self._emit(Selected(0, read_selection(self.model)))
+        try:
+            checkpoint = str(self._checkpoint) if self._checkpoint else None
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except DivergedError:
+            self._save_adapter()  # the last good state, which is in the model
+            raise
         self._step = trainer.state.global_step
+        self._save_adapter()
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        """Evaluate, sample and read the selection: once before training and once after."""
-        if self._eval_examples:
+        """Evaluate and sample after training, unless that was just done."""
+        log = trainer.state.log_history
+        evaluated = {row["step"] for row in log if "eval_loss" in row}
+        if self._eval_examples and trainer.state.global_step not in evaluated:
             trainer.evaluate()
-        if self._sampled_examples:
-            samples = write_samples(
-                self.model, self.tokenizer, self.task.domain, self._sampled_examples
-            )
-            self._emit(Sampled(trainer.state.global_step, samples))
-        if trainer.state.global_step == 0 and self._select_every:
-            self._emit(Selected(0, read_selection(self.model)))
+        self._sample()
 
-    def _describe(self) -> Started:
-        selection = read_selection(self.model)
-        tuner: Any = self.model.base_model
-        return Started(
-            total_steps=self.steps,
-            sub_vectors=selection.sub_vectors,
-            num_vectors=selection.num_vectors,
-            topk=selection.indices.shape[1],
-            trained_parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            stored_bytes=tuner.stored_bytes(only_topk=True),
-            lora_stored_bytes=tuner.lora_stored_bytes(),
-        )
+    def _sample(self) -> None:
+        if self._sampled_examples and self.is_first and self._sampled_at != self._step:
+            self._emit(Sampled(self._step, self._write_samples()))
 
-    def _make_trainer(self, folder: str) -> Trainer:
-        callback = EventCallback(
-            self._emit, select_every=self._select_every, should_stop=self._stop.is_set
+    def _write_samples(self) -> tuple[Sample, ...]:
+        return write_samples(self.model, self.tokenizer, self.task.domain, self._sampled_examples)
+
+    def _make_trainer(self, folder: str) -> LabTrainer:
+        events = EventCallback(
+            self._emit,
+            select_every=self._select_every,
+            sample_every=self._sample_every,
+            write_samples=self._write_samples,
+            tell_ends=False,  # they include the looks before and after
+            clock=self._control.clock,
         )
         return make_trainer(
             self.model,
@@ -219,14 +250,82 @@ class TrainingSession:
             batch_size=self.batch_size,
             learning_rates=self.learning_rates,
             seed=self.seed,
-            callbacks=[callback],
+            eval_first=bool(self._eval_examples) and self._checkpoint is None,
+            eval_every=self._eval_every,
+            run_folder=self._folder,
+            save_every=self._save_every,
+            emit=self._emit,
+            callbacks=[events, Steering(self._before_step, self._after_step)],
         )
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        rates, self._new_rates = self._new_rates, None
+        if rates is not None:
+            change_peak_rates(optimizer, schedule, rates)
+
+    def _after_step(self, step: int) -> bool:
+        return _anywhere(super()._after_step(step))
+
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, Sampled):
+            self._sampled_at = event.step
+        if self.is_first:
+            super()._emit(event)
+        else:
+            self._step = event.step
+
+    # --- what is left behind
+
+    def _save_adapter(self) -> None:
+        if self._folder is None or not self.is_first:
+            return
+        if self._write("the adapter", partial(_save_pretrained, self.model, self._folder)):
+            self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
+
+    def _write(self, what: str, write: Callable[[], None]) -> bool:
+        """Whether it could be written; a failure is told."""
+        try:
+            write()
+        except WRITE_ERRORS as error:
+            self._emit(SaveFailed(self._step, f"{what} not saved: {error}"))
+            return False
+        return True
+
+    def _keep_trace(self, path: Path) -> None:
+        """Write events to a file; a run that goes on begins with what was told until then."""
+        if self._checkpoint and path.exists():
+            told = Trace.load(path).events
+            until = [e for e in told if e.step <= self._first_step and not isinstance(e, Finished)]
+            self._recorder = TraceRecorder(until)
+            self._listeners[0] = self._recorder
+        self._listeners.insert(1, TraceWriter(path, resume_from=self._first_step or None))
+
+    def _read_settings(self) -> dict[str, Any]:
+        """What must be the same for a run to go on where it ended."""
+        return {
+            "base": self._base.label,
+            "task": self.task.name,
+            "train_examples": len(self.task.train),
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "learning_rates": dataclasses.asdict(self.learning_rates),
+            "seed": self.seed,
+        }
 
     def _encode(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         positions = getattr(self._base.model.config, "max_position_embeddings", 512)
         return encode_all(self.tokenizer, examples, positions)
 
-    def _emit(self, event: Event) -> None:
-        self._step = getattr(event, "step", self._step)
-        for listener in self._listeners:
-            listener(event)
+
+def _anywhere(flag: bool) -> bool:
+    """Whether a flag is set in any of the processes that train together."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device)))
+
+
+def _save_pretrained(model: PeftModel, folder: RunFolder) -> None:
+    with folder.writing(ADAPTER) as place:
+        model.save_pretrained(str(place))

@@ -1,15 +1,16 @@
-"""A training run as plain arrays: what was on screen, to keep, to plot and to compare."""
+"""A training run as plain data: what was on screen, to keep, to plot, to replay and to compare."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from vblora_lab.errors import DataError
-from vblora_lab.selection import Selection, SubVectors
+from vblora_lab.selection import Selection
 from vblora_lab.train.events import (
     Evaluated,
     Event,
@@ -20,146 +21,121 @@ from vblora_lab.train.events import (
     Started,
     Stepped,
 )
+from vblora_lab.train.trace_file import read_events, write_events
+
+Kind = TypeVar("Kind", bound=Event)
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """All that a run said. Losses in nats per completion token, sizes in bytes.
+    """All that a run said, in order, and the arrays in it. Losses in nats per completion token.
 
-    steps, losses: (n,), one per optimizer step. eval_steps, eval_losses: (m,). selections: pairs of
-    a step and the `Selection` after it. reason: "" while the run goes on.
+    Attributes:
+        events: as the listeners got them; give them to a listener to replay the run.
     """
 
-    steps: np.ndarray
-    losses: np.ndarray
-    eval_steps: np.ndarray
-    eval_losses: np.ndarray
-    selections: tuple[tuple[int, Selection], ...] = ()
-    samples_before: tuple[Sample, ...] = ()
-    samples_after: tuple[Sample, ...] = ()
-    trained_parameters: int = 0
-    stored_bytes: int = 0
-    lora_stored_bytes: int = 0
-    seconds: float = 0.0
-    reason: str = ""
+    events: tuple[Event, ...] = ()
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """(n,) int32, the optimizer steps."""
+        return np.array([event.step for event in self._of(Stepped)], np.int32)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """(n,) float32, the loss of each step's batch."""
+        return np.array([event.loss for event in self._of(Stepped)], np.float32)
+
+    @cached_property
+    def eval_steps(self) -> np.ndarray:
+        """(m,) int32, the steps after which validation examples were evaluated."""
+        return np.array([event.step for event in self._of(Evaluated)], np.int32)
+
+    @cached_property
+    def eval_losses(self) -> np.ndarray:
+        """(m,) float32, the mean loss over the validation examples."""
+        return np.array([event.eval_loss for event in self._of(Evaluated)], np.float32)
+
+    @cached_property
+    def selections(self) -> tuple[tuple[int, Selection], ...]:
+        """Pairs of a step and the `Selection` after it."""
+        return tuple((event.step, event.selection) for event in self._of(Selected))
+
+    @property
+    def samples_before(self) -> tuple[Sample, ...]:
+        """What the model wrote first; empty if nothing was written."""
+        return next((event.samples for event in self._of(Sampled)), ())
+
+    @property
+    def samples_after(self) -> tuple[Sample, ...]:
+        """What the model wrote last; empty if it wrote only once."""
+        sampled = self._of(Sampled)
+        return sampled[-1].samples if len(sampled) > 1 else ()
+
+    @property
+    def started(self) -> Started | None:
+        """The first event: sizes of what was trained."""
+        return next(iter(self._of(Started)), None)
+
+    @property
+    def trained_parameters(self) -> int:
+        return self.started.trained_parameters if self.started else 0
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.started.stored_bytes if self.started else 0
+
+    @property
+    def lora_stored_bytes(self) -> int:
+        return self.started.lora_stored_bytes if self.started else 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the (last) start of the run, up to its last event that tells a time."""
+        told = [e.seconds for e in self.events if isinstance(e, Stepped | Finished)]
+        return told[-1] if told else 0.0
+
+    @cached_property
+    def seconds_per_step(self) -> float:
+        """The median time from one step to the next; NaN for fewer than two steps."""
+        between = np.diff([event.seconds for event in self._of(Stepped)])
+        return float(np.median(between)) if len(between) else float("nan")
+
+    @property
+    def reason(self) -> str:
+        """How the run ended: "completed", "stopped" or "failed"; "" while it goes on."""
+        last = self.events[-1] if self.events else None
+        return last.reason if isinstance(last, Finished) else ""
 
     def save(self, path: str | Path) -> Path:
-        """Write one compressed .npz file (arrays and JSON text, nothing pickled).
+        """Write the file that `TraceWriter` writes; weights are kept as float16.
 
-        Indices and weights take (k, k) numbers per sub-vector and step, at the precision of
-        float16 for the weights.
+        Raises `OSError` where that is impossible.
         """
-        path = Path(path)
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _PLAIN}
-        facts["samples_before"] = [asdict(sample) for sample in self.samples_before]
-        facts["samples_after"] = [asdict(sample) for sample in self.samples_after]
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _ARRAYS}
-        if self.selections:
-            first = self.selections[0][1]
-            facts["num_vectors"] = first.num_vectors
-            arrays |= {f"at_{f.name}": getattr(first.sub_vectors, f.name) for f in _COORDINATES}
-            arrays["at_modules"] = np.array(first.sub_vectors.modules)
-            small = np.uint16 if first.num_vectors <= 2**16 else np.uint32
-            arrays["select_steps"] = np.array([step for step, _ in self.selections], np.int32)
-            arrays["indices"] = np.stack([s.indices for _, s in self.selections]).astype(small)
-            arrays["weights"] = np.stack([s.weights for _, s in self.selections]).astype(np.float16)
-        with open(path, "wb") as file:
-            np.savez_compressed(file, facts=np.array(json.dumps(facts)), **arrays)
-        return path
+        write_events(path, self.events)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a file that `save` wrote; raises `DataError` for any other."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            facts = json.loads(str(arrays.pop("facts")))
-            return cls(
-                **{name: arrays[name] for name in _ARRAYS},
-                **{name: facts[name] for name in _PLAIN},
-                selections=_selections(arrays, facts.get("num_vectors", 0)),
-                samples_before=_samples(facts["samples_before"]),
-                samples_after=_samples(facts["samples_after"]),
-            )
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is not a trace that Trace.save wrote: {error}") from error
+        """Read a trace, up to its last whole step if it is damaged (`read_events`)."""
+        return cls(read_events(path))
+
+    def _of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
 
 
-_ARRAYS = ("steps", "losses", "eval_steps", "eval_losses")
-_PLAIN = ("trained_parameters", "stored_bytes", "lora_stored_bytes", "seconds", "reason")
-_COORDINATES = tuple(f for f in fields(SubVectors) if f.name != "modules")
-
-
-def _selections(
-    arrays: dict[str, np.ndarray], num_vectors: int
-) -> tuple[tuple[int, Selection], ...]:
-    if "select_steps" not in arrays:
-        return ()
-    where = SubVectors(
-        modules=tuple(str(name) for name in arrays["at_modules"]),
-        **{f.name: arrays[f"at_{f.name}"] for f in _COORDINATES},
-    )
-    return tuple(
-        (int(step), Selection(where, num_vectors, i.astype(np.int32), w.astype(np.float32)))
-        for step, i, w in zip(
-            arrays["select_steps"], arrays["indices"], arrays["weights"], strict=True
-        )
-    )
-
-
-def _samples(rows: list[dict[str, object]]) -> tuple[Sample, ...]:
-    return tuple(
-        Sample(**{**row, "slot_errors": tuple(row["slot_errors"])})  # type: ignore[arg-type]
-        for row in rows
-    )
-
-
-@dataclass
 class TraceRecorder:
-    """A listener that gathers events; `trace` is the run so far, at any moment."""
+    """A listener that gathers events; `trace` is the run so far, at any moment.
 
-    _steps: list[int] = field(default_factory=list)
-    _losses: list[float] = field(default_factory=list)
-    _evals: list[tuple[int, float]] = field(default_factory=list)
-    _selections: list[tuple[int, Selection]] = field(default_factory=list)
-    _samples: list[tuple[Sample, ...]] = field(default_factory=list)
-    _started: Started | None = None
-    _seconds: float = 0.0
-    _reason: str = ""
+    events: of the part of the run that came before, for one that goes on.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self._events: list[Event] = list(events)
 
     def __call__(self, event: Event) -> None:
-        match event:
-            case Started():
-                self._started = event
-            case Stepped():
-                self._steps.append(event.step)
-                self._losses.append(event.loss)
-                self._seconds = event.seconds
-            case Selected():
-                self._selections.append((event.step, event.selection))
-            case Evaluated():
-                self._evals.append((event.step, event.eval_loss))
-            case Sampled():
-                self._samples.append(event.samples)
-            case Finished():
-                self._seconds, self._reason = event.seconds, event.reason
+        self._events.append(event)
 
     @property
     def trace(self) -> Trace:
-        count = len(self._losses)  # read once: the training thread may be appending
-        evals = list(self._evals)
-        samples = list(self._samples)
-        return Trace(
-            steps=np.array(self._steps[:count], np.int32),
-            losses=np.array(self._losses[:count], np.float32),
-            eval_steps=np.array([step for step, _ in evals], np.int32),
-            eval_losses=np.array([loss for _, loss in evals], np.float32),
-            selections=tuple(self._selections),
-            samples_before=samples[0] if samples else (),
-            samples_after=samples[-1] if len(samples) > 1 else (),
-            trained_parameters=self._started.trained_parameters if self._started else 0,
-            stored_bytes=self._started.stored_bytes if self._started else 0,
-            lora_stored_bytes=self._started.lora_stored_bytes if self._started else 0,
-            seconds=self._seconds,
-            reason=self._reason,
-        )
+        return Trace(tuple(self._events))

@@ -5,15 +5,108 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.captured import CapturingTrainer
-from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer
+from vblora_lab.train.events import Listener, Saved, SaveFailed
+from vblora_lab.train.folder import RunFolder
+from vblora_lab.train.guard import Guard, largest_that_fits
+from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of
 from vblora_lab.train.prompts import Collator
+
+# What writing to a full disk or a read-only folder raises: Python, torch.save, safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+class LabTrainer(CapturingTrainer):
+    """A Trainer that watches its numbers, and whose checkpoints are whole or not there.
+
+    run_folder: where checkpoints are kept, None for nowhere; emit: gets `Saved` and `SaveFailed`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    emit: Listener
+    run_folder: RunFolder | None = None
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of one batch; returns its loss, a scalar.
+
+        Raises:
+            DivergedError: loss or gradients are not finite, or the loss exploded.
+            BatchTooLargeError: the CUDA device's memory is too small for it.
+        """
+        no_memory = False
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.cuda.OutOfMemoryError:
+            no_memory = True  # the exception itself would keep the activations alive
+        if no_memory:
+            self.model.zero_grad()
+            raise BatchTooLargeError(self._what_fits(inputs))
+        # The same number in every process, so that all stop together.
+        of_all = self.accelerator.reduce(loss.detach(), "mean")
+        self.guard.check(self.state.global_step + 1, of_all, inputs, rates_of(self.optimizer))
+        return loss
+
+    def _what_fits(self, inputs: dict[str, Tensor]) -> str:
+        batch = self._prepare_inputs(inputs)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+
+        def attempt(part: Any) -> None:
+            with self.compute_loss_context_manager():
+                loss = self.model(**part).loss
+            # Not backward(): other processes would wait for gradients, and .grad stays as it is.
+            torch.autograd.grad(loss, trained, allow_unused=True)
+
+        rows, length = batch["input_ids"].shape
+        found = largest_that_fits(attempt, batch)
+        start = f"a batch of {rows} x {length} tokens does not fit into the GPU's memory"
+        if found is None:
+            return f"{start}, and not a single token does: other programs, or the model, fill it."
+        return f"{start}; {found[0]} x {found[1]} fits. Choose batch_size={found[0]}" + (
+            "." if found[1] == length else f" and texts of at most {found[1]} tokens."
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.run_folder.aside if self.run_folder else super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and move it into place. A failure is told, and no more."""
+        if self.run_folder is None:
+            return super()._save_checkpoint(model, trial)
+        step = self.state.global_step
+        problem = ""
+        try:
+            super()._save_checkpoint(model, trial)
+        except WRITE_ERRORS as error:
+            problem = str(error)
+        # Each process wrote its random state: all must be done, and with success.
+        failures = self.accelerator.reduce(torch.tensor(float(bool(problem))).to(self.args.device))
+        if not self.is_world_process_zero():
+            return None
+        try:
+            if failures:
+                raise OSError(problem or "another process could not write its random state")
+            place = self.run_folder.bring_in(f"{PREFIX_CHECKPOINT_DIR}-{step}")
+            self.run_folder.prune()
+        except OSError as error:
+            self.emit(SaveFailed(step, f"checkpoint of step {step} not saved: {error}"))
+        else:
+            self.emit(Saved(step, str(place)))
+        return None
 
 
 def make_trainer(
@@ -27,26 +120,44 @@ def make_trainer(
     batch_size: int,
     learning_rates: LearningRates,
     seed: int,
+    eval_first: bool = False,
+    eval_every: int = 0,
+    run_folder: RunFolder | None = None,
+    save_every: int = 0,
+    emit: Listener = lambda _: None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Trainer:
-    """A quiet Trainer that logs every step and saves nothing; rows as `prompts.encode` makes them.
+) -> LabTrainer:
+    """A quiet Trainer that logs every step; rows as `prompts.encode` makes them.
 
     AdamW with the rates of `make_optimizer`, falling linearly after a warm-up of 6% of the steps;
     batches as `arrange` makes them; on CUDA bfloat16 autocast and captured steps, else float32.
+    Where several processes train (torchrun, accelerate launch), each takes its share of a batch.
+
+    folder: for the Trainer, which leaves nothing in it. run_folder: gets a checkpoint every
+    ``save_every`` steps and at the end. eval_first: evaluate when training begins (calling
+    `evaluate` before `train` would leave the gradients of several processes apart: accelerate takes
+    the model for prepared). eval_every: steps between evaluations; 0 for none.
+
+    Raises `ConfigError` where the batch can't be shared evenly by the processes.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=32,
+        per_device_eval_batch_size=batch_size,  # what fits for training fits here
         train_sampling_strategy="sequential",  # the order is made by `arrange`
         lr_scheduler_type="linear",
         warmup_steps=WARM_UP,
         max_grad_norm=0.0,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # `Guard` sees to it
         include_num_input_tokens_seen="non_padding",
-        save_strategy="no",
+        eval_strategy="steps" if eval_every else "no",
+        eval_steps=eval_every or None,
+        eval_on_start=eval_first,
+        save_strategy="steps" if run_folder and save_every else "no",
+        save_steps=save_every or 1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -55,8 +166,15 @@ def make_trainer(
         use_cpu=not on_gpu,
         bf16=on_gpu,
         dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
     )
-    trainer = CapturingTrainer(
+    if batch_size % arguments.world_size:
+        raise ConfigError(
+            f"batch_size={batch_size} can't be shared evenly by {arguments.world_size} processes; "
+            f"the next that can is {-(-batch_size // arguments.world_size) * arguments.world_size}"
+        )
+    arguments.per_device_train_batch_size = batch_size // arguments.world_size
+    trainer = LabTrainer(
         model=model,
         args=arguments,
         train_dataset=arrange(train_rows, batch_size, steps, seed),
@@ -66,6 +184,7 @@ def make_trainer(
         optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
+    trainer.guard, trainer.emit, trainer.run_folder = Guard(model), emit, run_folder
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -127,10 +127,15 @@ class Controls:
             bank=self.bank_rate.value, logits=self.logits_rate.value, other=self._rates.other
         )
 
+    @property
+    def rate_sliders(self) -> tuple[ipywidgets.FloatLogSlider, ...]:
+        """What may be changed while a run goes on."""
+        return self.bank_rate, self.logits_rate
+
     def enable(self, enabled: bool) -> None:
-        """Let a person change the settings, or not: while a run uses them."""
+        """Let a person change the settings, or not: while a run uses them. Rates stay free."""
         for control in self.box.children:
-            if hasattr(control, "disabled"):
+            if hasattr(control, "disabled") and control not in self.rate_sliders:
                 control.disabled = not enabled
 
     def _on_start(self, _change: Any) -> None:

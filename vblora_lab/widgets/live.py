@@ -6,11 +6,11 @@ they say. Events come faster than a screen is read: they are gathered and shown 
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 import ipywidgets
 
@@ -18,14 +18,18 @@ from vblora_lab.bases import Base, load_base
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
+from vblora_lab.frontend import Driver, detect
 from vblora_lab.selection import Selection
 from vblora_lab.train import LearningRates, Trace, TrainingSession
 from vblora_lab.train.events import (
     Evaluated,
     Event,
     Finished,
+    Paused,
+    Resumed,
     Sample,
     Sampled,
+    SaveFailed,
     Selected,
     Started,
     Stepped,
@@ -43,8 +47,6 @@ CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
 RATES = LearningRates(bank=1e-2, logits=1e-1)
 """Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
 a minute. PEFT's defaults are meant for far larger models."""
-
-Driver = Literal["thread", "foreground"]
 
 
 @dataclass
@@ -69,7 +71,7 @@ class LiveTraining(ipywidgets.VBox):
         steps, batch_size, learning_rates, seed: First values of the run's controls.
         driver: "thread" trains on a background thread, so that the notebook stays usable;
             "foreground" trains in the thread that calls `train`, as Google Colab needs it, where
-            updates from other threads are not shown. None chooses.
+            updates from other threads are not shown. None lets `frontend.detect` choose.
         **session_options: Handed to `TrainingSession` (`eval_examples`, `sample_count`, ...).
     """
 
@@ -88,8 +90,7 @@ class LiveTraining(ipywidgets.VBox):
     ):
         if driver not in (None, "thread", "foreground"):
             raise ValueError(f"driver is {driver!r}; allowed: 'thread', 'foreground' or None.")
-        in_colab = "google.colab" in sys.modules
-        self.driver: Driver = driver or ("foreground" if in_colab else "thread")
+        self.driver: Driver = driver or detect().driver
         self.session: TrainingSession | None = None
         self._base = load_base(base) if isinstance(base, str) else base
         self._task = load_task(task) if isinstance(task, str) else task
@@ -122,7 +123,7 @@ class LiveTraining(ipywidgets.VBox):
 
     @property
     def status(self) -> str:
-        """What the panel shows: "ready", "running", "completed", "stopped" or "failed"."""
+        """What the panel shows: "ready", "running", "paused", "completed", "stopped", "failed"."""
         return self._status
 
     def train(self, wait: bool = False) -> Trace | None:
@@ -137,7 +138,7 @@ class LiveTraining(ipywidgets.VBox):
                 panel shows the same sentence, and nothing was started.
             Exception: What made a run fail that was waited for; the panel shows that too.
         """
-        if self.status == "running":
+        if self.status in ("running", "paused"):
             raise SessionError("A run is going on. Stop it, or wait for its end, before the next.")
         before = self.status
         self._show_status("running")  # at once: a second click must not make a second session
@@ -168,10 +169,28 @@ class LiveTraining(ipywidgets.VBox):
 
     def stop(self) -> None:
         """End the run after the step it is at. Does nothing if none is going on."""
-        if self.session and self.status == "running":
-            self._stop_button.disabled = True
+        if self.session and self.status in ("running", "paused"):
+            for button in (self._stop_button, self._pause_button, self._step_button):
+                button.disabled = True
             self._show_header("stopping")  # a step, an evaluation and some writing are still to do
             self.session.stop()
+
+    def pause(self) -> None:
+        """Wait after the step in progress. Raises `SessionError` if no run goes on."""
+        self._the_session().pause()
+
+    def step(self) -> None:
+        """While paused: take one step. Raises `SessionError` if the run isn't paused."""
+        self._the_session().step()
+
+    def resume(self) -> None:
+        """End a pause. Raises `SessionError` if there is none."""
+        self._the_session().resume()
+
+    def _the_session(self) -> TrainingSession:
+        if self.session is None:
+            raise SessionError("There is no run yet: press Train, or call train().")
+        return self.session
 
     def wait(self, timeout: float | None = None) -> Trace | None:
         """Wait for the end of the run; an interrupt of the kernel stops it cleanly.
@@ -210,6 +229,12 @@ class LiveTraining(ipywidgets.VBox):
                 self.loss_chart.append_evaluation(event.step, event.eval_loss)
             case Sampled():
                 self._show_samples(event)
+            case SaveFailed():
+                self._message.value = readout.message(SessionError(event.problem))
+            case Paused() | Resumed():
+                self._show_news()
+                self._show_status("paused" if isinstance(event, Paused) else "running")
+                return
             case Finished():
                 self._show_news()
                 self._show_end(event)
@@ -284,12 +309,21 @@ class LiveTraining(ipywidgets.VBox):
         self._stop_button = ipywidgets.Button(
             description="Stop", icon="stop", layout={"width": "auto"}
         )
-        self._train_button.on_click(self._on_train)
-        self._stop_button.on_click(lambda _button: self.stop())
+        self._pause_button = ipywidgets.Button(
+            description="Pause", icon="pause", layout={"width": "auto"}
+        )
+        self._step_button = ipywidgets.Button(
+            description="Step", icon="step-forward", layout={"width": "auto"}
+        )
+        self._train_button.on_click(self._on(self.train))
+        self._pause_button.on_click(self._on(self._pause_or_resume))
+        self._step_button.on_click(self._on(self.step))
+        self._stop_button.on_click(self._on(self.stop))
+        for slider in self.controls.rate_sliders:
+            slider.observe(self._on(self._change_rates), "value")
+        buttons = [self._train_button, self._pause_button, self._step_button, self._stop_button]
         transport = _classed(
-            ipywidgets.HBox(
-                [self._train_button, self._stop_button, self._progress, self._progress_text]
-            ),
+            ipywidgets.HBox([*buttons, self._progress, self._progress_text]),
             "vblora-transport",
         )
         views = _classed(
@@ -307,11 +341,26 @@ class LiveTraining(ipywidgets.VBox):
         )
         self.add_class("vblora-panel")
 
-    def _on_train(self, _button: Any) -> None:
-        try:
-            self.train()
-        except Exception as error:  # a button has nobody to raise to
-            self._message.value = readout.message(error)
+    def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
+        """An action for a button, which has nobody to raise to."""
+
+        def on(_event: Any) -> None:
+            try:
+                action()
+            except Exception as error:
+                self._message.value = readout.message(error)
+
+        return on
+
+    def _pause_or_resume(self) -> None:
+        if self.status == "paused":
+            self.resume()
+        else:
+            self.pause()
+
+    def _change_rates(self) -> None:
+        if self.session and self.status in ("running", "paused"):
+            self.session.set_learning_rates(self.controls.learning_rates())
 
     def _reset(self, total_steps: int) -> None:
         """An empty screen, ready for a run of that many steps."""
@@ -327,11 +376,17 @@ class LiveTraining(ipywidgets.VBox):
 
     def _show_status(self, status: str) -> None:
         self._status = status
-        running = status == "running"
+        paused = status == "paused"
+        under_way = paused or status == "running"
         self._show_header(status)
-        self.controls.enable(not running)
-        self._train_button.disabled = running
-        self._stop_button.disabled = not running
+        self.controls.enable(not under_way)
+        self._train_button.disabled = under_way
+        self._stop_button.disabled = not under_way
+        # In the foreground, buttons are answered only when the run is over.
+        self._pause_button.disabled = not under_way or self.driver == "foreground"
+        self._pause_button.description = "Resume" if paused else "Pause"
+        self._pause_button.icon = "play" if paused else "pause"
+        self._step_button.disabled = not paused
 
     def _show_header(self, state: str) -> None:
         model = self._base.model

@@ -16,6 +16,7 @@ NOTHING = "—"  # stands where there is no number yet
 _STATES = {  # a sign and a word for each, so that colour alone carries no meaning
     "ready": ("○", "ready"),
     "running": ("▶", "training"),
+    "paused": ("‖", "paused"),
     "stopping": ("▶", "stopping"),
     "completed": ("✓", "completed"),
     "stopped": ("■", "stopped"),

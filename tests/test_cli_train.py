@@ -1,0 +1,150 @@
+"""`vblora-lab train`, from a shell as a user would call it, and by torchrun and accelerate."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vblora_lab import Trace, load_base
+from vblora_lab.cli import main
+from vblora_lab.train import Sampled, Started
+
+LAB = [sys.executable, "-m", "vblora_lab.cli"]
+CONFIG = ["--r", "2", "--num-vectors", "16", "--vector-length", "128", "--target-modules", "q_proj"]
+# Seeds must be all that is drawn, so no GPU, and one thread each.
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def train(out, *options, launcher=LAB, steps=6):
+    command = [*launcher, "train", "--steps", str(steps), "--batch-size", "4", "--out", str(out)]
+    return subprocess.run(
+        [*command, *CONFIG, *options], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+
+
+def tensors(out):
+    return load_file(out / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = train(
+        out, "--seed", "3", "--eval-every", "3", "--sample-every", "4", "--save-every", "4"
+    )
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_leaves_adapter_trace_and_checkpoints(trained):
+    out, done = trained
+    left = {path.name for path in out.iterdir()} - {".aside"}
+    assert left == {"adapter", "run.trace", "run.json", "checkpoint-4", "checkpoint-6"}
+    trace = Trace.load(out / "run.trace")
+    assert trace.steps.tolist() == [1, 2, 3, 4, 5, 6] and trace.reason == "completed"
+    assert trace.eval_steps.tolist() == [0, 3, 6]
+    assert [e.step for e in trace.events if isinstance(e, Sampled)] == [0, 4, 6]
+    assert "6/6" in done.stderr and trace.samples_after[0].text in done.stdout
+    assert f"{trace.eval_losses[-1]:.3f}" in done.stdout
+    base = load_base(device="cpu").model
+    model = peft.PeftModel.from_pretrained(base, out / "adapter")
+    assert model.peft_config["default"].r == 2
+    assert isinstance(model, peft.PeftModelForCausalLM)
+
+
+def test_a_folder_that_is_taken_is_refused(trained):
+    done = train(trained[0])
+    assert done.returncode == 2 and "holds a run already" in done.stderr
+    assert "--resume" in done.stderr
+
+
+def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for options, words in (
+        (["--out", str(tmp_path / "file" / "x")], "can't be used as a folder"),
+        (["--out", str(tmp_path / "a"), "--preset", "basc"], "basic"),
+        (["--out", str(tmp_path / "b"), "--task", "restarants"], "restaurants"),
+        (["--out", str(tmp_path / "c"), "--bank-rate", "-1"], "learning rate bank=-1"),
+        (["--out", str(tmp_path / "d"), "--topk", "0"], "topk"),
+    ):
+        assert main(["train", *options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("vblora-lab: ") and words in error and error.count("\n") == 1
+    assert main(["train", "--out", str(tmp_path / "e"), "--preset", "list"]) == 0
+    assert "basic" in capsys.readouterr().out
+
+
+def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--save-every", "2", *CONFIG]
+    assert train(whole, *options, steps=40).returncode == 0
+    command = [*LAB, "train", "--steps", "40", "--batch-size", "4", "--out", str(parts), *options]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    while running.poll() is None and not list(parts.glob("checkpoint-*")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=120)
+    assert running.returncode == 130, errors
+    assert "stopped after step" in output and "--resume" in output
+    assert Trace.load(parts / "run.trace").reason == "stopped"
+    assert peft.PeftConfig.from_pretrained(parts / "adapter").r == 2
+
+    done = train(parts, "--resume", *options, steps=40)
+    assert done.returncode == 0, done.stderr
+    resumed, uninterrupted = tensors(parts), tensors(whole)
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
+    trace = Trace.load(parts / "run.trace")
+    assert trace.losses.tolist() == Trace.load(whole / "run.trace").losses.tolist()
+    assert sum(isinstance(event, Started) for event in trace.events) == 1
+
+
+def torchrun():
+    # After "--", or torchrun takes --r for an option of its own.
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+
+
+def accelerate():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # --multi_gpu means several processes, which find no GPU in this ENVIRONMENT.
+    return [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", port, "--num_machines", "1", "--mixed_precision", "no",
+        "--dynamo_backend", "no", "-m",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", [torchrun, accelerate])
+def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
+    command = [sys.executable, *launcher(), "vblora_lab.cli"]
+    done = train(tmp_path / "two", "--seed", "3", "--save-every", "4", launcher=command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, one = tensors(tmp_path / "two"), tensors(trained[0])
+    assert two.keys() == one.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    trace, alone = (Trace.load(out / "run.trace") for out in (tmp_path / "two", trained[0]))
+    assert trace.losses == pytest.approx(alone.losses, abs=1e-5)
+    assert trace.steps.tolist() == alone.steps.tolist(), "one process alone told its steps"
+    assert done.stdout.count("completed after step 6") == 1
+    random_states = {p.name for p in (tmp_path / "two" / "checkpoint-6").glob("rng_state*")}
+    assert random_states == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+def test_a_batch_that_can_not_be_shared_is_refused(tmp_path):
+    command = [sys.executable, *torchrun(), "vblora_lab.cli"]
+    done = train(tmp_path / "odd", "--batch-size", "3", launcher=command)
+    assert done.returncode != 0
+    assert "batch_size=3 can't be shared evenly by 2 processes; the next that can is 4" in (
+        done.stderr
+    )

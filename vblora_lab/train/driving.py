@@ -1,0 +1,201 @@
+"""Drivers: a run in the foreground or in a background thread, steered while it goes on.
+
+What is done in a run, `TrainingSession` and `Replay` say. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vblora_lab.errors import SessionError
+from vblora_lab.frontend import Driver, detect
+from vblora_lab.train.control import Control
+from vblora_lab.train.events import Event, Finished, Listener, Paused, Reason, Resumed
+from vblora_lab.train.trace import Trace, TraceRecorder
+
+
+class Driven(ABC):
+    """A run that happens once, that can be steered, and that listeners hear of."""
+
+    def __init__(self, listeners: Iterable[Listener]) -> None:
+        self.status: Reason | str = "ready"
+        self._recorder = TraceRecorder()
+        self._listeners: list[Listener] = [self._recorder, *listeners]
+        self._control = Control()
+        self._thread: threading.Thread | None = None
+        self._works_in: int | None = None
+        self._error: BaseException | None = None
+        self._step = 0
+
+    @property
+    def trace(self) -> Trace:
+        """The run so far."""
+        return self._recorder.trace
+
+    def add_listener(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    # --- driving
+
+    def train(self, driver: Driver | None = None) -> Trace | None:
+        """`run` in the "foreground" and return the trace, or `start` a "thread" and return None.
+
+        driver: None asks `frontend.detect` which of the two shows live widgets here.
+        """
+        if (driver or detect().driver) == "foreground":
+            return self.run()
+        self.start()
+        return None
+
+    def run(self) -> Trace:
+        """Do it in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
+
+        The first interrupt lets the step in progress end; a second one doesn't. A failure is told
+        to the listeners and then raised.
+        """
+        self._claim()
+        with self._interrupt_stops():
+            self._drive()
+        if self._error is not None:
+            raise self._error
+        return self.trace
+
+    def start(self) -> None:
+        """Do it in a background thread, in a copy of this context (ipykernel keeps its own)."""
+        self._claim()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._drive,), name="vblora-training", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> Trace:
+        """Wait for the background run and return its trace; raises what made it fail.
+
+        timeout: seconds; a run that still goes on then raises `TimeoutError`.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise TimeoutError(f"still training after {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        return self.trace
+
+    # --- steering
+
+    def pause(self) -> None:
+        """Wait after the step in progress; returns at once.
+
+        Raises `SessionError` where nobody could end the pause: in the thread that trains in the
+        foreground.
+        """
+        self._check_under_way("pause")
+        if self._thread is None and threading.get_ident() == self._works_in:
+            raise SessionError(
+                "pause: this thread trains, so it could not end the pause. Use stop(), and go on "
+                "later with resume=True; or train in the background with start()."
+            )
+        self._control.pause()
+
+    def step(self) -> None:
+        """While paused: take one step, then wait again; returns at once."""
+        self._check_under_way("step")
+        if not self._control.pausing:
+            raise SessionError("step: the session is running; pause() it first.")
+        self._control.step()
+
+    def resume(self) -> None:
+        """End a pause; returns at once."""
+        self._check_under_way("resume")
+        if not self._control.pausing:
+            raise SessionError("resume: the session is running; there is no pause to end.")
+        self._control.resume()
+
+    def stop(self) -> None:
+        """Ask for an end after the step in progress; returns at once."""
+        self._control.stop()
+
+    def _check_under_way(self, wish: str) -> None:
+        if self.status not in ("running", "paused"):
+            hint = "start() it first" if self.status == "ready" else "make a new one"
+            raise SessionError(f"{wish}: the session is {self.status}; {hint}.")
+
+    # --- the run
+
+    @abstractmethod
+    def _work(self) -> Finished:
+        """Emit events, call `_after_step` after each step, and return the last event."""
+
+    def _claim(self) -> None:
+        """Begin, or raise `SessionError` with nothing changed."""
+        if self.status != "ready":
+            raise SessionError(
+                f"this session is {self.status}; a session trains once. Make a new "
+                f"{type(self).__name__}."
+            )
+        self.status = "running"
+
+    def _release(self) -> None:  # noqa: B027, nothing to do is fine
+        """The end of what `_claim` began, before the last event is told."""
+
+    def _drive(self) -> None:
+        self._works_in = threading.get_ident()
+        start = self._control.clock()
+        end = None
+        reason: Reason = "failed"
+        try:
+            end = self._work()
+        except KeyboardInterrupt:
+            reason = "stopped"
+        except BaseException as error:  # kept for wait(), and told to every listener
+            self._error = error
+        finally:
+            if end is None:
+                seconds = self._control.clock() - start
+                end = Finished(reason, self._step, seconds, self._error)
+            self.status = end.reason
+            self._release()
+            self._emit(end)
+
+    def _after_step(self, step: int) -> bool:
+        """Wait while paused; whether to stop."""
+
+        def on_pause() -> None:
+            self.status = "paused"
+            self._emit(Paused(step))
+
+        def on_resume() -> None:
+            self.status = "running"
+            self._emit(Resumed(step))
+
+        return self._control.between_steps(on_pause, on_resume)
+
+    def _emit(self, event: Event) -> None:
+        self._step = getattr(event, "step", self._step)
+        for listener in self._listeners:
+            listener(event)
+
+    @contextlib.contextmanager
+    def _interrupt_stops(self) -> Iterator[None]:
+        """Inside the block, the first SIGINT is `stop`. Only the main thread may have it so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def on_interrupt(*_: Any) -> None:
+            signal.signal(signal.SIGINT, before)
+            self.stop()
+
+        signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,48 @@
+"""While a model trains, its adapters stay as they are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from vblora_lab.errors import SessionError
+
+# What changes adapters, in a PeftModel and in its tuner. The optimizer would go on with parameters
+# that are no longer the model's, or train against weights that hold the adapter already.
+EDITS = (
+    "add_adapter",
+    "inject_adapter",
+    "delete_adapter",
+    "set_adapter",
+    "merge_adapter",
+    "unmerge_adapter",
+    "merge_and_unload",
+    "unload",
+)
+
+
+@contextlib.contextmanager
+def locked(model: nn.Module) -> Iterator[None]:
+    """Inside the block, `EDITS` raise `SessionError` before anything is changed."""
+    owners = [model, *filter(None, [getattr(model, "base_model", None)])]
+    places = [(owner, name) for owner in owners for name in EDITS if hasattr(owner, name)]
+    for owner, name in places:
+        setattr(owner, name, _refusal(name))  # an attribute of the object hides the class's method
+    try:
+        yield
+    finally:
+        for owner, name in places:
+            delattr(owner, name)
+
+
+def _refusal(name: str) -> Any:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise SessionError(
+            f"{name}: this model is being trained, and its adapters must stay as they are. "
+            "Stop the session, or wait for its end, first."
+        )
+
+    return refuse

@@ -1,0 +1,36 @@
+"""A run in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+
+from vblora_lab.train.events import Evaluated, Event, Finished, SaveFailed, Started, Stepped
+
+
+class ProgressBar:
+    """A listener that draws a progress bar with the loss, on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._shown: dict[str, str] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._bar = tqdm(
+                    total=event.total_steps, initial=event.step, unit="step", desc="VB-LoRA"
+                )
+            case Stepped() if self._bar is not None:
+                self._shown["loss"] = f"{event.loss:.3f}"
+                self._shown["tokens_per_s"] = f"{event.tokens_per_second:,.0f}"
+                self._bar.set_postfix(self._shown, refresh=False)
+                self._bar.update(event.step - self._bar.n)
+            case Evaluated() if self._bar is not None:
+                self._shown["eval_loss"] = f"{event.eval_loss:.3f}"
+                self._bar.set_postfix(self._shown)
+            case SaveFailed() if self._bar is not None:
+                self._bar.write(f"Not saved, training goes on: {event.problem}")
+            case Finished() if self._bar is not None:
+                self._bar.close()

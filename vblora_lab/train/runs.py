@@ -1,0 +1,262 @@
+"""Runs kept by name in a folder, and comparisons of them. Reading needs numpy alone.
+
+A run is a folder as `train.folder` describes it, which `TrainingSession(out=...)` and `Runs.keep`
+write: run.trace, run.json, adapter/, and for a run that was measured also result.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import html
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vblora_lab.errors import DataError, SessionError
+from vblora_lab.train.trace import Trace
+
+if TYPE_CHECKING:
+    from vblora_lab.train.session import TrainingSession
+
+TRACE, SETTINGS, RESULT = "run.trace", "run.json", "result.json"
+NAME = re.compile(r"\w[\w .+-]*")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; NaN for what was not measured.
+
+    Attributes:
+        trained_parameters: how many numbers were trained.
+        stored_bytes: of the tensors that keeping the result takes.
+        loss: on validation examples, in nats per completion token.
+        bleu: 0 to 100, on held-out examples.
+        slot_error_rate: errors per slot, on held-out examples.
+        seconds_per_step: median.
+    """
+
+    trained_parameters: int
+    stored_bytes: int
+    loss: float = math.nan
+    bleu: float = math.nan
+    slot_error_rate: float = math.nan
+    seconds_per_step: float = math.nan
+
+    @classmethod
+    def of(cls, trace: Trace, **measured: float) -> Result:
+        """From what a run said, and what was measured besides."""
+        told: dict[str, Any] = {
+            "trained_parameters": trace.trained_parameters,
+            "stored_bytes": trace.stored_bytes,
+            "seconds_per_step": trace.seconds_per_step,
+        }
+        if len(trace.eval_losses):
+            told["loss"] = float(trace.eval_losses[-1])
+        return cls(**(told | measured))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Results and traces of runs, by name; a table in a notebook and in a terminal.
+
+    For the curves: `plots.loss_curves(comparison.traces)`.
+    """
+
+    results: Mapping[str, Result]
+    traces: Mapping[str, Trace]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    HEAD = (
+        "", "trained parameters", "stored bytes", "validation loss", "BLEU", "slot errors",
+        "ms per step",
+    )  # fmt: skip
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table under `HEAD`; an en dash for what was not measured."""
+        return [
+            (
+                name,
+                f"{result.trained_parameters:,}",
+                f"{result.stored_bytes:,}",
+                _number(result.loss, ".3f"),
+                _number(result.bleu, ".1f"),
+                _number(result.slot_error_rate, ".1%"),
+                _number(1000 * result.seconds_per_step, ".0f"),
+            )
+            for name, result in self.results.items()
+        ]
+
+    @property
+    def caption(self) -> str:
+        """What the runs have in common: the base (and if its weights are random), task, steps."""
+        about = self.settings
+        parts = [str(about[name]) for name in ("base", "task") if name in about]
+        for name, what in (("steps", "steps"), ("batch_size", "pairs per step")):
+            parts += [f"{about[name]} {what}"] if name in about else []
+        parts += [f"seed {about['seed']}"] if "seed" in about else []
+        return " · ".join(parts)
+
+    def __str__(self) -> str:
+        table = [self.HEAD, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            ).rstrip()
+            for row in table
+        ]
+        return "\n".join([self.caption, *lines] if self.caption else lines)
+
+    def _repr_html_(self) -> str:
+        def row(cells: Sequence[str], tag: str) -> str:
+            own = "border-bottom:1px solid currentColor" if tag == "th" else "white-space:nowrap"
+            style = f"padding:2px 10px;font-variant-numeric:tabular-nums;{own}"
+            return "".join(
+                f'<{tag} style="text-align:{"right" if i else "left"};{style}">'
+                f"{html.escape(cell)}</{tag}>"
+                for i, cell in enumerate(cells)
+            )
+
+        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows())
+        return (
+            '<table style="border-collapse:collapse;color:inherit">'
+            '<caption style="text-align:left;padding:2px 10px">'
+            f"{html.escape(self.caption)}</caption>"
+            f"<tr>{row(self.HEAD, 'th')}</tr>{body}</table>"
+        )
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A kept run: its folder, what it said, what it was made with, and what it came to."""
+
+    name: str
+    folder: Path
+    trace: Trace
+    settings: dict[str, Any]
+    result: Result
+
+    @property
+    def adapter(self) -> Path:
+        """The folder to load: an adapter, or a whole model after full fine-tuning.
+
+        For VB-LoRA: `vblora_lab.from_pretrained(base_model, run.adapter)`.
+        """
+        return self.folder / "adapter"
+
+
+class Runs:
+    """The runs in a folder, by name: ``runs["first"]``, ``list(runs)``, ``runs.compare()``.
+
+    Args:
+        folder: made when the first run is kept.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def names(self) -> list[str]:
+        """Of the runs that are here, in alphabetical order."""
+        return sorted(file.parent.name for file in self.folder.glob(f"*/{TRACE}"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def place(self, name: str) -> Path:
+        """The folder for a new run, to give to `TrainingSession(out=...)`.
+
+        Raises `SessionError` for a name that is taken or can't be one of a folder.
+        """
+        if not NAME.fullmatch(name):
+            raise SessionError(
+                f"a run can't be called {name!r}: begin with a letter or digit, and use letters, "
+                "digits, spaces and _ . + - alone"
+            )
+        if name in self:
+            raise SessionError(
+                f"there is a run {name!r} in {self.folder} already; choose another name, or "
+                "delete its folder first"
+            )
+        return self.folder / name
+
+    def keep(self, name: str, session: TrainingSession, result: Result | None = None) -> Run:
+        """Keep a run that was made without ``out``: trace, settings, and adapter or model.
+
+        Raises `SessionError` as `place` does, and for a session that has not ended.
+        """
+        place = self.place(name)
+        if session.status not in ("completed", "stopped"):
+            raise SessionError(
+                f"this session is {session.status}; only one that is completed or stopped is kept"
+            )
+        from vblora_lab.train.folder import ADAPTER, RunFolder
+
+        folder = RunFolder(place)
+        folder.open(session.settings)
+        with folder.writing(ADAPTER) as aside:
+            session.model.save_pretrained(str(aside))
+        if result is not None:
+            with folder.writing(RESULT) as aside:
+                aside.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        with folder.writing(TRACE) as aside:  # last: a folder with a trace is a run
+            session.trace.save(aside)
+        return self[name]
+
+    def __getitem__(self, name: str) -> Run:
+        """Read a run. Raises `DataError` where there is none of that name, or it can't be read."""
+        if name not in self:
+            close = difflib.get_close_matches(name, self.names(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {self.names()}"
+            raise DataError(f"no run is called {name!r} in {self.folder}; {hint}")
+        folder = self.folder / name
+        trace = Trace.load(folder / TRACE)
+        result = _read_json(folder / RESULT)
+        return Run(
+            name,
+            folder,
+            trace,
+            _read_json(folder / SETTINGS),
+            Result(**result) if result else Result.of(trace),
+        )
+
+    def compare(self, names: Sequence[str] | None = None) -> Comparison:
+        """These runs side by side, or all; the caption tells what they have in common."""
+        runs = [self[name] for name in (self.names() if names is None else names)]
+        first = runs[0].settings if runs else {}
+        return Comparison(
+            {run.name: run.result for run in runs},
+            {run.name: run.trace for run in runs},
+            {k: v for k, v in first.items() if all(run.settings.get(k) == v for run in runs)},
+        )
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.folder)!r}): {', '.join(self) or 'none yet'}"
+
+    def _repr_html_(self) -> str:
+        return self.compare()._repr_html_() if len(self) else html.escape(repr(self))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds, nothing if there is none; raises `DataError` for other contents."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} can't be read as JSON: {error}") from error
