@@ -154,6 +154,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)
+
+    explore = commands.add_parser(
+        "explore",
+        help="try configs on a model in the browser, with no code shown",
+        description="Serve the config explorer and a heatmap as a page. The model's config.json is "
+        "enough; its weights are not loaded. Only this machine, and only with the token that is "
+        "printed, can open the page.",
+    )
+    explore.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="mini-opt",
+        help="a hub name, a folder, or mini-opt (the default)",
+    )
+    explore.add_argument("--ip", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
+    explore.add_argument("--port", type=_at_least(1), default=8866, help="default: 8866")
+    explore.add_argument("--no-browser", action="store_true", help="only print the address")
+    explore.set_defaults(run=_explore)
     return parser
 
 
@@ -317,6 +336,13 @@ def _doctor(args: argparse.Namespace) -> int:
     result = doctor()
     print(result.to_json() if args.json else result)
     return 0 if result.can_run else 1
+
+
+def _explore(args: argparse.Namespace) -> int:
+    from vblora_lab.explore import explore
+
+    explore(args.model, ip=args.ip, port=args.port, browser=not args.no_browser)
+    return 0
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -77,3 +77,7 @@ class ExerciseError(VBLoRAError, KeyError):
 
     def __str__(self) -> str:  # KeyError would put quotes around the sentence
         return str(self.args[0])
+
+
+class MissingExtraError(VBLoRAError, ImportError):
+    """Something needs a package that is not installed with the lab unless asked for."""

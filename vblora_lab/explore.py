@@ -1,0 +1,112 @@
+"""The explorer as a page: the config explorer and a heatmap, served by Voila, with no code shown.
+
+A model's config.json is enough. Its weights are never loaded: what is shown is what a config would
+do to the model, and what the sub-vectors of a new adapter choose before any training.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from vblora_lab.errors import MissingExtraError
+
+VARIABLE = "VBLORA_LAB_MODEL"  # tells the page, which runs in a kernel of its own, what to show
+PAGE = Path(__file__).parent / "assets" / "explore" / "explore.ipynb"
+MOST_CELLS = 20_000_000  # of a heatmap: sub-vectors times bank vectors; logits of 80 MB
+
+
+def explore(
+    model: str = "mini-opt", *, ip: str = "127.0.0.1", port: int = 8866, browser: bool = True
+) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        model: a name or folder for `load_skeleton`.
+        ip: where to listen; 127.0.0.1 is reached from this machine alone.
+        port: where to listen.
+        browser: whether to open a browser on it.
+
+    Whoever opens the page needs the token in the address that is printed.
+
+    Raises:
+        MissingExtraError: Voila is not installed.
+        BaseModelError: there is no such model, or transformers can't build it.
+    """
+    if importlib.util.find_spec("voila") is None:
+        raise MissingExtraError('the page needs Voila: pip install "vblora-lab[app]"')
+    from vblora_lab.bases import load_skeleton
+
+    load_skeleton(model)  # what is wrong with it is said here, not on the page
+    os.environ[VARIABLE] = model  # kernels inherit it
+    arguments = [str(PAGE), "--token", f"--port={port}", f"--Voila.ip={ip}"]
+    Voila = importlib.import_module("voila.app").Voila
+    Voila.launch_instance(arguments if browser else [*arguments, "--no-browser"])
+
+
+def page(model: str | None = None) -> Any:
+    """The page as one widget; model defaults to what `explore` was told."""
+    import ipywidgets
+
+    from vblora_lab.bases import load_skeleton
+    from vblora_lab.widgets import BankHeatmap, ConfigExplorer
+
+    name = model or os.environ.get(VARIABLE, "mini-opt")
+    skeleton = load_skeleton(name)
+    explorer = ConfigExplorer(skeleton)
+    heatmap = BankHeatmap()
+    note = ipywidgets.HTML()
+
+    def show(_: Any = None) -> None:
+        note.value = _note(explorer.plan)
+        can = explorer.plan.fits and _cells(explorer.plan) <= MOST_CELLS
+        heatmap.selection = untrained_selection(skeleton, explorer.config) if can else None
+
+    explorer.observe(show, "plan")
+    show()
+    title = ipywidgets.HTML("<h2>What the sub-vectors choose before any training</h2>")
+    return ipywidgets.VBox([explorer, title, note, heatmap])
+
+
+def untrained_selection(skeleton: Any, config: Any, seed: int = 0) -> Any:
+    """The `Selection` of a new adapter, drawn as injection draws it; no weights are needed.
+
+    skeleton: a model without weights, left as it is. seed: draws the logits.
+    """
+    import torch
+    from torch import nn
+
+    from vblora_lab.model import adapted_layers
+    from vblora_lab.peft import get_peft_model
+    from vblora_lab.selection import read_selection
+
+    model = get_peft_model(copy.deepcopy(skeleton), config)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in adapted_layers(model).values():
+        for logits in (layer.vblora_logits_A, layer.vblora_logits_B):
+            drawn = torch.empty(logits["default"].shape)
+            drawn.normal_(std=config.init_logits_std, generator=generator)
+            logits["default"] = nn.Parameter(drawn)
+    return read_selection(model)
+
+
+def _cells(plan: Any) -> int:
+    return int(plan.sub_vectors * plan.num_vectors)
+
+
+def _note(plan: Any) -> str:
+    if not plan.fits:
+        return "The config doesn't fit the model, so there is nothing to choose: see above."
+    if _cells(plan) > MOST_CELLS:
+        return (
+            f"{plan.sub_vectors:,} sub-vectors by {plan.num_vectors:,} bank vectors are too many "
+            "cells for a heatmap. Adapt fewer modules, or choose a smaller r."
+        )
+    return (
+        "Every row is a sub-vector, every column a bank vector. The logits are random at first, so "
+        "all columns are used alike; training gives some of them more to do."
+    )
