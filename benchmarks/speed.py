@@ -16,7 +16,6 @@ import gc
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -567,7 +566,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
-        "command": " ".join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/speed.py {' '.join(args.sections)} --steps {args.steps}",
         "date": time.strftime("%Y-%m-%d"),
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -39,11 +39,11 @@ SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in f
 
 
 class Fold(NamedTuple):
-    """W + B A (out, in) and the bias of a layer, the adapters in it, and the autocast it is for."""
+    """W + B A (out, in) and the bias of a layer, what was active, and the autocast it is for."""
 
     weight: Tensor
     bias: Tensor | None
-    adapters: list[str]
+    active: list[str]
     autocast: torch.dtype | None
 
 
@@ -264,18 +264,18 @@ class Pool:
         for name, layer in layers.items():
             folded = layer.fold(by_name.get(name, {}))
             if folded is not None:
-                self.folds[name] = Fold(*folded, list(by_name[name]), self._autocast)
+                self.folds[name] = Fold(*folded, list(layer.active_adapters), self._autocast)
 
     def folded(self, name: str, layer: PooledLayer) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias that stand for a layer with its active adapters, if they do now."""
         fold = self.folds.get(name)
-        if (
+        if (  # this is asked by every layer for every token
             fold is None
             or layer.disable_adapters
             or layer.merged
             or torch.is_grad_enabled()
             or self._thread != _this_thread()
-            or [a for a in layer.active_adapters if a in layer.topk] != fold.adapters
+            or layer.active_adapters != fold.active
             or autocast_dtype(fold.weight.device) != fold.autocast
         ):
             return None
@@ -346,9 +346,9 @@ class Pool:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast computes in on a device now; None where it is off."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return None
+    if kind != "cuda" and not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _to_spare(device: torch.device) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -43,7 +44,8 @@ def definitions(name: str) -> dict:
     """What a notebook imports and defines, without running the rest of it."""
     (path,) = FOLDER.glob(f"{name}*.ipynb")
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    tree = ast.parse("\n\n".join(cell.source for cell in code_cells(read(path))))
+    to_python = TransformerManager().transform_cell  # of magics, as %pip
+    tree = ast.parse("\n\n".join(to_python(cell.source) for cell in code_cells(read(path))))
     tree.body = [node for node in tree.body if isinstance(node, kept)]
     namespace: dict = {"__name__": path.stem}
     exec(compile(tree, path.name, "exec"), namespace)
