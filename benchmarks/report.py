@@ -118,15 +118,17 @@ def timings(records: list[Record], unit: str) -> str:
 def page(about: dict[str, str], records: list[Record], kind: str) -> str:
     targets = list((gpu_targets if kind == "cuda" else cpu_targets)(records))
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "peft"))
+    note = f" ({about['note']})" if "note" in about else ""
     parts = [
         f"## {about['device']}",
-        f"{versions}, Python {about['python']}, {about['date']}, `{about['command']}`",
+        f"{versions}, Python {about['python']}, {about['date']}, `{about['command']}`{note}",
         "### Targets",
         table(
             ["", "asked", "measured", ""],
             [[*target[:3], "met" if target[3] else "**missed**"] for target in targets],
         ),
     ]
+    parts += why_missed(records)
     units = {
         "training": "milliseconds per training step",
         "generation": "milliseconds per token",
@@ -146,6 +148,27 @@ def page(about: dict[str, str], records: list[Record], kind: str) -> str:
     if kind == "cuda" and of(records, "admixture"):
         parts.append(f"![bandwidth of the admixture](roofline-{kind}.png)")
     return "\n\n".join(parts)
+
+
+def why_missed(records: list[Record]) -> list[str]:
+    """What a step's time goes to, from the profile, so that a missed target says why."""
+    work = {(r["row"], r["method"]): r for r in of(records, "profile") if "kernels" in r}
+    lines = []
+    for record in of(records, "training"):
+        row, ms = record["row"], record["milliseconds"]
+        if (row, OURS) not in work:
+            continue
+        mine, base = work[row, OURS], work[row, FROZEN]
+        lines.append(
+            f"- {row}: the device is at work in {mine['device_milliseconds']:.1f} of our "
+            f"{ms[OURS]:.1f} ms ({base['device_milliseconds']:.1f} of the frozen base's "
+            f"{ms[FROZEN]:.1f}); the rest is Python launching {mine['kernels']} kernels "
+            f"(the base {base['kernels']}), which a captured step does at once. A step that cost "
+            f"no more than the base's would be {ms[STOCK] / ms[FROZEN]:.2f}x PEFT VB-LoRA's."
+        )
+    return (
+        ["Where the time goes, and how much there is to gain:", "\n".join(lines)] if lines else []
+    )
 
 
 def profile(records: list[Record]) -> list[str]:
@@ -184,45 +207,51 @@ def waits(records: list[Record]) -> list[str]:
 
 
 def plot_growth(records: list[Record], device: str, path: Path) -> None:
-    """One column per field that grows: time of a step above, memory below if there is any."""
+    """One column per field that grows: time of a step above, memory below if there is any.
+
+    Against the frozen base of the same row, so that a host that is slower at times doesn't show.
+    """
     fields = list(dict.fromkeys(record["field"] for record in records))
-    with_memory = bool(records[0]["peak_gib"])
+    panels: list[tuple[str, str, Any]] = [
+        ("milliseconds", "step time / frozen base's", lambda value, base: value / base)
+    ]
+    if records[0]["peak_gib"]:
+        panels.append(
+            ("peak_gib", "MiB above the frozen base", lambda value, base: 1024 * (value - base))
+        )
     figure, axes = plt.subplots(
-        1 + with_memory,
+        len(panels),
         len(fields),
-        figsize=(11, 3.4 * (1 + with_memory)),
+        figsize=(11, 3.2 * len(panels) + 0.6),
         squeeze=False,
         sharey="row",
         layout="constrained",
     )
-    for column, field in enumerate(fields):
-        points = [record for record in records if record["field"] == field]
-        draw(axes[0][column], points, "milliseconds", "milliseconds per step", column == 0)
-        if with_memory:
-            draw(axes[1][column], points, "peak_gib", "GiB at the peak", column == 0)
-        axes[-1][column].set_xlabel(NAMES[field])
+    for line, (what, label, against) in zip(axes, panels, strict=True):
+        for axis, field in zip(line, fields, strict=True):
+            points = [record for record in records if record["field"] == field]
+            draw(axis, points, what, against)
+            axis.set_xlabel(NAMES[field])
+        line[0].set_ylabel(label)
+        line[0].set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"{records[0]['row'].split(',')[0]}, {device}", fontsize=10, y=-0.02)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"{records[0]['row'].split(',')[0]}, {device}", fontsize=11)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def draw(axis: Any, points: list[Record], what: str, label: str, first: bool) -> None:
+def draw(axis: Any, points: list[Record], what: str, against: Any) -> None:
+    x = [point["value"] for point in points]
     for method in points[0][what]:
         color, marker = LOOKS[method]
-        values = [point[what][method] for point in points]
-        x = [point["value"] for point in points]
+        values = [against(point[what][method], point[what][FROZEN]) for point in points]
         axis.plot(x, values, color=color, marker=marker, label=method, markersize=5)
     if points[0]["field"] != "layers":
         axis.set_xscale("log", base=2)
-        axis.set_xticks([point["value"] for point in points])
-        axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.minorticks_off()
-    axis.set_ylim(bottom=0)
+    axis.set_xticks(x, [str(value) for value in x])
+    axis.minorticks_off()
     axis.grid(alpha=0.3)
-    if first:
-        axis.set_ylabel(label)
 
 
 def plot_roofline(records: list[Record], device: str, path: Path) -> None:
@@ -250,6 +279,8 @@ def plot_roofline(records: list[Record], device: str, path: Path) -> None:
         ylabel="GB/s of logits read and gradients written",
         title=f"Admixture, forward and backward, {device}",
     )
+    axis.set_xticks(mega, [f"{size:.0f}" for size in mega], minor=False)
+    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
