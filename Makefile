@@ -1,4 +1,4 @@
-# make lab | make test | make demo | make setup | make check | make clean
+# make lab | make test | make demo | make setup | make check | make notebooks | make bench | make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
-# a browser takes one of two cores, which it does in these two.
-lab test: export GOMP_SPINCOUNT ?= 2000
+# a browser takes one of two cores, which it does in these.
+lab test notebooks: export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: lab test demo setup check clean binder-check colab-check matrix
+.PHONY: lab test demo setup check notebooks bench clean binder-check colab-check matrix
 
 lab: $(READY)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
@@ -28,6 +28,13 @@ check: $(READY)  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(READY)  ## run the notebooks and store the outputs that tests compare
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
+
+bench: $(READY)  ## measure speed on this machine, GPU or CPU; writes benchmarks/results
+	$(BIN)/python benchmarks/speed.py $(BENCH)
+	$(BIN)/python benchmarks/report.py
 
 binder-check: $(READY)  ## build as Binder does, and run notebooks in 2 GiB on one core
 	$(BIN)/python tools/platforms.py binder
