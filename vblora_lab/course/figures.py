@@ -207,7 +207,7 @@ def step_times(rows: Mapping[str, Mapping[str, float]], title: str) -> LabFigure
         ]
         axes.plot(
             *zip(*points, strict=True), marker, color=colour, label=method, markersize=8,
-            markeredgecolor="white",
+            markerfacecolor="none", markeredgewidth=2,  # hollow: none hides another
         )  # fmt: skip
     axes.set_yticks(
         range(len(rows)), [f"{row}\n(base {_ms(times[FROZEN])})" for row, times in rows.items()]
