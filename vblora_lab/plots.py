@@ -96,6 +96,9 @@ def loss_curve(trace: Trace) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
+    if len(trace.losses):
+        mean = smooth(trace.losses)
+        figure.alt = f"Training loss from {mean[0]:.2f} to {mean[-1]:.2f} nats per token."
     return figure
 
 
@@ -155,6 +158,10 @@ def selection_heatmap(selection: Selection) -> Figure:
     bar.set_label("weight in the mixture (white: not chosen)", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
+    figure.alt = (
+        f"{rows} sub-vectors as rows, {columns} bank vectors as columns; each row has "
+        f"{selection.indices.shape[1]} coloured cells, the vectors that it mixes."
+    )
     return figure
 
 
@@ -173,6 +180,10 @@ def usage_histogram(selection: Selection) -> Figure:
     axes.xaxis.set_major_locator(_eighths(selection.num_vectors))
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right", borderpad=0,
                 bbox_to_anchor=(1.0, 1.0))  # fmt: skip
+    figure.alt = (
+        f"{title}; vector {usage.argmax()} most, with a summed weight of {usage.max():.1f}, where "
+        f"an even share is {even:.2g}."
+    )
     return figure
 
 
@@ -212,6 +223,8 @@ def footprint(first: Selection, last: Selection) -> Figure:
         loc="outside lower center", ncols=3, frameon=False, labelcolor=INK, fontsize=9,
         markerscale=6 / size,
     )  # fmt: skip
+    marks = ", ".join(f"{label} {int(chosen.sum())}" for label, chosen, _ in kinds)
+    figure.alt = f"{title}. Marks of {count} sub-vectors: {marks}."
     return figure
 
 
@@ -233,6 +246,8 @@ def entropy_by_layer(selection: Selection) -> Figure:
     axes.set_title("How decided the mixtures are", loc="left", color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc="lower right",
                 bbox_to_anchor=(1.0, 1.0), borderpad=0)  # fmt: skip
+    each = "; ".join(f"{name} {mean:.2f}" for name, mean in zip(names, means, strict=True))
+    figure.alt = f"Mean entropy in nats, where equal shares have {most:.2f}: {each}."
     return figure
 
 
@@ -240,7 +255,8 @@ def layer_sharing(selection: Selection) -> Figure:
     """How much of what two layers take comes from the same bank vectors, see `sharing`."""
     names = [name.removeprefix("layer ") for name in selection.sub_vectors.blocks[0]]
     figure, axes = _figure(5.4, 4.6)
-    image = axes.imshow(selection.sharing(), cmap=WEIGHTS, vmin=0, vmax=1)
+    sharing = selection.sharing()
+    image = axes.imshow(sharing, cmap=WEIGHTS, vmin=0, vmax=1)
     every = max(1, len(names) // 12)
     axes.set_xticks(range(0, len(names), every), names[::every])
     axes.set_yticks(range(0, len(names), every), names[::every])
@@ -249,6 +265,10 @@ def layer_sharing(selection: Selection) -> Figure:
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("taken from the same bank vectors", color=INK)
     bar.outline.set_visible(False)
+    figure.alt = f"How much {len(names)} layers share with each other, from 0 to 1"
+    if len(names) > 1:
+        others = sharing[~np.eye(len(names), dtype=bool)]
+        figure.alt += f"; two different ones from {others.min():.2f} to {others.max():.2f}"
     return figure
 
 
@@ -271,6 +291,10 @@ def churn_curve(selections: Sequence[tuple[int, Selection]]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Selection churn", loc="left", color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    figure.alt = (
+        f"In the end {since_first[-1]:.0%} of the sub-vectors differ from the first step; from the "
+        f"recorded step before {latest[0]:.0%} do at first, {latest[-1]:.0%} in the end."
+    )
     return figure
 
 
@@ -306,7 +330,7 @@ def _eighths(columns: int) -> MultipleLocator:
     return MultipleLocator(max(1, columns // 8))
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float) -> tuple[LabFigure, Axes]:
     """An empty figure of that size in inches, with one plain pair of axes."""
     figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
     return figure, plain(figure.add_subplot())

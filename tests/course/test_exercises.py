@@ -58,6 +58,12 @@ def test_no_answer_breaks_the_check(name, answer):
 
 
 MISTAKES = [
+    ("00-weights", 0.5, "too large"),
+    ("00-weights", 0.7, "sum to 1"),
+    ("00-rows", 96, "A alone, or B alone, or one module"),
+    ("00-rows", 64, "columns of the map"),
+    ("00-bank", 49_152, "logits"),
+    ("00-bank", 4096, "each takes 4 bytes"),
     ("02-lora", 256 * 1024, "frozen"),
     ("02-lora", 4 * 256, "A alone"),
     ("02-lora", 10_240, "factor of exactly 2"),
@@ -83,11 +89,30 @@ MISTAKES = [
     ("05-regex", r".*fc\d", "also matches"),
     ("05-regex", "(", "no regular expression"),
     ("05-length", 256, "doesn't divide 640"),
+    ("06-churn", lambda a, b: (a != b).any(1).mean(), "another order"),
+    ("06-churn", lambda a, b: (a != b).mean(), "single places"),
+    ("06-churn", lambda a, b: (np.sort(a) != np.sort(b)).mean(), "single places"),
+    ("06-churn", lambda a, b: (np.sort(a) != np.sort(b)).any(1).sum(), "this is how many"),
+    ("06-churn", lambda a, b: (np.sort(a) == np.sort(b)).all(1).mean(), "that stayed"),
+    ("06-churn", lambda a, b: 0.9, "this gives 0.9"),
+    ("06-chance", lambda h, k, n: (1 - k / h) ** n, "one vector is unused"),
+    ("06-chance", lambda h, k, n: h * (1 - 1 / h) ** n, "chooses k vectors"),
+    ("06-chance", lambda h, k, n: h * (1 - 1 / h) ** (k * n), "nearly"),
+    ("06-chance", lambda h, k, n: max(0, h - k * n), "deal them out evenly"),
+    ("06-sharing", 0.375, "the smaller of the two"),
+    ("06-sharing", 1 / 3, "shares count"),
+    ("06-off", 1, "couldn't be chosen"),
     ("07-index", 1, "index 299"),
     ("07-index", 8, "smallest integer"),
     ("07-topk", 40_600, "last one needn't be stored"),
     ("07-topk", 11_000, "bank is in the file too"),
     ("07-users", 366_000_000, "bank with every user"),
+    ("09-gain", 10, "the base model's 40 ms stay"),
+    ("09-gain", 2.5, "no adapter at all"),
+    ("09-calls", 36, "A and B"),
+    ("09-launch", 12_000, "as if Python waited"),
+    ("09-launch", 10_000, "nearly"),
+    ("09-traffic", 819_200_000, "their gradient"),
 ]
 
 

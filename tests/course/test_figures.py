@@ -27,6 +27,10 @@ def admixture():
     return logits, indices, weights, bank, weights @ bank[indices]
 
 
+STEPS = {
+    "small": {"frozen base": 2.0, "PEFT LoRA": 3.0, "ours": 2.5, "captured": 1.0},
+    "large": {"frozen base": 40.0, "PEFT LoRA": 50.0, "ours": 44.0},
+}
 FIGURES = {
     "rank_one_terms": lambda: figures.rank_one_terms(
         RNG.normal(size=(3, 6)), RNG.normal(size=(4, 3))
@@ -42,6 +46,7 @@ FIGURES = {
         [1, 10], {"a": [1, 2], "b": [3, 4]}, xlabel="x", ylabel="y", title="t", alt="two", log="x"
     ),
     "stacked_bytes": lambda: figures.stacked_bytes({"f": {"bank": 30, "logits": 12}}, "t"),
+    "step_times": lambda: figures.step_times(STEPS, "t"),
     "adapted_modules": lambda: figures.adapted_modules(plans()),
 }  # fmt: skip
 
@@ -96,3 +101,22 @@ def test_a_square_is_filled_where_a_plan_adapts():
         filled = {box.get_xy() for box in axes.patches if box.get_facecolor()[:3] != (1, 1, 1)}
         assert filled == expected
         assert len(axes.patches) == 4  # the head is in no layer
+
+
+def test_steps_are_drawn_beside_the_frozen_base():
+    (axes,) = figures.step_times(STEPS, "t").axes
+    dots = {
+        line.get_label(): list(zip(*line.get_data(), strict=True))
+        for line in axes.lines
+        if line.get_marker() != "None"
+    }
+    assert dots == {
+        "PEFT LoRA": [(1.5, 0), (1.25, 1)],
+        "ours": [(1.25, 0), (1.1, 1)],
+        "captured": [(0.5, 0)],
+    }
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "small\n(base 2 ms)",
+        "large\n(base 40 ms)",
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["frozen base", *dots]

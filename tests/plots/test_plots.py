@@ -168,6 +168,23 @@ def test_a_figure_is_shown_with_its_text_alternative():
     assert figure._repr_png_()[1]["alt"] == "bars"
 
 
+def test_every_figure_says_in_words_what_it_shows(trace):
+    first, last = make_selection(), make_selection()
+    last.indices[0] = [int(i) for i in range(16) if i not in first.indices[0]][:2]
+    count = len(last.indices)
+    words = {
+        plots.loss_curve(trace): f"from {trace.losses[0]:.2f} to {trace.losses[-10:].mean():.2f}",
+        plots.selection_heatmap(last): f"{count} sub-vectors as rows, 16 bank vectors",
+        plots.usage_histogram(last): f"vector {last.usage().argmax()} most",
+        plots.footprint(first, last): "first choice only 2, final choice only 2",
+        plots.entropy_by_layer(last): f"layer 1 {last.entropy_by_layer()[1]:.2f}",
+        plots.layer_sharing(last): f"different ones from {last.sharing()[0, 1]:.2f}",
+        plots.churn_curve([(0, first), (1, last)]): f"In the end {1 / count:.0%}",
+    }
+    for figure, expected in words.items():
+        assert expected in figure._repr_png_()[1]["alt"]
+
+
 def test_figures_need_no_pyplot(tmp_path):
     code = (
         "import sys; from vblora_lab import plots; import numpy as np\n"

@@ -29,3 +29,4 @@ def test_a_probe_of_a_session_repeats_itself_and_keeps_the_mode(base, task, conf
     first = probe()
     assert isinstance(first, Outcome) and session.model.training
     assert probe() == first
+    assert probe.loss() == first.loss and session.model.training

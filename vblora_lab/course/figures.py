@@ -21,6 +21,7 @@ STYLES = [
     (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
     (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
+FROZEN = "frozen base"  # as benchmarks/speed.py calls it
 FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
 
 
@@ -185,6 +186,45 @@ def lines(
     return figure
 
 
+def step_times(rows: Mapping[str, Mapping[str, float]], title: str) -> LabFigure:
+    """How long steps take with each method, as multiples of the frozen base's: a dot for each.
+
+    Args:
+        rows: milliseconds by method, "frozen base" among them, by the name of the row.
+        title: above the figure.
+    """
+    figure, (axes,) = _panels(9.0, 1.5 + 0.45 * len(rows), 1)
+    methods = list(dict.fromkeys(method for times in rows.values() for method in times))
+    methods.remove(FROZEN)
+    for y in range(len(rows)):
+        axes.axhline(y, color=RULE, linewidth=0.8, zorder=0)
+    axes.axvline(1, color=FAINT, linewidth=1.2, linestyle="--", label=FROZEN)
+    for (colour, _), marker, method in zip(STYLES, "^vDos", methods, strict=False):
+        points = [
+            (times[method] / times[FROZEN], y)
+            for y, times in enumerate(rows.values())
+            if method in times
+        ]
+        axes.plot(
+            *zip(*points, strict=True), marker, color=colour, label=method, markersize=8,
+            markerfacecolor="none", markeredgewidth=2,  # hollow: none hides another
+        )  # fmt: skip
+    axes.set_yticks(
+        range(len(rows)), [f"{row}\n(base {_ms(times[FROZEN])})" for row, times in rows.items()]
+    )
+    axes.set(xlabel="time of a step, as a multiple of the frozen base's", ylabel="step")
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+    axes.set_title(title, loc="left", color=INK)
+    axes.legend(
+        fontsize=9, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    figure.alt = "Times the frozen base. " + "; ".join(
+        f"{row}: " + ", ".join(f"{m} {times[m] / times[FROZEN]:.2f}" for m in methods if m in times)
+        for row, times in rows.items()
+    )
+    return figure
+
+
 def adapted_modules(plans: Mapping[str, Plan]) -> LabFigure:
     """Which modules of the layers each plan adapts: a square per layer and kind, filled if it does.
 
@@ -267,6 +307,10 @@ def _in_layer(name: str) -> tuple[int, str] | None:
     """Number of the layer and last part of the name, of a module in a layer."""
     found = re.search(r"\.(\d+)\.", name)
     return (int(found[1]), name.rpartition(".")[2]) if found else None
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
 
 
 def _whole_ticks(axes: Axes) -> None:

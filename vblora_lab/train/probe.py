@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from vblora_lab.errors import DataError
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.prompts import Collator, encode_all
 from vblora_lab.train.session import TrainingSession
+
+Model = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Probe:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: Model,
         tokenizer: Tokenizer,
         task: Task,
         examples: int = 16,
@@ -63,15 +66,26 @@ class Probe:
         """A probe of the model that a session trains, on its task."""
         return cls(session.model, session.tokenizer, session.task, examples)
 
-    @torch.no_grad()
     def __call__(self) -> Outcome:
-        model = self._model
-        was_training = model.training
-        model.eval()
-        try:
-            device = next(model.parameters()).device
-            loss = model(**{name: t.to(device) for name, t in self._batch.items()}).loss
+        loss = self.loss()
+        with _in_use(self._model) as model:
             (sample,) = write_samples(model, self._tokenizer, self._domain, self._chosen[:1])
-        finally:
-            model.train(was_training)
-        return Outcome(float(loss), sample.mr, sample.text, sample.slot_errors)
+        return Outcome(loss, sample.mr, sample.text, sample.slot_errors)
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The loss alone, in nats per token. Quicker: writing a text takes most of the time."""
+        with _in_use(self._model) as model:
+            device = next(model.parameters()).device
+            return float(model(**{name: t.to(device) for name, t in self._batch.items()}).loss)
+
+
+@contextmanager
+def _in_use(model: Model) -> Iterator[Model]:
+    """The model without dropout, and afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
