@@ -63,6 +63,11 @@ def plan_figure(plan: Plan, order: Iterable[str] = ()) -> Figure:
     _draw_bars(figure.add_subplot(grid[0, 0]), parameter_bars(plan), "parameters")
     _draw_bars(figure.add_subplot(grid[0, 1]), byte_bars(plan), "bytes")
     _draw_modules(figure.add_subplot(grid[1, :]), rows)
+    figure.alt = (
+        f"{title}. {len(plan.targets)} modules are adapted, {len(plan.skipped)} left as they are. "
+        f"{plan.trained_parameters:,} parameters are trained, beside {plan.base_parameters:,} of "
+        f"the base model; {plan.stored_bytes:,} bytes are stored."
+    )
     return figure
 
 

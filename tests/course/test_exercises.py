@@ -1,5 +1,6 @@
 """Each exercise: its solution passes, an open cell fails kindly, known mistakes are named."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def test_no_answer_breaks_the_check(name, answer):
     assert verdict.text.strip()
 
 
+def budget(**changes):
+    """The solution of 04-config with some fields changed."""
+    return dataclasses.replace(solved("04-config"), **changes)
+
+
 MISTAKES = [
     ("00-weights", 0.5, "too large"),
     ("00-weights", 0.7, "sum to 1"),
@@ -83,6 +89,17 @@ MISTAKES = [
     ("03-entropy", lambda w: -torch.special.entr(w).sum(-1), "sign"),
     ("03-entropy", lambda w: -(w * w.log()).sum(-1), "exactly 0 gives NaN"),
     ("03-entropy", lambda w: torch.special.entr(w).sum(), "last axis"),
+    ("04-rank", 131_072, "doesn't know r"),
+    ("04-rank", 65_536, "what it was"),
+    ("04-length", 81_920, "fewer pieces"),
+    ("04-length", 40_960, "hold more"),
+    ("04-bound", 3, "their product"),
+    ("04-config", {"r": 4}, "this is a dict"),
+    ("04-config", budget(save_only_topk_weights=False), "all those logits"),
+    ("04-config", budget(num_vectors=128), "The bank alone takes 32,768"),
+    ("04-config", budget(vector_length=100), "doesn't fit the model. vector_length=100"),
+    ("04-config", budget(target_modules=["q_proj"]), "6 modules (q_proj)"),
+    ("04-config", budget(r=2), "at least 4"),
     ("05-count", 12, "leaves two"),
     ("05-regex", r"layers\.4\.fc1", "never a whole name"),
     ("05-regex", r".*layers\.5\.fc\d", "misses 2 of the 4"),
