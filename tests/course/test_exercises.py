@@ -130,6 +130,15 @@ MISTAKES = [
     ("09-launch", 12_000, "as if Python waited"),
     ("09-launch", 10_000, "nearly"),
     ("09-traffic", 819_200_000, "their gradient"),
+    ("10-mr", lambda r: ", ".join(f"{k}={v}" for k, v in r.items()), "not a meaning"),
+    ("10-mr", lambda r: f"name[{r['name']}]", "but the record is"),
+    ("10-mr", lambda r: f"name[{r['name']}], food[Thai], area[{r['area']}]", "KeyError"),
+    ("10-mr", lambda r: list(r), "gives a list"),
+    ("10-steps", 150, "one pass"),
+    ("10-steps", 3_600, "one pair per step"),
+    ("10-resume", 137, "of step 100 is whole"),
+    ("10-resume", 87, "newer checkpoint"),
+    ("10-processes", 64, "share it"),
 ]
 
 
