@@ -143,7 +143,7 @@ def test_many_events_are_few_updates(panel, monkeypatch):
     update = BankHeatmap.update
     monkeypatch.setattr(BankHeatmap, "update", lambda self, s: (updates.append(s), update(self, s)))
     clock = iter(np.arange(0.0, 1000.0, 0.01))  # a hundred looks at the clock each second
-    monkeypatch.setattr("vblora_lab.widgets.live.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("vblora_lab.widgets.run_panel.time.monotonic", lambda: float(next(clock)))
     panel.controls.steps.value = 400
     panel.train(wait=True)
     assert len(losses(panel)) == 400
@@ -161,7 +161,9 @@ def test_drivers_choose_the_thread(make_panel, session_class):
 
 def test_the_front_end_chooses_the_driver(make_panel, monkeypatch):
     monkeypatch.delenv("VBLORA_LAB_DRIVER")
-    monkeypatch.setattr("vblora_lab.widgets.live.detect", lambda: SimpleNamespace(driver="thread"))
+    monkeypatch.setattr(
+        "vblora_lab.widgets.run_panel.detect", lambda: SimpleNamespace(driver="thread")
+    )
     assert make_panel().driver == "thread"
     monkeypatch.undo()
     monkeypatch.delenv("VBLORA_LAB_DRIVER", raising=False)
