@@ -69,6 +69,7 @@ class RunPanel(ipywidgets.VBox):
             raise ValueError(f"driver is {driver!r}; allowed: 'thread', 'foreground' or None.")
         self.driver: Driver = driver or detect().driver
         self.session = None
+        self._status = "ready"
         self.loss_chart = LossChart()
         self.heatmap = BankHeatmap(compact=True)
         self._build(settings)
@@ -193,6 +194,7 @@ class RunPanel(ipywidgets.VBox):
         if event.error is not None:
             self._message.value = readout.message(event.error)
         self._show_status(event.reason)
+        self._tiles.value = readout.tiles(self._numbers())  # no time is left
 
     def _numbers(self) -> dict[str, tuple[str, str]]:
         """The tiles: name -> (number, small print)."""
@@ -211,9 +213,11 @@ class RunPanel(ipywidgets.VBox):
             numbers["tokens / s"] = (
                 f"{step.tokens_per_second:,.0f}", f"{step.steps_per_second:.1f} steps/s"
             )  # fmt: skip
+            goes_on = self.status in ("running", "paused")
             numbers["time left"] = (
-                readout.duration(step.eta_seconds), f"{readout.duration(step.seconds)} so far"
-            )  # fmt: skip
+                readout.duration(step.eta_seconds) if goes_on else readout.NOTHING,
+                f"{readout.duration(step.seconds)} {'so far' if goes_on else 'in all'}",
+            )
             if step.peak_memory_bytes:
                 numbers["peak memory"] = (readout.size(step.peak_memory_bytes), "so far")
         if evaluation is not None:
