@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vblora_lab.train.session import TrainingSession
 
 LORA, CODE = "lora", "train.py"
+NAMES = ("LearningRates", "TrainingSession", "VBLoRAConfig")  # what the code imports
 
 
 def export_adapter(session: TrainingSession, folder: str | Path) -> Path:
@@ -86,9 +87,6 @@ def code_of(session: TrainingSession) -> str:
     if vars(session.learning_rates) != rates:
         lines.insert(1, f"# While it ran, the rates were changed to {session.learning_rates}.")
     return "\n".join(lines)
-
-
-NAMES = ("LearningRates", "TrainingSession", "VBLoRAConfig")
 
 
 def _check_weights_rest(session: TrainingSession) -> None:
