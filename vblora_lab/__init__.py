@@ -51,6 +51,7 @@ _HOMES = {
     "ConfigExplorer": "widgets",
     "LiveTraining": "widgets",
     "LossChart": "widgets",
+    "TrainingStudio": "widgets",
     "check": "course",
     "hint": "course",
     "solution": "course",
@@ -79,6 +80,7 @@ __all__ = [
     "Task",
     "Trace",
     "TrainingSession",
+    "TrainingStudio",
     "Update",
     "VBLoRAConfig",
     "VBLoRALayer",
@@ -140,4 +142,10 @@ if TYPE_CHECKING:
     from vblora_lab.selection import Selection, SubVectors, read_selection
     from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
     from vblora_lab.train.compare import compare
-    from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, LossChart
+    from vblora_lab.widgets import (
+        BankHeatmap,
+        ConfigExplorer,
+        LiveTraining,
+        LossChart,
+        TrainingStudio,
+    )

@@ -76,16 +76,18 @@ def smooth(losses: np.ndarray, over: int = SMOOTH_OVER) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def loss_curve(trace: Trace) -> Figure:
+def loss_curve(trace: Trace, smooth_over: int = SMOOTH_OVER) -> Figure:
     """Training loss of every step, its mean over the last steps, and the evaluation losses.
 
     Args:
         trace: Steps and losses (n,), evaluation steps and losses (m,), all in nats per token.
+        smooth_over: How many steps that mean is taken over.
     """
     figure, axes = _figure(8.0, 3.6)
     axes.plot(trace.steps, trace.losses, color=BLUE, alpha=0.35, linewidth=1, label="each batch")
-    label = f"mean of the last {SMOOTH_OVER}"
-    axes.plot(trace.steps, smooth(trace.losses), color=BLUE, linewidth=2.2, label=label)
+    means = smooth(trace.losses, smooth_over)
+    label = f"mean of the last {smooth_over}"
+    axes.plot(trace.steps, means, color=BLUE, linewidth=2.2, label=label)
     if len(trace.eval_steps):
         axes.plot(
             trace.eval_steps, trace.eval_losses, color=ORANGE, linestyle="none", marker="D",
@@ -102,23 +104,24 @@ def loss_curve(trace: Trace) -> Figure:
     return figure
 
 
-def loss_curves(traces: Mapping[str, Trace]) -> Figure:
+def loss_curves(traces: Mapping[str, Trace], smooth_over: int = SMOOTH_OVER) -> Figure:
     """The smoothed training losses of several runs, and their evaluation losses, by name.
 
     Runs differ in colour, in dashes and in the shape of their marks.
+    `smooth_over`: as in `loss_curve`.
     """
     figure, axes = _figure(8.0, 3.6)
     for (name, trace), (colour, dashes, mark) in zip(traces.items(), cycle(STYLES), strict=False):
         axes.plot(
-            trace.steps, smooth(trace.losses), color=colour, linestyle=dashes, linewidth=2,
-            label=name,
+            trace.steps, smooth(trace.losses, smooth_over), color=colour, linestyle=dashes,
+            linewidth=2, label=name,
         )  # fmt: skip
         axes.plot(
             trace.eval_steps, trace.eval_losses, color=colour, linestyle="none", marker=mark,
             markersize=6.5, markeredgecolor="white", zorder=4, clip_on=False,
         )  # fmt: skip
     axes.plot([], [], color=FAINT, linestyle="none", marker="D", label="validation (same colour)")
-    label = f"loss (nats per token)\nmean of the last {SMOOTH_OVER} batches"
+    label = f"loss (nats per token)\nmean of the last {smooth_over} batches"
     axes.set(xlabel="training step", ylabel=label)
     axes.set_title("Training loss by run", loc="left", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vblora_lab.train import Stepped, Trace
 from vblora_lab.widgets import LossChart
 
 
@@ -27,6 +28,37 @@ def test_loss_chart_reads_steps_out(open_page, screenshots):
     assert 18 <= step <= 23  # the middle of an axis of 40 steps
     assert f"loss {losses[step - 1]:.3f}" in page.readout
     page.canvas.screenshot(path=screenshots / "loss-chart.png")
+
+
+def test_other_runs_lie_under_the_line_and_are_read_out(open_page, screenshots):
+    chart = LossChart(total_steps=20, smooth_over=1)
+    chart.append(range(1, 21), np.linspace(4, 2, 20).tolist())
+    page = open_page(chart)
+    alone = page.colours()["count"]
+    steps = np.arange(1, 31)
+    chart.overlay({"<b>one": trace_of(steps, 5 - steps / 10), "two": trace_of(steps, steps / 10)})
+    page.update(chart)
+    assert page.page.locator(".vblora-key").all_inner_texts()[-2:] == ["<b>one", "two"]
+    assert page.colours()["count"] > alone
+    page.press("End")  # of this run: the others go on to step 30
+    assert page.readout.endswith("<b>one 3.000 · two 2.000")
+    page.canvas.screenshot(path=screenshots / "loss-chart-others.png")
+    chart.smooth_over = 5
+    page.update(chart)
+    assert "mean of the last 5" in page.page.locator(".vblora-legend").inner_text()
+    assert page.readout.endswith("<b>one 3.200 · two 1.800")  # the means of steps 16 to 20
+    chart.overlay({})
+    page.update(chart)
+    assert page.page.locator(".vblora-key").count() == 3
+
+
+def trace_of(steps, losses):
+    return Trace(
+        tuple(
+            Stepped(int(step), 30, float(loss), {}, 1.0, 1.0, 0.0, float(step))
+            for step, loss in zip(steps, losses, strict=True)
+        )
+    )
 
 
 def test_loss_chart_grows_with_appends(open_page):

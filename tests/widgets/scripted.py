@@ -95,7 +95,7 @@ class ScriptedSession:
         self.status, self.thread = "running", threading.current_thread()
         steps, error, reason, done = self.given.steps, None, "completed", 0
         start = selection_of()
-        self._tell(Started(steps, len(start.sub_vectors), 16, 2, 4321, 1500, 64_000))
+        self._tell(Started(steps, start.sub_vectors, 16, 2, 4321, 1500, 64_000))
         self._tell(Sampled(0, (sample("The <b>pub</b>.", "missing food[<Thai>]"),)))
         self._tell(Evaluated(0, 4.25))
         for step in range(1, steps + 1):

@@ -123,7 +123,7 @@ def test_a_run_is_shown_to_its_last_event(panel, session_class):
     assert panel.heatmap.selection.num_vectors == 16
     assert panel._progress.value == panel._progress.max == 40
     text = shown(panel)
-    for part in ("✓ completed", "0.100", "1.500", "1,234", "6.5 steps/s", "1 min 15 s", "4,321",
+    for part in ("✓ completed", "0.100", "1.500", "1,234", "6.5 steps/s", "4 s in all", "4,321",
                  "1.5 kB", "LoRA: 64 kB", "step 40 of 40", "After 40 steps",
                  "✕ missing food[&lt;Thai&gt;]", "The &lt;b&gt;pub"):  # fmt: skip
         assert part in text, part
@@ -143,7 +143,7 @@ def test_many_events_are_few_updates(panel, monkeypatch):
     update = BankHeatmap.update
     monkeypatch.setattr(BankHeatmap, "update", lambda self, s: (updates.append(s), update(self, s)))
     clock = iter(np.arange(0.0, 1000.0, 0.01))  # a hundred looks at the clock each second
-    monkeypatch.setattr("vblora_lab.widgets.live.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("vblora_lab.widgets.run_panel.time.monotonic", lambda: float(next(clock)))
     panel.controls.steps.value = 400
     panel.train(wait=True)
     assert len(losses(panel)) == 400
@@ -161,7 +161,9 @@ def test_drivers_choose_the_thread(make_panel, session_class):
 
 def test_the_front_end_chooses_the_driver(make_panel, monkeypatch):
     monkeypatch.delenv("VBLORA_LAB_DRIVER")
-    monkeypatch.setattr("vblora_lab.widgets.live.detect", lambda: SimpleNamespace(driver="thread"))
+    monkeypatch.setattr(
+        "vblora_lab.widgets.run_panel.detect", lambda: SimpleNamespace(driver="thread")
+    )
     assert make_panel().driver == "thread"
     monkeypatch.undo()
     monkeypatch.delenv("VBLORA_LAB_DRIVER", raising=False)
@@ -183,6 +185,7 @@ def test_pause_step_and_resume_by_button(panel, session_class):
     assert session.held.wait(10)
     assert panel.status == "paused" and "paused" in shown(panel)
     assert len(losses(panel)) == 2, "all that was told is on the screen"
+    assert "1 min 15 s" in shown(panel)
     assert panel._pause_button.description == "Resume" and not panel._step_button.disabled
     assert panel._train_button.disabled and panel.controls.r.disabled
     with pytest.raises(SessionError, match="A run is going on"):

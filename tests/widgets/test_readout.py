@@ -44,7 +44,7 @@ def test_samples_before_the_second_set():
 
 
 def test_every_status_has_a_word_and_a_sign():
-    shown = [readout.header("b", "t", s) for s in ("ready", "running", "completed", "stopped")]
+    shown = [readout.header("a", "b", "t", s) for s in ("ready", "running", "completed", "stopped")]
     assert len(set(shown)) == 4
     assert "■ stopped" in shown[-1]
 

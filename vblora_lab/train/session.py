@@ -150,6 +150,11 @@ class TrainingSession(Driven):
             self._keep_trace(self._folder.path / TRACE)
 
     @property
+    def base(self) -> Base:
+        """What is fine-tuned, without the adapter."""
+        return self._base
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._base.tokenizer
 

@@ -1,4 +1,4 @@
-"""Widgets for notebooks: a config explorer, a bank heatmap, a loss chart, and live training.
+"""Widgets for notebooks: a config explorer, a bank heatmap, a loss chart, and panels for training.
 
 Names are resolved when they are first used: a heatmap of a stored selection needs no trainer.
 """
@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from vblora_lab.widgets.config_explorer import ConfigExplorer
     from vblora_lab.widgets.live import LiveTraining
     from vblora_lab.widgets.loss_chart import LossChart
+    from vblora_lab.widgets.studio import TrainingStudio
 
-__all__ = ["BankHeatmap", "ConfigExplorer", "LiveTraining", "LossChart"]
+__all__ = ["BankHeatmap", "ConfigExplorer", "LiveTraining", "LossChart", "TrainingStudio"]
 
 _HOMES = {
     "BankHeatmap": "bank_heatmap",
     "ConfigExplorer": "config_explorer",
     "LiveTraining": "live",
     "LossChart": "loss_chart",
+    "TrainingStudio": "studio",
 }
 
 

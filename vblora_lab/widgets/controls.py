@@ -101,12 +101,12 @@ class Controls:
         self.targets.observe(self._on_targets, "value")
         self.box = ipywidgets.VBox(
             [
-                _group("Adapter"), self.start, self.also,
+                group("Adapter"), self.start, self.also,
                 self.r, self.num_vectors, self.vector_length, self.topk,
                 self.preset, _after_group(self.targets),
-                _group("Learning rates"), self.bank_rate, _after_group(self.logits_rate),
-                _group("Run"), self.steps, self.batch_size, _after_group(self.seed),
-                _group("How to read it"), ipywidgets.HTML(HOW_TO_READ),
+                group("Learning rates"), self.bank_rate, _after_group(self.logits_rate),
+                group("Run"), self.steps, self.batch_size, _after_group(self.seed),
+                group("How to read it"), ipywidgets.HTML(HOW_TO_READ),
             ]
         )  # fmt: skip
         self.box.add_class("vblora-controls")
@@ -268,7 +268,7 @@ def _rate(name: str, value: float) -> ipywidgets.FloatLogSlider:
     )  # fmt: skip
 
 
-def _group(title: str) -> ipywidgets.HTML:
+def group(title: str) -> ipywidgets.HTML:
     return ipywidgets.HTML(f'<div class="vblora-group">{title}</div>')
 
 

@@ -1,47 +1,21 @@
 """LiveTraining: choose an adapter, press Train, watch it learn.
 
-The panel trains nothing itself. It builds a `TrainingSession`, listens to its events and shows what
-they say. Events come faster than a screen is read: they are gathered and shown five times a second.
+The panel trains nothing itself. It builds a `TrainingSession` and shows what that says.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
-
-import ipywidgets
 
 from vblora_lab.bases import Base, load_base
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
-from vblora_lab.frontend import Driver, detect
-from vblora_lab.selection import Selection
+from vblora_lab.frontend import Driver
 from vblora_lab.train import LearningRates, Trace, TrainingSession
-from vblora_lab.train.events import (
-    Evaluated,
-    Event,
-    Finished,
-    Paused,
-    Resumed,
-    Sample,
-    Sampled,
-    SaveFailed,
-    Selected,
-    Started,
-    Stepped,
-)
 from vblora_lab.widgets import readout
-from vblora_lab.widgets._source import source
-from vblora_lab.widgets.bank_heatmap import BankHeatmap
 from vblora_lab.widgets.controls import Controls
-from vblora_lab.widgets.loss_chart import LossChart
-
-SHOW_EVERY = 0.2
-"""Seconds between two updates of the screen."""
+from vblora_lab.widgets.run_panel import RunPanel
 
 CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
 RATES = LearningRates(bank=1e-2, logits=1e-1)
@@ -49,19 +23,7 @@ RATES = LearningRates(bank=1e-2, logits=1e-1)
 a minute. PEFT's defaults are meant for far larger models."""
 
 
-@dataclass
-class _News:
-    """What a session said: the latest of each kind, and what is not on the screen yet."""
-
-    started: Started | None = None
-    last_step: Stepped | None = None
-    evaluation: Evaluated | None = None
-    samples_before: tuple[Sample, ...] = ()
-    unseen_steps: list[Stepped] = field(default_factory=list)
-    unseen_selection: Selection | None = None
-
-
-class LiveTraining(ipywidgets.VBox):
+class LiveTraining(RunPanel):
     """A panel that fine-tunes a base model with VB-LoRA and shows how.
 
     Args:
@@ -74,6 +36,8 @@ class LiveTraining(ipywidgets.VBox):
             updates from other threads are not shown. None lets `frontend.detect` choose.
         **session_options: Handed to `TrainingSession` (`eval_examples`, `sample_count`, ...).
     """
+
+    _title = "VB-LoRA, live"
 
     def __init__(
         self,
@@ -88,10 +52,6 @@ class LiveTraining(ipywidgets.VBox):
         driver: Driver | None = None,
         **session_options: Any,
     ):
-        if driver not in (None, "thread", "foreground"):
-            raise ValueError(f"driver is {driver!r}; allowed: 'thread', 'foreground' or None.")
-        self.driver: Driver = driver or detect().driver
-        self.session: TrainingSession | None = None
         self._base = load_base(base) if isinstance(base, str) else base
         self._task = load_task(task) if isinstance(task, str) else task
         self._session_options = session_options
@@ -103,9 +63,8 @@ class LiveTraining(ipywidgets.VBox):
             learning_rates=learning_rates or RATES,
             seed=seed,
         )
-        self.loss_chart = LossChart()
-        self.heatmap = BankHeatmap(compact=True)
-        self._build()
+        super().__init__(driver, self.controls.box)
+        self._steer_rates(self.controls.rate_sliders)
         self._reset(total_steps=0)
         self._show_status("ready")
 
@@ -115,16 +74,6 @@ class LiveTraining(ipywidgets.VBox):
     def config(self) -> VBLoRAConfig:
         """The adapter that the controls describe. Raises `ConfigError` if they don't fit."""
         return self.controls.config()
-
-    @property
-    def trace(self) -> Trace | None:
-        """The record of the run; None before the first."""
-        return self.session.trace if self.session else None
-
-    @property
-    def status(self) -> str:
-        """What the panel shows: "ready", "running", "paused", "completed", "stopped", "failed"."""
-        return self._status
 
     def train(self, wait: bool = False) -> Trace | None:
         """Train a fresh adapter with the settings of the controls, as the button does.
@@ -167,233 +116,11 @@ class LiveTraining(ipywidgets.VBox):
         session.start()
         return self.wait() if wait else None
 
-    def stop(self) -> None:
-        """End the run after the step it is at. Does nothing if none is going on."""
-        if self.session and self.status in ("running", "paused"):
-            for button in (self._stop_button, self._pause_button, self._step_button):
-                button.disabled = True
-            self._show_header("stopping")  # a step, an evaluation and some writing are still to do
-            self.session.stop()
-
-    def pause(self) -> None:
-        """Wait after the step in progress. Raises `SessionError` if no run goes on."""
-        self._the_session().pause()
-
-    def step(self) -> None:
-        """While paused: take one step. Raises `SessionError` if the run isn't paused."""
-        self._the_session().step()
-
-    def resume(self) -> None:
-        """End a pause. Raises `SessionError` if there is none."""
-        self._the_session().resume()
-
-    def _the_session(self) -> TrainingSession:
-        if self.session is None:
-            raise SessionError("There is no run yet: press Train, or call train().")
-        return self.session
-
-    def wait(self, timeout: float | None = None) -> Trace | None:
-        """Wait for the end of the run; an interrupt of the kernel stops it cleanly.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Returns:
-            Its trace, or None if nothing was ever started.
-
-        Raises:
-            TimeoutError: If it still goes on after `timeout`.
-            Exception: What made the run fail.
-        """
-        if self.session is None:
-            return None
-        try:
-            return self.session.wait(timeout)
-        except KeyboardInterrupt:
-            self.session.stop()
-            return self.session.wait(timeout)
-
-    # ---- what the session says -----------------------------------------------------------------
-
-    def _listen(self, event: Event) -> None:
-        """Runs in the training thread, once for each event."""
-        match event:
-            case Started():
-                self._news.started = event
-            case Stepped():
-                self._news.unseen_steps.append(event)
-            case Selected():
-                self._news.unseen_selection = event.selection
-            case Evaluated():
-                self._news.evaluation = event
-                self.loss_chart.append_evaluation(event.step, event.eval_loss)
-            case Sampled():
-                self._show_samples(event)
-            case SaveFailed():
-                self._message.value = readout.message(SessionError(event.problem))
-            case Paused() | Resumed():
-                self._show_news()
-                self._show_status("paused" if isinstance(event, Paused) else "running")
-                return
-            case Finished():
-                self._show_news()
-                self._show_end(event)
-                return
-        if time.monotonic() - self._shown_at >= SHOW_EVERY:
-            self._show_news()
-
-    def _show_news(self) -> None:
-        """Bring the screen up to date with what was gathered."""
-        news = self._news
-        if news.unseen_steps:
-            steps, news.unseen_steps = news.unseen_steps, []
-            last = news.last_step = steps[-1]
-            self.loss_chart.append([s.step for s in steps], [s.loss for s in steps])
-            self._progress.value = last.step
-            self._progress_text.value = readout.progress(last.step, last.total_steps)
-        if news.unseen_selection is not None:
-            self.heatmap.update(news.unseen_selection)
-            news.unseen_selection = None
-        self._tiles.value = readout.tiles(self._numbers())
-        self._shown_at = time.monotonic()
-
-    def _show_samples(self, event: Sampled) -> None:
-        if not self._news.samples_before:
-            self._news.samples_before = event.samples
-            self._samples.value = readout.samples(event.samples, (), None)
-        else:
-            before = self._news.samples_before
-            self._samples.value = readout.samples(before, event.samples, event.step)
-
-    def _show_end(self, event: Finished) -> None:
-        if event.error is not None:
-            self._message.value = readout.message(event.error)
-        self._show_status(event.reason)
-
-    def _numbers(self) -> dict[str, tuple[str, str]]:
-        """The tiles: name -> (number, small print)."""
-        news = self._news
-        step, started, evaluation = news.last_step, news.started, news.evaluation
-        nothing = (readout.NOTHING, "")
-        numbers = dict.fromkeys(
-            ("loss", "validation", "tokens per second", "time left", "trained", "stored"), nothing
-        )
-        if step is not None:
-            numbers["loss"] = (f"{step.loss:.3f}", "nats per token")
-            numbers["tokens per second"] = (
-                f"{step.tokens_per_second:,.0f}", f"{step.steps_per_second:.1f} steps/s"
-            )  # fmt: skip
-            numbers["time left"] = (
-                readout.duration(step.eta_seconds), f"{readout.duration(step.seconds)} so far"
-            )  # fmt: skip
-        if evaluation is not None:
-            numbers["validation"] = (f"{evaluation.eval_loss:.3f}", f"at step {evaluation.step}")
-        if started is not None:
-            numbers["trained"] = (f"{started.trained_parameters:,}", "parameters")
-            lora = readout.size(started.lora_stored_bytes)
-            numbers["stored"] = (readout.size(started.stored_bytes), f"LoRA: {lora}")
-        return numbers
-
     # ---- the screen ----------------------------------------------------------------------------
 
-    def _build(self) -> None:
-        self._header = ipywidgets.HTML()
-        self._message = ipywidgets.HTML()
-        self._tiles = ipywidgets.HTML()
-        self._samples = ipywidgets.HTML()
-        self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
-        self._progress_text = ipywidgets.HTML()
-        self._train_button = ipywidgets.Button(
-            description="Train", icon="play", button_style="primary", layout={"width": "auto"}
-        )
-        self._stop_button = ipywidgets.Button(
-            description="Stop", icon="stop", layout={"width": "auto"}
-        )
-        self._pause_button = ipywidgets.Button(
-            description="Pause", icon="pause", layout={"width": "auto"}
-        )
-        self._step_button = ipywidgets.Button(
-            description="Step", icon="step-forward", layout={"width": "auto"}
-        )
-        self._train_button.on_click(self._on(self.train))
-        self._pause_button.on_click(self._on(self._pause_or_resume))
-        self._step_button.on_click(self._on(self.step))
-        self._stop_button.on_click(self._on(self.stop))
-        for slider in self.controls.rate_sliders:
-            slider.observe(self._on(self._change_rates), "value")
-        buttons = [self._train_button, self._pause_button, self._step_button, self._stop_button]
-        transport = _classed(
-            ipywidgets.HBox([*buttons, self._progress, self._progress_text]),
-            "vblora-transport",
-        )
-        views = _classed(
-            ipywidgets.VBox([transport, self._tiles, self.loss_chart, self.heatmap]),
-            "vblora-views",
-        )
-        super().__init__(
-            [
-                ipywidgets.HTML(f"<style>{source('theme.css', 'live.css')}</style>"),
-                self._header,
-                self._message,
-                _classed(ipywidgets.HBox([self.controls.box, views]), "vblora-columns"),
-                self._samples,
-            ]
-        )
-        self.add_class("vblora-panel")
-
-    def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """An action for a button, which has nobody to raise to."""
-
-        def on(_event: Any) -> None:
-            try:
-                action()
-            except Exception as error:
-                self._message.value = readout.message(error)
-
-        return on
-
-    def _pause_or_resume(self) -> None:
-        if self.status == "paused":
-            self.resume()
-        else:
-            self.pause()
-
-    def _change_rates(self) -> None:
-        if self.session and self.status in ("running", "paused"):
-            self.session.set_learning_rates(self.controls.learning_rates())
-
-    def _reset(self, total_steps: int) -> None:
-        """An empty screen, ready for a run of that many steps."""
-        self._news = _News()
-        self._shown_at = 0.0
-        self.loss_chart.reset(total_steps)
-        self.heatmap.selection = None
-        self._message.value = ""
-        self._samples.value = ""
-        self._progress.max, self._progress.value = max(total_steps, 1), 0
-        self._progress_text.value = readout.progress(0, total_steps) if total_steps else ""
-        self._tiles.value = readout.tiles(self._numbers())
+    def _learning_rates(self) -> LearningRates:
+        return self.controls.learning_rates()
 
     def _show_status(self, status: str) -> None:
-        self._status = status
-        paused = status == "paused"
-        under_way = paused or status == "running"
-        self._show_header(status)
-        self.controls.enable(not under_way)
-        self._train_button.disabled = under_way
-        self._stop_button.disabled = not under_way
-        # In the foreground, buttons are answered only when the run is over.
-        self._pause_button.disabled = not under_way or self.driver == "foreground"
-        self._pause_button.description = "Resume" if paused else "Pause"
-        self._pause_button.icon = "play" if paused else "pause"
-        self._step_button.disabled = not paused
-
-    def _show_header(self, state: str) -> None:
-        model = self._base.model
-        name = PurePath(model.name_or_path or "").name or type(model).__name__
-        self._header.value = readout.header(name, self._task.name, state)
-
-
-def _classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:
-    box.add_class(css_class)
-    return box
+        super()._show_status(status)
+        self.controls.enable(status not in ("running", "paused"))

@@ -1,4 +1,5 @@
-// The loss of each step (thin), its mean over the last steps (thick) and evaluations (diamonds).
+// The loss of each step (thin), its mean over the last steps (thick), evaluations (diamonds), and
+// the means of other runs (dashed).
 
 const MARGIN = { left: 58, right: 18, top: 10, bottom: 42 };
 const CHART_HINT = "Point at the line, or use the left and right arrow keys, to read a step.";
@@ -6,19 +7,14 @@ const CHART_LABEL =
   "Line chart of the training loss by step. Left and right arrow keys read one step after another, " +
   "home and end go to the first and last, escape leaves.";
 
+// Other runs: four dashes and three colours make twelve that differ.
+const DASHES = [[7, 4], [2, 3], [10, 3, 2, 3], [14, 4]];
+const COLOURS = 3;
+
 class Chart {
   constructor(model, el) {
     this.model = model;
     Object.assign(this, frame(el, "Loss", CHART_LABEL));
-    for (const [mark, text] of [
-      ["thin", "each batch"],
-      ["thick", `mean of the last ${model.get("smooth_over")}`],
-      ["diamond", "validation"],
-    ]) {
-      const key = make(this.legend, "span", "vblora-key");
-      make(key, "span", `vblora-mark-${mark}`);
-      make(key, "span", "", text);
-    }
     this.at = -1; // which point is read out
     this.redraw = oncePerFrame(() => this.draw());
     this.decode();
@@ -32,6 +28,50 @@ class Chart {
     this.count = this.points.length / 3;
     this.evaluations = numbers(Float32Array, this.model.get("evaluations"));
     this.at = Math.min(this.at, this.count - 1);
+    const others = numbers(Float32Array, this.model.get("other_points"));
+    let start = 0;
+    this.others = this.model.get("other_names").map((name, i) => {
+      const end = start + 2 * this.model.get("other_lengths")[i];
+      const points = others.subarray(start, end); // step, mean; and again
+      start = end;
+      return { name, points, dash: DASHES[i % DASHES.length], colour: 1 + (i % COLOURS) };
+    });
+    this.writeLegend();
+  }
+
+  writeLegend() {
+    const over = this.model.get("smooth_over");
+    const told = JSON.stringify([over, this.model.get("other_names")]);
+    if (told === this.told) return; // a legend is read: it isn't made anew at every step
+    this.told = told;
+    this.legend.replaceChildren();
+    for (const [mark, text] of [
+      ["thin", "each batch"],
+      ["thick", `mean of the last ${over}`],
+      ["diamond", "validation"],
+    ]) {
+      const key = make(this.legend, "span", "vblora-key");
+      make(key, "span", `vblora-mark-${mark}`);
+      make(key, "span", "", text);
+    }
+    for (const { name, dash, colour } of this.others) {
+      const key = make(this.legend, "span", "vblora-key");
+      const [svg, line] = ["svg", "line"].map((tag) =>
+        document.createElementNS("http://www.w3.org/2000/svg", tag));
+      svg.setAttribute("class", "vblora-mark-other");
+      for (const [attribute, value] of Object.entries({
+        x2: 28, y1: 4, y2: 4, "stroke-dasharray": dash.join(" "),
+        style: `stroke: var(--vblora-other-${colour})`,
+      })) line.setAttribute(attribute, value);
+      svg.append(line);
+      key.append(svg);
+      make(key, "span", "", name);
+    }
+  }
+
+  otherAt({ points }, step) {
+    for (let i = 0; i < points.length; i += 2) if (points[i] === step) return points[i + 1];
+    return null;
   }
 
   point(i) {
@@ -51,6 +91,8 @@ class Chart {
     const losses = [];
     for (let i = 0; i < this.count; i++) losses.push(this.points[3 * i + 1]);
     for (let i = 1; i < this.evaluations.length; i += 2) losses.push(this.evaluations[i]);
+    for (const { points } of this.others)
+      for (let i = 1; i < points.length; i += 2) losses.push(points[i]);
     const finite = losses.filter(Number.isFinite);
     let [low, high] = finite.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
     if (!finite.length) [low, high] = [0, 1];
@@ -58,7 +100,8 @@ class Chart {
     this.low = low >= 0 ? Math.max(0, low - pad) : low - pad;
     this.high = high + pad;
     const last = this.count ? this.point(this.count - 1).step : 0;
-    this.end = Math.max(this.model.get("total_steps"), last, 1);
+    const othersEnd = this.others.map(({ points }) => points.at(-2) ?? 0);
+    this.end = Math.max(this.model.get("total_steps"), last, 1, ...othersEnd);
     this.width = this.stage.clientWidth - MARGIN.left - MARGIN.right;
     this.height = this.model.get("height") - MARGIN.top - MARGIN.bottom;
   }
@@ -74,6 +117,7 @@ class Chart {
     context.textBaseline = "middle";
     this.layout();
     this.drawAxes(context);
+    this.drawOthers(context);
     this.drawLine(context, 1, 1.2, 0.4);
     this.drawLine(context, 2, 2.4, 1);
     this.drawEvaluations(context);
@@ -83,7 +127,7 @@ class Chart {
 
   drawAxes(context) {
     const { faint, rule, paper } = this.colours;
-    const empty = !this.count && !this.evaluations.length;
+    const empty = !this.count && !this.evaluations.length && !this.others.length;
     const [right, bottom] = [MARGIN.left + this.width, MARGIN.top + this.height];
     context.fillStyle = paper;
     context.fillRect(MARGIN.left, MARGIN.top, this.width, this.height);
@@ -98,7 +142,7 @@ class Chart {
       context.fillText(tickText(loss, losses[1] - losses[0] || 1), MARGIN.left - 8, y);
     }
     context.textAlign = "center";
-    const known = this.model.get("total_steps") > 0 || this.count > 0;
+    const known = this.model.get("total_steps") > 0 || !empty;
     const steps = known ? ticks(0, this.end, Math.max(2, this.width / 80)).filter(Number.isInteger) : [];
     for (const step of steps) {
       context.fillStyle = rule;
@@ -130,6 +174,20 @@ class Chart {
     context.globalAlpha = alpha;
     context.stroke();
     context.globalAlpha = 1;
+  }
+
+  drawOthers(context) {
+    const style = getComputedStyle(this.root);
+    for (const { points, dash, colour } of this.others) {
+      context.beginPath();
+      for (let i = 0; i < points.length; i += 2)
+        context.lineTo(this.x(points[i]), this.y(points[i + 1]));
+      context.strokeStyle = style.getPropertyValue(`--vblora-other-${colour}`);
+      context.lineWidth = 2;
+      context.setLineDash(dash);
+      context.stroke();
+      context.setLineDash([]);
+    }
   }
 
   drawEvaluations(context) {
@@ -167,6 +225,10 @@ class Chart {
     const evaluation = this.evaluationAt(step);
     const lines = [`loss ${loss.toFixed(3)}`, `mean of the last ${this.model.get("smooth_over")}: ${mean.toFixed(3)}`];
     if (evaluation !== null) lines.push(`validation ${evaluation.toFixed(3)}`);
+    for (const other of this.others) {
+      const theirs = this.otherAt(other, step);
+      if (theirs !== null) lines.push(`${other.name} ${theirs.toFixed(3)}`);
+    }
     say(this.readout, `step ${step} · ${lines.join(" · ")}`, this.asked);
     this.asked = false;
     this.tip.replaceChildren();
@@ -211,7 +273,8 @@ class Chart {
 function render({ model, el }) {
   const chart = new Chart(model, el);
   const changed = () => { chart.decode(); chart.redraw(); };
-  const watched = ["closed", "opened", "evaluations", "total_steps", "height"];
+  const watched = ["closed", "opened", "evaluations", "total_steps", "height", "smooth_over",
+    "other_names", "other_lengths", "other_points"];
   for (const trait of watched) model.on(`change:${trait}`, changed);
   chart.canvas.addEventListener("pointermove", (event) => chart.hover(event));
   chart.canvas.addEventListener("pointerleave", () => chart.leave());

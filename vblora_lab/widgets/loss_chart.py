@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import numpy as np
@@ -13,12 +13,17 @@ import traitlets
 from vblora_lab.plots import SMOOTH_OVER, smooth
 from vblora_lab.widgets._source import source
 
+if TYPE_CHECKING:
+    from vblora_lab.train.trace import Trace
+
 CHUNK = 512
 """Steps that travel together. An append sends the last, open chunk alone: 6 kB at most."""
 
 
 class LossChart(anywidget.AnyWidget):
     """A line of training losses with its running mean, and points for evaluation losses.
+
+    `smooth_over` may be set at any time; `overlay` puts the smoothed losses of other runs behind.
 
     Args:
         total_steps: How far the step axis reaches before the line does.
@@ -29,21 +34,26 @@ class LossChart(anywidget.AnyWidget):
     _css = source("theme.css", "loss_chart.css")
 
     total_steps = traitlets.Int(0, min=0).tag(sync=True)
-    smooth_over = traitlets.Int(SMOOTH_OVER).tag(sync=True)
+    smooth_over = traitlets.Int(SMOOTH_OVER, min=1).tag(sync=True)  # steps
     # Each point is float32 (step, loss, mean of the last losses). Full chunks are sent once.
     closed = traitlets.Bytes().tag(sync=True)
     opened = traitlets.Bytes().tag(sync=True)
     evaluations = traitlets.Bytes().tag(sync=True)  # (m, 2) float32: step, loss
+    # Other runs: names, how many points each has, and float32 (step, mean) of all in that order.
+    other_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    other_lengths = traitlets.List(traitlets.Int()).tag(sync=True)
+    other_points = traitlets.Bytes().tag(sync=True)
     height = traitlets.Int(240, min=120).tag(sync=True)
 
     def __init__(self, total_steps: int = 0, *, height: int = 240, **kwargs: Any):
         self._steps: list[int] = []
         self._losses: list[float] = []
         self._evaluations: list[tuple[int, float]] = []
+        self._others: dict[str, Trace] = {}
         super().__init__(total_steps=total_steps, height=height, **kwargs)
 
     def reset(self, total_steps: int = 0) -> None:
-        """Forget all points and start an axis of `total_steps`."""
+        """Forget this run's points and start an axis of `total_steps`. Other runs stay."""
         self._steps, self._losses, self._evaluations = [], [], []
         with self.hold_sync():
             self.total_steps = total_steps
@@ -71,7 +81,16 @@ class LossChart(anywidget.AnyWidget):
             )
         self._steps.extend(steps)
         self._losses.extend(losses)
-        means = smooth(np.array(self._losses))
+        self._send_line()
+
+    @traitlets.observe("smooth_over")
+    def _smooth_anew(self, _change: Any) -> None:
+        with self.hold_sync():
+            self._send_line()
+            self._send_others()
+
+    def _send_line(self) -> None:
+        means = smooth(np.array(self._losses), self.smooth_over)
         points = np.stack([self._steps, self._losses, means], axis=1).astype("<f4")
         full = len(points) - len(points) % CHUNK
         with self.hold_sync():
@@ -82,3 +101,18 @@ class LossChart(anywidget.AnyWidget):
         """Add one evaluation loss, in nats per token."""
         self._evaluations.append((step, loss))
         self.evaluations = np.array(self._evaluations, "<f4").tobytes()
+
+    def overlay(self, traces: Mapping[str, Trace]) -> None:
+        """Draw the smoothed losses of these runs, by name, behind the line; {} for none."""
+        self._others = dict(traces)
+        self._send_others()
+
+    def _send_others(self) -> None:
+        lines = [
+            np.stack([trace.steps, smooth(trace.losses, self.smooth_over)], axis=1).astype("<f4")
+            for trace in self._others.values()
+        ]
+        with self.hold_sync():
+            self.other_names = list(self._others)
+            self.other_lengths = [len(line) for line in lines]
+            self.other_points = b"".join(line.tobytes() for line in lines)

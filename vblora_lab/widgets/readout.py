@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vblora_lab.errors import VBLoRAError
@@ -24,20 +25,24 @@ _STATES = {  # a sign and a word for each, so that colour alone carries no meani
 }
 
 
-def header(base: str, task: str, status: str) -> str:
+def header(title: str, base: str, task: str, status: str) -> str:
     """The panel's title line. `status`: as `TrainingSession.status`, or "stopping"."""
     sign, word = _STATES[status]
     return (
-        '<div class="vblora-header"><span class="vblora-title">VB-LoRA, live</span>'
+        f'<div class="vblora-header"><span class="vblora-title">{escape(title)}</span>'
         f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'
         f'<span class="vblora-status vblora-{status}" role="status">{sign} {word}</span></div>'
     )
 
 
 def message(error: BaseException) -> str:
-    """A problem in the exception's own words; its kind too, unless it is one of this package's."""
-    text = str(error) if isinstance(error, VBLoRAError) else f"{type(error).__name__}: {error}"
-    return f'<div class="vblora-message" role="alert"><b>✕</b> {escape(text)}</div>'
+    """A problem, for all to see."""
+    return f'<div class="vblora-message" role="alert"><b>✕</b> {escape(sentence(error))}</div>'
+
+
+def sentence(error: BaseException) -> str:
+    """The exception's own words; its kind too, unless it is one of this package's."""
+    return str(error) if isinstance(error, VBLoRAError) else f"{type(error).__name__}: {error}"
 
 
 def tiles(values: Mapping[str, tuple[str, str]]) -> str:
@@ -54,6 +59,25 @@ def tiles(values: Mapping[str, tuple[str, str]]) -> str:
 def progress(step: int, total_steps: int) -> str:
     """The words beside the progress bar."""
     return f'<div class="vblora-steps">step {step} of {total_steps}</div>'
+
+
+def facts(values: Mapping[str, object]) -> str:
+    """A list of names and values."""
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in values.items()
+    )
+    return f'<dl class="vblora-facts-list">{items}</dl>'
+
+
+def written(results: Mapping[str, Path | BaseException]) -> str:
+    """Where each export lies, or why it could not be written."""
+    lines = "".join(
+        f"<li><b>✓</b> {escape(what)}: {escape(str(result))}</li>"
+        if isinstance(result, Path)
+        else f'<li class="vblora-not"><b>✕</b> {escape(what)}: {escape(sentence(result))}</li>'
+        for what, result in results.items()
+    )
+    return f'<ul class="vblora-written" role="status">{lines}</ul>'
 
 
 def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int | None) -> str:
