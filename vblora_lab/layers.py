@@ -28,7 +28,7 @@ from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import InferenceOnlyError, MergeError, TargetError
 from vblora_lab.frozen_linear import frozen_linear, frozen_weight
-from vblora_lab.pooled import Matrices, Pool, autocast_dtype
+from vblora_lab.pooled import Fold, Matrices, Pool, autocast_dtype
 from vblora_lab.shared_bank import VectorBanks
 
 LinearLayer = nn.Linear | Conv1D
@@ -104,7 +104,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         """
         return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
 
-    def fold(self, matrices: Mapping[str, Matrices]) -> tuple[Tensor, Tensor | None] | None:
+    def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None:
         """W + B A and the bias, for passes without gradients; None where a call does more.
 
         Args:
@@ -173,6 +173,12 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         """Activate adapters: theirs are trained from now on, except for a bank that is shared."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self.vblora_vector_bank.keep_frozen()
+        self.pool.unfold()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Turn all adapters of this layer on or off; off, it computes what its base layer does."""
+        super().enable_adapters(enabled)
+        self.pool.unfold()
 
     def set_requires_grad(
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
@@ -237,7 +243,7 @@ class Linear(VBLoRALayer):
             InferenceOnlyError: in training, logits of which only the top k were stored.
         """
         if self.pool.folds and not args and not kwargs:
-            folded = self.pool.folded(self.name_in_pool, self)
+            folded = self.pool.folded(self.name_in_pool)
             if folded is not None:
                 return F.linear(x, *folded)
         adapter_names = kwargs.pop("adapter_names", None)
@@ -382,6 +388,7 @@ class Linear(VBLoRALayer):
             )
         self.set_base_weight(merged)
         self.merged_adapters.extend(names)
+        self.pool.unfold()
 
     @torch.no_grad()
     def merged_weight(
@@ -425,6 +432,7 @@ class Linear(VBLoRALayer):
             weight.data = before.to(weight.device, weight.dtype)
         self._weight_before_merge = None
         self.merged_adapters.clear()
+        self.pool.unfold()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Yes: the update is a low-rank sum, so PEFT's convert_to_lora can turn it into LoRA."""

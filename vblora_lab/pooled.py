@@ -27,6 +27,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -35,16 +36,12 @@ from torch import Tensor
 from vblora_lab import fused
 from vblora_lab.admixture import admixture, choose, mix
 
+_version = attrgetter("_version")
+
 SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in float32
 
 
-class Fold(NamedTuple):
-    """W + B A (out, in) and the bias of a layer, what was active, and the autocast it is for."""
-
-    weight: Tensor
-    bias: Tensor | None
-    active: list[str]
-    autocast: torch.dtype | None
+Fold = tuple[Tensor, Tensor | None]  # W + B A (out, in) and the bias of a layer
 
 
 class PooledLayer(Protocol):
@@ -56,12 +53,10 @@ class PooledLayer(Protocol):
     def disable_adapters(self) -> bool: ...
     @property
     def merged(self) -> bool: ...
-    @property
-    def active_adapters(self) -> list[str]: ...
     def base_weight(self) -> Tensor: ...
     def logits(self, adapter: str, /) -> tuple[Tensor, Tensor]: ...
     def bank(self, adapter: str) -> Tensor: ...
-    def fold(self, matrices: Mapping[str, Matrices]) -> tuple[Tensor, Tensor | None] | None: ...
+    def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None: ...
 
 
 class Matrices(NamedTuple):
@@ -146,6 +141,7 @@ class Pool:
     def drop(self, adapter: str) -> None:
         """Let go of a deleted adapter: its layers, and matrices that a backward pass could need."""
         self.layers.pop(adapter, None)
+        self.unfold()
         self._matrices = {key: m for key, m in self._matrices.items() if key[0] != adapter}
         self._leaves = {key: m for key, m in self._leaves.items() if key[0] != adapter}
 
@@ -241,11 +237,11 @@ class Pool:
 
     def _fingerprint(self, adapters: Sequence[str]) -> tuple[object, ...]:
         """Changes with every parameter that is changed in place or put in another's place."""
-        kind = self._watched[0].device if self._watched else torch.device("cpu")
-        parts: list[object] = [*adapters, torch.is_inference_mode_enabled(), autocast_dtype(kind)]
-        for parameter in self._watched:
-            parts += (parameter.data_ptr(), parameter._version)
-        return tuple(parts)
+        watched = self._watched
+        autocast = autocast_dtype(watched[0].device) if watched else None
+        # Asked once per token, of hundreds of parameters: `map` is several times a loop's speed.
+        places, versions = map(Tensor.data_ptr, watched), map(_version, watched)
+        return *adapters, torch.is_inference_mode_enabled(), autocast, *places, *versions
 
     def _fold(self, adapters: Sequence[str]) -> None:
         """Add the updates to copies of the weights, from the second token of `generate` on.
@@ -264,22 +260,23 @@ class Pool:
         for name, layer in layers.items():
             folded = layer.fold(by_name.get(name, {}))
             if folded is not None:
-                self.folds[name] = Fold(*folded, list(layer.active_adapters), self._autocast)
+                self.folds[name] = folded
 
-    def folded(self, name: str, layer: PooledLayer) -> tuple[Tensor, Tensor | None] | None:
+    def unfold(self) -> None:
+        """A layer was switched, merged or the like: what was folded may stand no longer."""
+        self.folds = {}
+
+    def folded(self, name: str) -> Fold | None:
         """Weight and bias that stand for a layer with its active adapters, if they do now."""
         fold = self.folds.get(name)
-        if (  # this is asked by every layer for every token
+        if (  # asked by every layer for every token, so as little as can be
             fold is None
-            or layer.disable_adapters
-            or layer.merged
             or torch.is_grad_enabled()
-            or self._thread != _this_thread()
-            or layer.active_adapters != fold.active
-            or autocast_dtype(fold.weight.device) != fold.autocast
+            or self._thread != threading.get_ident()
+            or autocast_dtype(fold[0].device) != self._autocast
         ):
             return None
-        return fold.weight, fold.bias
+        return fold
 
     # --- layers ask
 
@@ -346,7 +343,7 @@ class Pool:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast computes in on a device now; None where it is off."""
     kind = device.type
-    if kind != "cuda" and not torch.amp.is_autocast_available(kind):
+    if kind not in ("cpu", "cuda") and not torch.amp.is_autocast_available(kind):
         return None
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 

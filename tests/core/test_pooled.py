@@ -145,13 +145,44 @@ def test_generation_sees_a_change_in_its_midst(model, opt_case, change, number):
             assert_close(logits, expected, 1e-5)
 
 
+def all_layers_off(model):
+    model.base_model.disable_adapter_layers()
+
+
+def one_layer_off(model):
+    next(m for m in model.modules() if isinstance(m, Linear)).enable_adapters(False)
+
+
+def one_layer_switched(model):
+    next(m for m in model.modules() if isinstance(m, Linear)).set_adapter("other")
+
+
+def merged(model):
+    model.merge_adapter()
+
+
+@pytest.mark.parametrize("change", [all_layers_off, one_layer_off, one_layer_switched, merged])
+def test_generation_sees_a_layer_change_in_its_midst(model, opt_case, change):
+    """Also where weights are folded already, which don't ask what became of a layer."""
+    tokens = opt_case.inputs(2)
+    seen = AtToken(3, lambda: change(model))
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": False}
+    sequences = model.generate(tokens, logits_processor=LogitsProcessorList([seen]), **options)
+    with torch.enable_grad():  # so that nothing is folded
+        after = model(sequences).logits.detach()
+    for i in range(3, 6):
+        assert_close(seen.logits[i], after[:, tokens.shape[1] + i - 1], 1e-5)
+    if change is not merged:  # which changes where a layer's output comes from, and not what it is
+        assert not torch.allclose(seen.logits[2], after[:, tokens.shape[1] + 1], atol=1e-3)
+
+
 def test_weights_are_folded_from_the_second_token_on(model, opt_case, monkeypatch):
     """A later token costs no more calls than the base model's; the first pays."""
     calls = []
     folded = pooled.Pool.folded
 
-    def spy(pool, name, layer):
-        result = folded(pool, name, layer)
+    def spy(pool, name):
+        result = folded(pool, name)
         calls.append(result is not None)
         return result
 
