@@ -105,13 +105,16 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
 
     def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None:
-        """W + B A and the bias, for passes without gradients; None where a call does more.
+        """W + B A and the bias, for passes without gradients; None where a call does otherwise.
 
         Args:
-            matrices: of this layer, by adapter; all active ones, in autocast's dtype if it is on.
+            matrices: of this layer, by adapter, in autocast's dtype if it is on.
         """
         plain = frozen_weight(self.base_layer)
-        if plain is None or not matrices:
+        active = {name for name in self.active_adapters if name in self.topk}
+        if plain is None or self._disable_adapters or self.merged:
+            return None
+        if not active or active != matrices.keys():
             return None
         weight, bias = plain
         dtype = autocast_dtype(weight.device) or weight.dtype

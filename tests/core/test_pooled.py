@@ -149,30 +149,40 @@ def all_layers_off(model):
     model.base_model.disable_adapter_layers()
 
 
+def last_layer(model):
+    return [module for module in model.modules() if isinstance(module, Linear)][-1]
+
+
 def one_layer_off(model):
-    next(m for m in model.modules() if isinstance(m, Linear)).enable_adapters(False)
+    last_layer(model).enable_adapters(False)
 
 
 def one_layer_switched(model):
-    next(m for m in model.modules() if isinstance(m, Linear)).set_adapter("other")
+    last_layer(model).set_adapter("other")
 
 
-def merged(model):
-    model.merge_adapter()
+def one_layer_merged(model):
+    last_layer(model).merge()
 
 
-@pytest.mark.parametrize("change", [all_layers_off, one_layer_off, one_layer_switched, merged])
-def test_generation_sees_a_layer_change_in_its_midst(model, opt_case, change):
+LAYER_CHANGES = [all_layers_off, one_layer_off, one_layer_switched, one_layer_merged]
+
+
+@pytest.mark.parametrize("also", [None, in_place])
+@pytest.mark.parametrize("change", LAYER_CHANGES)
+def test_generation_sees_a_layer_change_in_its_midst(model, opt_case, change, also):
     """Also where weights are folded already, which don't ask what became of a layer."""
     tokens = opt_case.inputs(2)
-    seen = AtToken(3, lambda: change(model))
+    seen = AtToken(3, lambda: [call(model) for call in (change, also) if call])
     options = {"max_new_tokens": 6, "do_sample": False, "use_cache": False}
     sequences = model.generate(tokens, logits_processor=LogitsProcessorList([seen]), **options)
     with torch.enable_grad():  # so that nothing is folded
         after = model(sequences).logits.detach()
     for i in range(3, 6):
         assert_close(seen.logits[i], after[:, tokens.shape[1] + i - 1], 1e-5)
-    if change is not merged:  # which changes where a layer's output comes from, and not what it is
+    if (
+        change is not one_layer_merged
+    ):  # which changes where a layer's output comes from, and not what it is
         assert not torch.allclose(seen.logits[2], after[:, tokens.shape[1] + 1], atol=1e-3)
 
 
