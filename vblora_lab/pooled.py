@@ -306,12 +306,12 @@ class Pool:
     def get(self, adapter: str, name: str, autocast: torch.dtype | None) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
         key = (adapter, name)
-        in_pass = self._calls and self._thread == _this_thread()
-        if torch.compiler.is_compiling() or in_pass:
+        compiling = torch.compiler.is_compiling()
+        if compiling or (self._calls and self._thread == _this_thread()):
             matrices = self._matrices.get(key)
             if matrices is None or autocast != self._autocast:
                 return None
-            if matrices.A.requires_grad and not torch.is_grad_enabled():
+            if not compiling and matrices.A.requires_grad and not torch.is_grad_enabled():
                 # Reentrant checkpointing: the layer is called again, with gradients, later.
                 self._without_grad.add(key)
             return matrices
