@@ -65,6 +65,9 @@ class _Configs(dict[str, PeftConfig]):
 class VBLoRAModel(BaseTuner):
     """A model with VB-LoRA adapters. Usually made by `vblora_lab.get_peft_model`.
 
+    Each adapted layer computes W x + b + the sum over active adapters of B A dropout(x), where A
+    and B are mixed from the layer's logits and the bank that all of them share (see `admixture`).
+
     Args:
         model: the base model; its linear layers are replaced in place.
         peft_config: the first adapter's config, or a dict with it under its name. Copied.
