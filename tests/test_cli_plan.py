@@ -36,6 +36,14 @@ def test_the_numbers_are_those_of_the_model_with_its_weights(capsys):
     assert [t["name"] for t in planned["targets"]] == model.base_model.targeted_module_names
 
 
+def test_activations_are_counted_for_a_batch(capsys):
+    _, planned = printed_json(capsys, "--batch-size", "2", "--length", "8")
+    expected = plan(load_skeleton("mini-opt"), VBLoRAConfig(), batch_size=2, length=8)
+    assert planned["memory"]["activations"] == expected.memory.activations > 0
+    assert main(["plan", "--batch-size", "2"]) == 2
+    assert "length isn't given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_and_options_that_change_it(name, capsys):
     _, planned = printed_json(capsys, "--preset", name, "--r", "2")

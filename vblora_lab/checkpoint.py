@@ -231,14 +231,22 @@ def check_tensors(
             weights = tensors[stem + WEIGHTS]
             check_choice(tensors[key], weights, config.num_vectors, f"{where}: {stem}")
         elif not key.endswith(WEIGHTS):
-            _check_finite(tensors[key], f"{where}: {key}", minus_infinity=key != BANK_KEY)
+            _check_numbers(tensors[key], f"{where}: {key}", are_logits=key != BANK_KEY)
 
 
-def _check_finite(tensor: Tensor, where: str, minus_infinity: bool) -> None:
-    """Logits may be -inf: saved again after they were rebuilt from their top k."""
+def _check_numbers(tensor: Tensor, where: str, are_logits: bool) -> None:
+    """Raise `CheckpointError` for what no bank or logits can be.
+
+    Logits may be -inf: saved again after they were rebuilt from their top k. But not all of one
+    sub-vector, whose weights would be NaN.
+    """
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{where} is {tensor.dtype}; must be floats.")
     finite = torch.isfinite(tensor)
-    if not (finite | (tensor == -torch.inf) if minus_infinity else finite).all():
+    if not (finite | (tensor == -torch.inf) if are_logits else finite).all():
         raise CheckpointError(f"{where} is NaN or infinite; the training probably diverged.")
+    if not finite.any(-1).all():
+        raise CheckpointError(f"{where}: all logits of a sub-vector are -inf; it has no choice.")
 
 
 def is_topk_format(keys: Iterable[str]) -> bool:

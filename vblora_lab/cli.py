@@ -115,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the base weights (default: float32)",
     )
+    for name, what in (("batch-size", "texts in a batch"), ("length", "tokens of a text")):
+        plan.add_argument(
+            f"--{name}", type=int, metavar="N", help=f"{what}; both together count activations too"
+        )
     _add_config_options(plan)
     plan.set_defaults(run=_plan)
 
@@ -220,7 +224,7 @@ def _plan(args: argparse.Namespace) -> int:
         return 0
     config = _config(args)
     model = load_skeleton(args.model, task_type=config.task_type, dtype=getattr(torch, args.dtype))
-    result = plan(model, config)
+    result = plan(model, config, batch_size=args.batch_size, length=args.length)
     print(result.to_json() if args.json else result)
     return 0 if result.fits else 1
 

@@ -46,6 +46,11 @@ class Caution(NamedTuple):
 class VBLoRAConfig(PeftConfig):
     """Configuration of a VB-LoRA adapter, field for field PEFT's.
 
+    A layer with weight W (out, in) gets the update B A, of A (r, in) and B (out, r), whose rows and
+    columns are cut into sub-vectors of vector_length. Each is the sum of topk vectors of the bank
+    (num_vectors, vector_length), by the softmax of the topk largest of its num_vectors logits. So
+    r * (in + out) / vector_length * num_vectors logits are trained in a layer, and one bank.
+
     `adapter_config.json` written here loads in PEFT and the other way round. A value that can't be
     meant raises `ConfigError` at once; a value that is legal but stops learning warns.
     """

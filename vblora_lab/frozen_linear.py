@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 
@@ -43,7 +42,7 @@ def frozen_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor) -> Tensor:
     """The layer's output (..., out) for x (..., in), weight (out, in), A (r, in), B_T (r, out).
 
-    All of one dtype, and only x, A and B_T get gradients; those can't be differentiated again.
+    All of one dtype. Only x, A and B_T get gradients, and those can be differentiated again.
     """
     # Function.apply in Python looks for torch.func, which nobody uses here (see `fused.applies`),
     # and takes as long as two launches; this is what it calls then.
@@ -60,17 +59,18 @@ class _FrozenLinear(torch.autograd.Function):
         y = F.linear(rows, weight, bias)
         Ax = F.linear(rows, A)
         y.addmm_(Ax, B_T)
-        ctx.save_for_backward(rows, Ax, weight, A, B_T)
-        ctx.x_shape = x.shape
+        ctx.save_for_backward(x, Ax, weight, A, B_T)
         return y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, Ax, weight, A, B_T = ctx.saved_tensors
+        x, Ax, weight, A, B_T = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
+            Ax = F.linear(rows, A)
         g = grad.reshape(-1, grad.shape[-1])
         gB = F.linear(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = g.mm(weight).addmm_(gB, A).view(ctx.x_shape)
+            dx = g.mm(weight).addmm_(gB, A).view(x.shape)
         return dx, None, None, gB.t().mm(rows), Ax.t().mm(g)

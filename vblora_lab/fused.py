@@ -49,9 +49,9 @@ Layout = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def applies() -> bool:
-    """Whether nobody needs to look inside: the compiler, which fuses by itself, and torch.func."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return enabled and not torch.compiler.is_compiling() and not transformed
+    """Whether nobody needs to look inside: compiler (it fuses by itself), tracer or torch.func."""
+    looked_into = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return enabled and not looked_into and not torch._C._are_functorch_transforms_active()
 
 
 def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:

@@ -52,6 +52,20 @@ def in_out_features(module: nn.Module) -> tuple[int, int]:
     )
 
 
+def device_of(layer: nn.Module) -> torch.device:
+    """Where a layer computes: where its weight is, unless accelerate has put that aside (offload).
+
+    A weight that is put aside is on "meta" between passes, and a hook says where it comes back to.
+    """
+    device = cast(Tensor, layer.weight).device
+    hook = getattr(layer, "_hf_hook", None)
+    for each in getattr(hook, "hooks", [hook]):  # there may be several in one
+        back_to = getattr(each, "execution_device", None)
+        if device.type == "meta" and back_to is not None:
+            return torch.device(back_to)
+    return device
+
+
 def adapter_dtype(base: torch.dtype, autocast_adapter_dtype: bool = True) -> torch.dtype:
     """The dtype that an adapter has on a base weight of some dtype.
 
@@ -114,7 +128,8 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         active = {name for name in self.active_adapters if name in self.topk}
         if plain is None or self._disable_adapters or self.merged:
             return None
-        if not active or active != matrices.keys():
+        drops = self.training and any(self.dropout_p[name] > 0 for name in active)
+        if not active or active != matrices.keys() or drops:
             return None
         weight, bias = plain
         dtype = autocast_dtype(weight.device) or weight.dtype
@@ -198,7 +213,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         (PEFT's version also casts to the base layer's dtype, which would round float32 logits that
         were just loaded to half precision.)
         """
-        device = device or self.base_weight().device
+        device = device or device_of(self.get_base_layer())
         for name in self.adapter_layer_names:
             parameters = getattr(self, name, {})
             parameter = parameters.get(adapter_name)

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, onload_layer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
@@ -31,7 +31,7 @@ from vblora_lab.errors import (
     TargetError,
     UnsupportedError,
 )
-from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype
+from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
 from vblora_lab.pooled import Pool
 from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
@@ -64,6 +64,9 @@ class _Configs(dict[str, PeftConfig]):
 
 class VBLoRAModel(BaseTuner):
     """A model with VB-LoRA adapters. Usually made by `vblora_lab.get_peft_model`.
+
+    Each adapted layer computes W x + b + the sum over active adapters of B A dropout(x), where A
+    and B are mixed from the layer's logits and the bank that all of them share (see `admixture`).
 
     Args:
         model: the base model; its linear layers are replaced in place.
@@ -152,9 +155,10 @@ class VBLoRAModel(BaseTuner):
             with restored_on_error(model, adapter_name):
                 # Before all logits and once, so that a seed gives one bank whatever the targets.
                 self._init_vblora_vector_bank(config, adapter_name)
-                device = cast(Tensor, next(iter(targets.values())).weight).device
+                device = device_of(next(iter(targets.values())))
                 bank = self.vblora_vector_bank[adapter_name].detach()
-                without_memory = low_cpu_mem_usage or bank.is_meta  # PEFT asks for it in two ways
+                # PEFT asks for it in two ways; and a base without memory gets such an adapter.
+                without_memory = low_cpu_mem_usage or bank.is_meta or device.type == "meta"
                 if not bank.is_meta:
                     bank = bank.to("meta" if without_memory else device)
                     self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
@@ -257,6 +261,9 @@ class VBLoRAModel(BaseTuner):
     ) -> None:  # PEFT's annotation; it returns the base model
         if merge:
             self._check_mergeable(adapter_names, safe_merge)
+        # A merged layer holds the weight of before. Nobody else holds the layer: each is gone as
+        # soon as its base layer takes its place, and memory never has all weights twice.
+        self.pool.layers.clear()
         base_model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, adapter_names=adapter_names
         )
@@ -282,7 +289,8 @@ class VBLoRAModel(BaseTuner):
         if safe_merge:
             for path, layer in layers.items():
                 try:
-                    layer.merged_weight(adapter_names, safe_merge=True)
+                    with onload_layer(layer):  # accelerate may have put the weight aside
+                        layer.merged_weight(adapter_names, safe_merge=True)
                 except MergeError as error:
                     raise MergeError(f"{path}: {error}") from error
 

@@ -80,7 +80,12 @@ _seam = _Seam()
 
 
 def register() -> None:
-    """Make PEFT use this package's classes for VB-LoRA everywhere, until `unregister`."""
+    """Make PEFT use this package's classes for VB-LoRA everywhere, until `unregister`.
+
+    Files are still found and read by PEFT then. Where a folder has no safetensors file, PEFT reads
+    adapter_model.bin, a pickle, by torch.load(weights_only=True), which builds tensors and plain
+    containers and runs no code. `from_pretrained` of this module reads no pickle at all.
+    """
     _seam.change(registered=True)
 
 

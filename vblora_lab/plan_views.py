@@ -23,6 +23,11 @@ MEMORY_NOTE = (
     "Weights in their dtype, adapter, one gradient and two AdamW numbers per trained parameter; "
     "activations come on top."
 )
+ACTIVATIONS_NOTE = (
+    "Weights in their dtype, adapter, one gradient and two AdamW numbers per trained parameter, "
+    "and what a pass keeps for its backward pass, without autocast or gradient checkpointing; what "
+    "single operations take in passing comes on top."
+)
 INCOMPLETE_NOTE = "It doesn't fit as it is: sizes count only the modules that can be cut."
 
 
@@ -39,7 +44,7 @@ def as_text(plan: Plan) -> str:
         lines += ["", f"Left as they are: {_count(len(plan.skipped), 'module')}"]
         lines += _aligned(skipped_rows(plan), right=False)
     lines += ["", *_aligned([("", "VB-LoRA", f"LoRA r={plan.r}"), *size_rows(plan)])]
-    lines += ["", *_aligned(memory_rows(plan)), *_wrapped(MEMORY_NOTE, "  ")]
+    lines += ["", *_aligned(memory_rows(plan)), *_wrapped(memory_note(plan), "  ")]
     lines += [] if plan.fits else ["", INCOMPLETE_NOTE]
     return "\n".join(lines)
 
@@ -63,7 +68,7 @@ def as_html(plan: Plan) -> str:
     head = ("", "VB-LoRA", f"LoRA r={plan.r}")
     parts.append(_table("Sizes", head, size_rows(plan)))
     parts.append(_table("Training memory", ("", "bytes", "in short"), memory_rows(plan)))
-    note = MEMORY_NOTE if plan.fits else f"{MEMORY_NOTE} {INCOMPLETE_NOTE}"
+    note = memory_note(plan) if plan.fits else f"{memory_note(plan)} {INCOMPLETE_NOTE}"
     parts.append(f'<div style="margin-top:1em;opacity:.75">{_escaped(note)}</div>')
     return f'<div style="max-width:60em;line-height:1.5">{"".join(parts)}</div>'
 
@@ -152,9 +157,19 @@ def memory_rows(plan: Plan) -> Rows:
         ("adapter", memory.adapter),
         ("gradients", memory.gradients),
         ("AdamW", memory.optimizer),
-        ("training memory without activations", memory.total),
     ]
+    if memory.batch and memory.activations is not None:
+        texts, length = memory.batch
+        rows.append((f"activations of {texts} x {length} tokens", memory.activations))
+        rows.append(("training memory", memory.total))
+    else:
+        rows.append(("training memory without activations", memory.total))
     return [(name, f"{value:,}", readable(value)) for name, value in rows]
+
+
+def memory_note(plan: Plan) -> str:
+    """What is counted as training memory, and what isn't."""
+    return MEMORY_NOTE if plan.memory.activations is None else ACTIVATIONS_NOTE
 
 
 def grouped(items: Iterable[Item], like: Callable[[Item], tuple]) -> list[tuple[str, list[Item]]]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from vblora_lab import checkpoint, plan_views
 from vblora_lab.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.errors import TargetError
+from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.layers import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
 from vblora_lab.targets import (
     Problem,
@@ -69,24 +70,30 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training holds whatever the batch: everything but activations.
+    """Bytes that training holds.
 
     Attributes:
         weights: the base model's parameters and buffers in the dtype they have, tied ones once.
         adapter: bank, logits, and copies of modules_to_save.
         gradients: one number per trained parameter, in its dtype.
         optimizer: two numbers per trained parameter, as AdamW keeps.
+        batch: (batch size, length in tokens) that `activations` is for; None if not asked for.
+        activations: what a pass over one such batch keeps for its backward pass (see
+            `activations.activation_bytes`); None where it wasn't counted.
     """
 
     weights: int
     adapter: int
     gradients: int
     optimizer: int
+    batch: tuple[int, int] | None = None
+    activations: int | None = None
 
     @property
     def total(self) -> int:
-        """The sum, in bytes."""
-        return self.weights + self.adapter + self.gradients + self.optimizer
+        """The sum, in bytes; without activations where they weren't counted."""
+        whatever_the_batch = self.weights + self.adapter + self.gradients + self.optimizer
+        return whatever_the_batch + (self.activations or 0)
 
 
 @dataclass(frozen=True)
@@ -168,23 +175,40 @@ class Plan:
         return plan_views.as_html(self)
 
 
-def plan(model: nn.Module, config: PeftConfig) -> Plan:
+def plan(
+    model: nn.Module,
+    config: PeftConfig,
+    *,
+    batch_size: int | None = None,
+    length: int | None = None,
+) -> Plan:
     """What `get_peft_model(model, config)` would do, without doing it.
 
     Args:
         model: the base model, or a PeftModel on it; never changed. Only names, shapes and dtypes
             are read, so its parameters may be on the meta device.
         config: a VBLoRAConfig, this package's or PEFT's. Never changed.
+        batch_size, length: count the activations of training on a batch of so many texts of so
+            many tokens too, for a model of transformers. This runs a pass on tensors that have
+            shapes and no numbers; it takes a moment, and no memory worth the name.
 
     Returns:
         The plan. A config that doesn't fit this model gives one too, with `plan.problems`.
 
     Raises:
-        ConfigError: the config is for another method, or has a value that can't be meant at all.
-        TargetError: model is no torch module.
+        ConfigError: the config is for another method, or has a value that can't be meant at all;
+            or one of batch_size and length is given without the other.
+        TargetError: model is no torch module, or its activations can't be counted.
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
+    if (batch_size is None) != (length is None):
+        missing = "batch_size" if batch_size is None else "length"
+        raise ConfigError(
+            f"{missing} isn't given: activations are those of batch_size x length tokens; give "
+            "both or neither.",
+            field=missing,
+        )
     model = base_of(model)
     found = examine(model, as_vblora_config(config))
     config = found.config
@@ -235,8 +259,22 @@ def plan(model: nn.Module, config: PeftConfig) -> Plan:
             adapter=adapter + sum(p.nbytes for p in others.copies),
             gradients=trained,
             optimizer=ADAMW_STATES * trained,
+            **_activations(model, config, batch_size, length, fits=not found.problems),
         ),
     )
+
+
+def _activations(
+    model: nn.Module, config: VBLoRAConfig, batch_size: int | None, length: int | None, fits: bool
+) -> dict[str, Any]:
+    """Fields of `Memory`, if activations were asked for."""
+    if batch_size is None or length is None:
+        return {}
+    # Here, since tensors without memory take a second to import, and few plans need them.
+    from vblora_lab.activations import activation_bytes
+
+    count = activation_bytes(model, config, batch_size, length) if fits else None
+    return {"batch": (batch_size, length), "activations": count}
 
 
 def base_of(model: nn.Module) -> nn.Module:

@@ -16,7 +16,9 @@ matrices are used in these cases only, and anybody else mixes anew:
     during the pass that mixed them    by the thread that runs it
     in later passes of one `generate`  if every parameter has the version and place it had;
                                        from the second on, added to copies of the weights
-    in the backward pass               by layers that gradient checkpointing calls again
+    in the backward pass               by layers that gradient checkpointing calls again: those of
+                                       the last pass with gradients, whatever passes without any
+                                       came after it (as the reference's in DPO)
 
 (A write in place through `.data`, from within `generate` itself, leaves no version behind; it is
 seen by the next call.)
@@ -69,6 +71,25 @@ class Matrices(NamedTuple):
     B_T: Tensor
 
 
+Key = tuple[str, str]  # adapter and name of a layer
+
+
+class _Kept(NamedTuple):
+    """The matrices of a pass that is over, for its backward pass.
+
+    Attributes:
+        matrices: of all layers.
+        autocast: as it was when they were mixed.
+        without_grad: those that layers got while gradients were off (see `Pool._leaf`).
+        leaves: what stands in for them in a backward pass that isn't over yet.
+    """
+
+    matrices: dict[Key, Matrices]
+    autocast: torch.dtype | None
+    without_grad: set[Key]
+    leaves: dict[Key, Matrices]
+
+
 def mix_all(
     logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
 ) -> list[Matrices]:
@@ -114,10 +135,10 @@ class Pool:
         self._forget()
 
     def _forget(self) -> None:
-        self._matrices: dict[tuple[str, str], Matrices] = {}
-        self._leaves: dict[tuple[str, str], Matrices] = {}
-        self._without_grad: set[tuple[str, str]] = set()
+        self._matrices: dict[Key, Matrices] = {}
+        self._without_grad: set[Key] = set()
         self._autocast: torch.dtype | None = None  # as it was when they were mixed
+        self._kept = _Kept({}, None, set(), {})
         self._thread: int | None = None  # which runs a pass now
         self._calls = 0  # how deep in `held` blocks and passes it is
         self._last_cast: tuple[object, ...] = ()
@@ -142,8 +163,9 @@ class Pool:
         """Let go of a deleted adapter: its layers, and matrices that a backward pass could need."""
         self.layers.pop(adapter, None)
         self.unfold()
-        self._matrices = {key: m for key, m in self._matrices.items() if key[0] != adapter}
-        self._leaves = {key: m for key, m in self._leaves.items() if key[0] != adapter}
+        for matrices in (self._matrices, self._kept.matrices, self._kept.leaves):
+            for key in [key for key in matrices if key[0] == adapter]:
+                del matrices[key]
 
     # --- passes
 
@@ -164,7 +186,7 @@ class Pool:
         self._calls += 1
 
     def leave(self) -> None:
-        """It ends. Its matrices stay for the backward pass, if there can be one."""
+        """It ends. Its matrices are kept for the backward pass, if there can be one."""
         if self._thread != _this_thread():
             return
         self._calls -= 1
@@ -172,8 +194,9 @@ class Pool:
             self._thread = None
             self._last_cast = ()
             self._release()
-            if torch.compiler.is_compiling() or not self._may_be_differentiated():
-                self._matrices = {}
+            if not torch.compiler.is_compiling() and self._may_be_differentiated():
+                self._kept = _Kept(self._matrices, self._autocast, self._without_grad, {})
+            self._matrices = {}
 
     def _may_be_differentiated(self) -> bool:
         return torch.is_grad_enabled() and any(m.A.requires_grad for m in self._matrices.values())
@@ -194,7 +217,7 @@ class Pool:
                 return
             self._release()
             self._state, self._watched = state, self._parameters(names)
-        self._leaves, self._without_grad = {}, set()
+        self._without_grad = set()
         self._matrices = {
             key: matrices for name in names for key, matrices in self._mixed(name).items()
         }
@@ -204,8 +227,8 @@ class Pool:
         first = next(iter(layers.values())) if layers else None
         return first is not None and not first.disable_adapters and not first.merged
 
-    def _mixed(self, adapter: str) -> dict[tuple[str, str], Matrices]:
-        result: dict[tuple[str, str], Matrices] = {}
+    def _mixed(self, adapter: str) -> dict[Key, Matrices]:
+        result: dict[Key, Matrices] = {}
         for group in self._by_device(adapter):
             first = self.layers[adapter][next(iter(group))]
             logits = list(group.values())
@@ -283,19 +306,19 @@ class Pool:
     def get(self, adapter: str, name: str, autocast: torch.dtype | None) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
         key = (adapter, name)
-        matrices = self._matrices.get(key)
-        if matrices is None or autocast != self._autocast:
-            return None
-        if torch.compiler.is_compiling():
-            return matrices
-        if self._calls and self._thread == _this_thread():
-            if matrices.A.requires_grad and not torch.is_grad_enabled():
+        compiling = torch.compiler.is_compiling()
+        if compiling or (self._calls and self._thread == _this_thread()):
+            matrices = self._matrices.get(key)
+            if matrices is None or autocast != self._autocast:
+                return None
+            if not compiling and matrices.A.requires_grad and not torch.is_grad_enabled():
                 # Reentrant checkpointing: the layer is called again, with gradients, later.
                 self._without_grad.add(key)
             return matrices
-        if not _in_backward():
+        kept = self._kept
+        if key not in kept.matrices or autocast != kept.autocast or not _in_backward():
             return None
-        return self._leaf(key) if key in self._without_grad else matrices
+        return self._leaf(key) if key in kept.without_grad else kept.matrices[key]
 
     def cast_input(self, x: Tensor, autocast: torch.dtype | None) -> Tensor:
         """The input of a linear layer in autocast's dtype, if that is on.
@@ -312,7 +335,7 @@ class Pool:
             self._last_cast = last = (x, x._version, grad, x.to(autocast))
         return cast(Tensor, last[3])
 
-    def _leaf(self, key: tuple[str, str]) -> Matrices:
+    def _leaf(self, key: Key) -> Matrices:
         """Stand-ins for the matrices of a layer that reentrant checkpointing calls again.
 
         Each checkpointed part has a backward pass of its own, within the outer one. It must not
@@ -320,24 +343,26 @@ class Pool:
         (and DistributedDataParallel refuses a second gradient of the bank). So gradients gather at
         these leaves, and go on from there once, when the outer pass is over.
         """
-        if key not in self._leaves:
-            if not self._leaves:
+        matrices, leaves = self._kept.matrices, self._kept.leaves
+        if key not in leaves:
+            if not leaves:
                 engine = torch.autograd.Variable._execution_engine
                 engine.queue_callback(self._pass_on_gradients)
-            matrices = self._matrices[key]
-            self._leaves[key] = Matrices(*(m.detach().requires_grad_() for m in matrices))
-        return self._leaves[key]
+            leaves[key] = Matrices(*(m.detach().requires_grad_() for m in matrices[key]))
+        return leaves[key]
 
     def _pass_on_gradients(self) -> None:
         pairs = [
             (matrix, leaf.grad)
-            for key, leaves in self._leaves.items()
-            for matrix, leaf in zip(self._matrices[key], leaves, strict=True)
+            for key, leaves in self._kept.leaves.items()
+            for matrix, leaf in zip(self._kept.matrices[key], leaves, strict=True)
             if leaf.grad is not None
         ]
-        self._leaves = {}
+        self._kept.leaves.clear()
         matrices, gradients = zip(*pairs, strict=True)
-        torch.autograd.backward(matrices, gradients)
+        # The graph is retained: after two passes, each with a backward pass of its own, both pass
+        # on their gradients here, through the matrices of the second, which are equal.
+        torch.autograd.backward(matrices, gradients, retain_graph=True)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -650,6 +650,16 @@ def break_logits_infinite(folder):
     return "vblora_logits_A is NaN or infinite"
 
 
+def break_logits_all_minus_infinite(folder):
+    retensor(folder, lambda tensors: tensors[LOGITS][0, 0].fill_(-torch.inf))
+    return "all logits of a sub-vector are -inf"
+
+
+def break_logits_integers(folder):
+    retensor(folder, lambda tensors: tensors.update({LOGITS: tensors[LOGITS].to(torch.int8)}))
+    return "is torch.int8; must be floats"
+
+
 def break_foreign_key(folder):
     extra = {"base_model.model.model.decoder.layers.0.fc9.weight": torch.zeros(2)}
     retensor(folder, lambda tensors: tensors.update(extra))

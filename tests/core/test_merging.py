@@ -4,6 +4,7 @@ What PEFT's own tuner does on the same input stands beside each point where it d
 """
 
 import warnings
+import weakref
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, MergeError
 from vblora_lab.layers import VBLoRALayer
+from vblora_lab.model import VBLoRAModel
 
 from .conftest import CASES, SMALL, assert_close, assert_unchanged, scramble, state_of
 
@@ -94,6 +96,24 @@ def test_peft_still_unmerges_what_the_logits_are_now(opt_case):
     model.unmerge_adapter()
     after = weights_of(model)
     assert max((after[name] - weight).abs().max() for name, weight in before.items()) > 0.1
+
+
+@pytest.mark.parametrize("call", ["merge_and_unload", "unload"])
+def test_weights_are_never_there_twice_while_unloading(opt_case, monkeypatch, call):
+    """A merged layer holds the old weight; it must go before the next one is merged."""
+    model = opt_case.ours()
+    scramble(model)
+    layers = [weakref.ref(m) for m in model.modules() if isinstance(m, VBLoRALayer)]
+    held = []
+    replace = VBLoRAModel._replace_module
+
+    def count(self, *args):
+        held.append(sum(layer() is not None for layer in layers))
+        replace(self, *args)
+
+    monkeypatch.setattr(VBLoRAModel, "_replace_module", count)
+    getattr(model, call)()
+    assert held == list(range(len(layers), 0, -1))
 
 
 # --- all layers or none

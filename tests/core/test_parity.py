@@ -106,3 +106,20 @@ def test_gradcheck_through_the_layer(kind):
     x = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
     values = [parameters[name].detach().clone().requires_grad_() for name in names]
     assert torch.autograd.gradcheck(output, (x, *values))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_gradients_of_the_input_can_be_differentiated_again_as_in_peft(kind):
+    """A penalty on them, as in adversarial training, of which every parameter gets a gradient."""
+    case = CASES[kind]
+    found = []
+    for model in twins(case):
+        x = case.inputs().double().requires_grad_()
+        loss = model.double()(x).pow(2).mean()
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        slope.pow(2).sum().backward()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found.append({"x": x.grad, **{name: p.grad for name, p in trained.items()}})
+    for name, expected in found[1].items():
+        assert expected.norm() > 0
+        assert_close(found[0][name], expected, relative=1e-6)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
@@ -23,6 +24,8 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForSequenceClassification,
+    ViTConfig,
+    ViTModel,
 )
 
 import vblora_lab
@@ -33,6 +36,7 @@ from vblora_lab.planning import plan
 from vblora_lab.targets import resolve
 
 from .conftest import CASES, SMALL, assert_unchanged, state_of
+from .test_families import FAMILIES
 from .test_targets import misfits
 
 pytestmark = pytest.mark.filterwarnings(
@@ -148,8 +152,9 @@ def test_memory_is_what_training_comes_to_hold(variant, dtype):
     assert planned.memory.gradients == sum(p.grad.nbytes for p in trained)
     states = [optimizer.state[p][name] for p in trained for name in ("exp_avg", "exp_avg_sq")]
     assert planned.memory.optimizer == sum(state.nbytes for state in states)
-    memory = dataclasses.asdict(planned.memory)
-    assert planned.memory.total == sum(memory.values())
+    parts = dataclasses.astuple(planned.memory)
+    assert parts[4:] == (None, None)  # activations, which nobody asked for
+    assert planned.memory.total == sum(parts[:4])
 
 
 def bert(kind):
@@ -184,14 +189,77 @@ def test_the_head_that_a_task_trains_is_counted(make, task, targets, bias, tmp_p
     assert "trained whole (modules_to_save)" in {s.reason for s in planned.skipped}
 
 
+# --- activations
+
+
+def allocated(model, tokens, **labels):
+    """Bytes on the CPU that a pass takes and doesn't give back, as PyTorch's profiler sees it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = model(input_ids=tokens, **labels)[0]
+    assert loss.requires_grad
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activations_are_what_a_pass_comes_to_hold(name):
+    family = FAMILIES[name]
+    config = VBLoRAConfig(**SMALL, task_type=family.task, vblora_dropout=0.1)
+    base = family.make()
+    before = state_of(base)
+    planned = {length: plan(base, config, batch_size=3, length=length) for length in (9, 24)}
+    assert_unchanged(base, before)
+    without = plan(base, config).memory.total
+    predicts_tokens = base.get_output_embeddings() is not None
+    for length, result in planned.items():
+        model = lab.get_peft_model(family.make(), config).train()
+        tokens = torch.randint(2, 40, (3, length))
+        held = allocated(model, tokens, **({"labels": tokens} if predicts_tokens else {}))
+        assert result.memory.activations == pytest.approx(held, rel=0.02)
+        assert result.memory.total == without + result.memory.activations
+        assert f"activations of 3 x {length} tokens" in str(result)
+        assert "without activations" not in result._repr_html_()
+
+
+def test_activations_of_a_large_model_without_its_memory():
+    """Two of the 80 layers: their weights alone would be 15 GiB."""
+    model = llama_70b(num_hidden_layers=2)
+    config = VBLoRAConfig(target_modules="all-linear")
+    one, two = (plan(model, config, batch_size=n, length=512).memory for n in (1, 2))
+    # The adapter's own matrices are kept once, whatever the batch.
+    assert one.activations < two.activations < 2 * one.activations
+    assert one.activations > 2 * 512 * 8192 * 4 * 2  # more than the input of each block alone
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_activations_that_cannot_be_counted(opt_case):
+    base, config = opt_case.base(), VBLoRAConfig(**opt_case.config)
+    for given, message in (
+        ({"batch_size": 2}, "length isn't"),
+        ({"length": 2}, "batch_size isn't"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan(base, config, **given)
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        plan(base, config, batch_size=0, length=4)
+    with pytest.raises(TargetError, match="no model of transformers"):
+        plan(CASES["linear"].base(), VBLoRAConfig(**CASES["linear"].config), batch_size=2, length=4)
+    images = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(TargetError, match=r"2 x 4 tokens can't be counted: AttributeError"):
+        plan(images, VBLoRAConfig(**SMALL, target_modules="all-linear"), batch_size=2, length=4)
+    wrong = VBLoRAConfig(**{**opt_case.config, "vector_length": 5})
+    planned = plan(base, wrong, batch_size=2, length=4)
+    assert planned.memory.activations is None and not planned.fits
+    assert "without activations" in str(planned)
+
+
 # --- models that have no memory
 
 
-def llama_70b():
+def llama_70b(**changes):
     sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
     sizes |= {"num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(**sizes))
+        return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
 
 
 class NoNewTensors(TorchDispatchMode):

@@ -6,11 +6,13 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.core.conftest import CASES, assert_close, scramble
+from tests.core.conftest import CASES, SMALL, assert_close, scramble
+from tests.core.test_families import FAMILIES, IDS
 from vblora_lab import pooled
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.layers import Linear
+from vblora_lab.peft import get_peft_model
 from vblora_lab.pooled import mix_all
 
 
@@ -205,6 +207,16 @@ def test_weights_are_folded_from_the_second_token_on(model, opt_case, monkeypatc
     assert not pool._matrices
 
 
+def test_dropout_is_not_folded_away(opt_case, monkeypatch):
+    """In training mode the adapter's input is dropped at every token, as at the first."""
+    model = opt_case.ours(vblora_dropout=0.5).train()
+    monkeypatch.setattr(torch.nn.functional, "linear", None)  # what a folded layer would call
+    layer = model.get_submodule("base_model.model.model.decoder.layers.0.fc1")
+    matrices = {"default": pooled.Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
+    assert layer.fold(matrices) is None
+    assert layer.eval().fold(matrices) is not None
+
+
 def test_folding_is_left_where_memory_is_short(model, opt_case, monkeypatch):
     tokens, options = opt_case.inputs(2), {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(tokens, **options)
@@ -229,6 +241,24 @@ def test_a_layer_called_on_its_own_mixes_anew(model):
             *layer.logits("default"), layer.vblora_vector_bank["default"], layer.topk["default"]
         )
         assert_close(layer(x), layer.base_layer(x) + x @ A.T @ B.T, 1e-5)
+
+
+def test_an_encoder_that_generate_calls_on_its_own_mixes_anew():
+    """T5 encodes before the first pass of the whole model, right after a step of training."""
+    family = FAMILIES["t5"]
+    config = VBLoRAConfig(**SMALL, task_type=family.task)
+    model = get_peft_model(family.make().eval(), config)
+    scramble(model)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    in_place(model)
+    seen = []
+    encoder = model.get_encoder()
+    handle = encoder.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state))
+    model.generate(input_ids=IDS, max_new_tokens=2)
+    handle.remove()
+    with torch.no_grad():
+        expected = encoder(input_ids=IDS, attention_mask=torch.ones_like(IDS)).last_hidden_state
+    assert_close(seen[0], expected, 1e-6)
 
 
 def test_two_threads_at_once(model, opt_case):

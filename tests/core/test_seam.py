@@ -155,7 +155,7 @@ def test_imports_point_one_way():
     order = """
         errors frontend admixture fused pooled frozen_linear config checkpoint shared_bank
         quantised layers targets model peft fitting factors convert selection counterfactual
-        updates plan_views planning presets
+        updates plan_views activations planning presets
     """.split()
     folder = Path(vblora_lab.__file__).parent
     for position, name in enumerate(order):

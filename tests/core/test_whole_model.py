@@ -9,6 +9,7 @@ import gc
 import io
 import pickle
 
+import accelerate
 import pytest
 import torch
 import torch.distributed as dist
@@ -118,6 +119,36 @@ def test_low_cpu_mem_usage_shares_one_bank(only_topk, tmp_path):
     assert_close(STEADY_OPT.output(loaded), STEADY_OPT.output(model), relative=1e-4)
 
 
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_base_that_is_put_aside(where, tmp_path):
+    """accelerate keeps its weights elsewhere, and brings each back while its layer computes."""
+    model = scrambled()
+    model.save_pretrained(tmp_path / "adapter")
+    tokens, base = STEADY_OPT.inputs(), STEADY_OPT.base()
+    expected = model(tokens).logits
+    if where == "cpu":
+        accelerate.cpu_offload(base, torch.device("cpu"))
+    else:
+        accelerate.disk_offload(base, str(tmp_path / "weights"), torch.device("cpu"))
+    loaded = lab.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
+    assert loaded.get_base_model().model.decoder.layers[0].fc1.base_layer.weight.is_meta
+    assert_close(loaded(tokens).logits, expected, relative=1e-6)
+    assert_same_gradients(plain_gradients(loaded, tokens), plain_gradients(model, tokens))
+    for safe_merge in (False, True):
+        loaded.merge_adapter(safe_merge=safe_merge)
+        assert_close(loaded(tokens).logits, expected, relative=1e-5)
+        loaded.unmerge_adapter()
+        assert_close(loaded(tokens).logits, expected, relative=1e-6)
+
+
+def test_a_base_without_memory_gets_an_adapter_without_memory():
+    with torch.device("meta"):
+        base = without_dropout()
+    model = lab.get_peft_model(base, VBLoRAConfig(**STEADY_OPT.config))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model(STEADY_OPT.inputs().to("meta")).logits.is_meta
+
+
 # --- gradient checkpointing
 
 
@@ -174,6 +205,52 @@ def test_each_parameter_gets_its_gradient_at_once(use_reentrant):
             parameter.register_post_accumulate_grad_hook(count)
     assert_same_gradients(plain_gradients(model, tokens), expected)
     assert set(counts.values()) == {1}
+
+
+def reference(model, tokens):
+    """As DPO asks the base model for its opinion, after the pass that is to be learned from."""
+    with torch.no_grad(), model.disable_adapter():
+        model(tokens)
+
+
+def look(model, tokens):
+    with torch.no_grad():
+        model(tokens)
+
+
+def text(model, tokens):
+    model.generate(tokens, max_new_tokens=2)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable` is deprecated",
+    "ignore:None of the inputs have requires",
+)
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("between", [reference, look, text])
+def test_passes_without_gradients_between_a_checkpointed_pass_and_its_backward(
+    between, use_reentrant
+):
+    tokens = STEADY_OPT.inputs()
+    expected = plain_gradients(scrambled().train(), tokens)
+    model = checkpointed(scrambled().train(), use_reentrant)
+    loss = loss_of(model, tokens)
+    between(model, tokens.flip(0))
+    loss.backward()
+    assert_same_gradients(gradients_of(model), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_two_checkpointed_passes_with_a_backward_pass_each(use_reentrant):
+    first, second = STEADY_OPT.inputs(4).chunk(2)
+    plain = scrambled().train()
+    (loss_of(plain, first) + loss_of(plain, second)).backward()
+    model = checkpointed(scrambled().train(), use_reentrant)
+    losses = loss_of(model, first), loss_of(model, second)
+    for loss in losses:
+        loss.backward()
+    assert_same_gradients(gradients_of(model), gradients_of(plain))
 
 
 WORLD = 2
@@ -291,6 +368,16 @@ def test_peft_still_breaks_the_graph_in_training():
     model = scrambled("stock").train()
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"[Dd]ata-dependent"):
         one_graph(model)(STEADY_OPT.inputs())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_traced_model_can_be_stored(tmp_path):
+    case = CASES["linear"]
+    model = scrambled(case=case).eval()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, case.inputs()), tmp_path / "model.pt")
+        other = case.inputs().neg()
+        assert_close(torch.jit.load(tmp_path / "model.pt")(other), model(other), relative=1e-5)
 
 
 class Logits(nn.Module):
