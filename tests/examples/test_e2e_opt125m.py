@@ -73,16 +73,6 @@ def test_csv_files_as_the_challenge_has_them(script, tmp_path):
     assert len(alone.train) + len(alone.validation) + len(alone.test) == 40
 
 
-def test_hub_rows_become_examples(script):
-    rows = [
-        {"meaning_representation": "name[A], food[Thai]", "human_reference": "A is Thai."},
-        {"meaning_representation": "food[Thai], name[A]", "human_reference": "Thai food at A."},
-        {"meaning_representation": "name[B]", "human_reference": "B."},
-    ]
-    one, two = script.examples_of(rows)
-    assert one.references == ("A is Thai.", "Thai food at A.") and two.mr == "name[B]"
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
