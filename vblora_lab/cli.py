@@ -266,7 +266,7 @@ def _train(args: argparse.Namespace) -> int:
     trace = session.run()
     if not session.is_first:
         return 0
-    print(_report(trace))
+    print(_report(session.base.label, trace))
     print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
     if trace.reason == "stopped":
         print("Stopped early; the same command with --resume goes on.")
@@ -282,9 +282,9 @@ def _own_device() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
-def _report(trace: Trace) -> str:
+def _report(base: str, trace: Trace) -> str:
     """The losses of a run and a text that it wrote."""
-    lines = [f"{trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
+    lines = [f"{base}: {trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
     if len(trace.eval_losses) > 1:
         before, after = trace.eval_losses[0], trace.eval_losses[-1]
         lines.append(f"validation loss {before:.3f} -> {after:.3f} nats per token")
