@@ -19,6 +19,7 @@ from vblora_lab.train import Sampled, Started
 
 LAB = [sys.executable, "-m", "vblora_lab.cli"]
 CONFIG = ["--r", "2", "--num-vectors", "16", "--vector-length", "128", "--target-modules", "q_proj"]
+LOOKS = ["--eval-examples", "2", "--sample-count", "1"]
 # Seeds must be all that is drawn, so no GPU, and one thread each.
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
@@ -26,7 +27,11 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 def train(out, *options, launcher=LAB, steps=6):
     command = [*launcher, "train", "--steps", str(steps), "--batch-size", "4", "--out", str(out)]
     return subprocess.run(
-        [*command, *CONFIG, *options], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+        [*command, *CONFIG, *LOOKS, *options],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
     )
 
 
@@ -95,7 +100,7 @@ def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path, monkeypatch):
     """A process that is interrupted, and another that goes on, end as a third that does it all."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = ["--steps", "24", "--batch-size", "2", "--save-every", "2", *CONFIG]
+    options = ["--steps", "24", "--batch-size", "2", "--save-every", "4", *CONFIG, *LOOKS]
     running = subprocess.Popen(
         [*LAB, "train", *options, "--out", str(parts)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,

@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         ("seed", 0, 0, "draws adapter and data order"),
         ("save-every", 50, 1, "steps between checkpoints"),
         ("keep", 2, 1, "checkpoints that stay"),
+        ("eval-examples", 64, 0, "validation examples of an evaluation; 0: no evaluation"),
         ("eval-every", 0, 0, "steps between evaluations; 0: before and after"),
+        ("sample-count", 3, 0, "sample texts; 0: none"),
         ("sample-every", 0, 0, "steps between sample texts; 0: before and after"),
     ):
         train.add_argument(
@@ -254,14 +256,17 @@ def _train(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {str(args.out)!r} can't be used as a folder: {error}") from error
-    options = ("steps", "batch_size", "seed", "out", "resume", "save_every", "keep")
+    options = (
+        "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
+        "eval_every", "sample_count", "sample_every",
+    )  # fmt: skip
     session = TrainingSession(
         load_base(args.model, device=_own_device()),
         config,
         args.task,
         learning_rates=learning_rates,
         listeners=[ProgressBar()],
-        **{name: getattr(args, name) for name in (*options, "eval_every", "sample_every")},
+        **{name: getattr(args, name) for name in options},
     )
     trace = session.run()
     if not session.is_first:

@@ -90,7 +90,7 @@ def test_rates_of_a_pause_that_a_stop_ends_are_those_of_the_resumed_run(
     assert session.wait(60).reason == "stopped"
     resumed = TrainingSession(base, config, task, out=tmp_path, resume=True, **RUN)
     stepped = [e for e in resumed.run().events if isinstance(e, Stepped)]
-    shape = 5 / 7  # of the schedule at step 3: one step of warm-up, then down to 0 in seven
+    shape = 6 / 7  # of the schedule at step 3: 0, 1, and then down to 0 in sevenths
     assert stepped[2].learning_rates == pytest.approx(
         {"bank": shape * rates.bank, "logits": shape * rates.logits}
     )
