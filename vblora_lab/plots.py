@@ -115,11 +115,12 @@ def loss_curves(traces: Mapping[str, Trace], smooth_over: int = SMOOTH_OVER) -> 
     """
     figure, axes = _figure(8.0, 3.6)
     bases = {trace.base for trace in traces.values()}
-    axes.set_title(bases.pop() if len(bases) == 1 else "", loc="right", color=FAINT, fontsize=9)
+    of_one = len(bases) == 1
+    axes.set_title(next(iter(bases)) if of_one else "", loc="right", color=FAINT, fontsize=9)
     for (name, trace), (colour, dashes, mark) in zip(traces.items(), cycle(STYLES), strict=False):
         axes.plot(
             trace.steps, smooth(trace.losses, smooth_over), color=colour, linestyle=dashes,
-            linewidth=2, label=f"{name} · {trace.base}" if bases and trace.base else name,
+            linewidth=2, label=name if of_one or not trace.base else f"{name} · {trace.base}",
         )  # fmt: skip
         axes.plot(
             trace.eval_steps, trace.eval_losses, color=colour, linestyle="none", marker=mark,

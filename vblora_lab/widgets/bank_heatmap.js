@@ -255,7 +255,8 @@ class Heatmap {
     this.legendBar.style.backgroundImage = `linear-gradient(to right, ${stops.join(", ")})`;
     this.times = this.colours.dark ? DARK_FOOTPRINT : FOOTPRINT;
     this.weightKey.hidden = this.footprint;
-    this.base.textContent = this.model.get("base");
+    const base = this.model.get("base");
+    this.base.textContent = base && `base model ${base}`;
     this.timeKeys.forEach(({ key, swatch }, i) => {
       key.hidden = !this.footprint;
       swatch.style.background = this.times[i];
