@@ -181,7 +181,7 @@ def test_kill_and_resume_in_a_loop(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["status"] == 0 and told["kills"] >= 3, told
+    assert told["status"] == 0 and told["kills"] >= 2, told
     assert told["reached"][1] == 4, "the new rates came after the checkpoint"
     assert told["reached"] == sorted(told["reached"]), "a kill never costs a checkpoint"
     assert_same(tmp_path / "whole", tmp_path / "killed")

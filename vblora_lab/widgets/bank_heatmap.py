@@ -175,7 +175,7 @@ class BankHeatmap(anywidget.AnyWidget):
             self.update(shown)
         elif hasattr(shown, "selections"):
             self._show_frames(cast("Trace", shown).selections)
-            self.base = cast("Trace", shown).base
+            self.base = getattr(shown, "base", "")
         elif torch is not None and isinstance(shown, torch.nn.Module):
             self._model = shown
             self.refresh()
