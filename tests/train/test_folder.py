@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from vblora_lab import VBLoRAConfig, load_base
-from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.errors import ConfigError, DataError, SessionError
 from vblora_lab.train import Saved, SaveFailed, Stepped, Trace, TrainingSession
 from vblora_lab.train.folder import RunFolder
 
@@ -158,6 +158,14 @@ def test_settings_survive_the_way_through_json(tmp_path):
     folder.check(settings, resume=True)
     stored = json.loads((tmp_path / "run.json").read_text())
     assert stored["config"]["target_modules"] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "rates.json"])
+def test_what_was_noted_and_can_t_be_read_is_named(base, task, config, finished, tmp_path, name):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / name).write_text("{")
+    with pytest.raises(DataError, match=rf"{name} can't be read as JSON"):
+        TrainingSession(base, config, task, out=out, resume=True, **RUN)
 
 
 def test_half_written_things_are_cleared_at_the_next_start(tmp_path):

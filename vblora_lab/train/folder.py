@@ -28,10 +28,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.train.runs import SETTINGS, read_json
 
 ADAPTER = "adapter"
-TRACE = "run.trace"
-SETTINGS = "run.json"
 RATES = "rates.json"
 
 
@@ -49,6 +48,7 @@ class RunFolder:
         Raises:
             SessionError: there is a run, and ``resume`` is False.
             ConfigError: there is a run of other ``settings``, and ``resume`` is True.
+            DataError: its settings can't be read.
         """
         file = self.path / SETTINGS
         if not file.exists() and not self._checkpoints():
@@ -60,7 +60,7 @@ class RunFolder:
             )
         if not file.exists():
             raise SessionError(f"out={str(self.path)!r} holds checkpoints, but no {SETTINGS}.")
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         for name, value in _as_json(settings).items():
             if before.get(name) != value:
                 raise ConfigError(
@@ -99,8 +99,7 @@ class RunFolder:
 
     def rates(self) -> dict[int, dict[str, float]]:
         """What was noted, in the order of the steps."""
-        file = self.path / RATES
-        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        noted = read_json(self.path / RATES)
         return {int(step): noted[step] for step in sorted(noted, key=int)}
 
     @contextlib.contextmanager

@@ -232,12 +232,12 @@ class Runs:
             raise DataError(f"no run is called {name!r} in {self.folder}; {hint}")
         folder = self.folder / name
         trace = Trace.load(folder / TRACE)
-        result = _read_json(folder / RESULT)
+        result = read_json(folder / RESULT)
         return Run(
             name,
             folder,
             trace,
-            _read_json(folder / SETTINGS),
+            read_json(folder / SETTINGS),
             Result(**result) if result else Result.of(trace),
         )
 
@@ -258,7 +258,7 @@ class Runs:
         return self.compare()._repr_html_() if len(self) else html.escape(repr(self))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """What a file holds, nothing if there is none; raises `DataError` for other contents."""
     if not path.exists():
         return {}

@@ -41,11 +41,12 @@ from vblora_lab.train.events import (
     Selected,
     Started,
 )
-from vblora_lab.train.folder import ADAPTER, TRACE, RunFolder
+from vblora_lab.train.folder import ADAPTER, RunFolder
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
+from vblora_lab.train.runs import TRACE
 from vblora_lab.train.trace import Trace, TraceRecorder
 from vblora_lab.train.trace_file import TraceWriter
 from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
