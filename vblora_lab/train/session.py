@@ -251,7 +251,7 @@ class TrainingSession(Driven):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        """None, if a stop came meanwhile."""
+        """Texts for the sampled examples; none if a stop came meanwhile."""
         try:
             return write_samples(
                 self.model, self.tokenizer, self.task.domain, self._sampled_examples,
