@@ -20,17 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vblora_lab import LearningRates, Task, TrainingSession, VBLoRAConfig, load_base, load_task
-from vblora_lab.data import Example, get_domain, read_csv, slot_error_rate
+from vblora_lab.data import read_csv, slot_error_rate
+from vblora_lab.data.e2e import task_of
 from vblora_lab.data.e2e_scores import COLUMNS, e2e_scores
-from vblora_lab.data.task import group_examples, split_examples
-from vblora_lab.errors import DataError, VBLoRAError
+from vblora_lab.errors import VBLoRAError
 from vblora_lab.train import ProgressBar, write_texts
-
-DATA_SET = "tuetschek/e2e_nlg"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VBLoRAError as error:
         print(f"e2e_opt125m: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"e2e_opt125m: stopped; adapter and trace so far are in {args.out}", file=sys.stderr)
+        return 130
     print(report(summary))
     return 0
 
@@ -64,6 +65,8 @@ def experiment(args: argparse.Namespace) -> dict[str, object]:
         listeners=[ProgressBar()],
     )
     trace = session.run()
+    if trace.reason == "stopped":
+        raise KeyboardInterrupt  # a session stops cleanly, but half a run is no experiment
 
     examples = task.test[: args.test_mrs]
     texts = write_texts(session.model, base.tokenizer, [example.mr for example in examples])
@@ -74,7 +77,6 @@ def experiment(args: argparse.Namespace) -> dict[str, object]:
         "base": base.label,
         "task": task.name,
         "steps": int(trace.steps[-1]),
-        "reason": trace.reason,
         "trained_parameters": trace.trained_parameters,
         "stored_bytes": trace.stored_bytes,
         "lora_stored_bytes": trace.lora_stored_bytes,
@@ -94,39 +96,10 @@ def load_data(args: argparse.Namespace) -> Task:
     if args.offline:
         return load_task("restaurants", seed=args.seed)
     if args.train is None:
-        return task_of(hub_splits())
+        return load_task("e2e")
     if args.test is None:
         return load_task(args.train, seed=args.seed)  # one file, split by MR
     return task_of([read_csv(args.train), [], read_csv(args.test)], args.seed)
-
-
-def task_of(splits: Sequence[Sequence[Example]], seed: int = 0) -> Task:
-    """A task of given train, validation and test examples; validation may be cut off train."""
-    train, validation, test = splits
-    domain = get_domain("restaurants")
-    if not validation:
-        parts = split_examples("e2e", domain, train, seed=seed)
-        train, validation = (*parts.train, *parts.test), parts.validation
-    return Task("e2e", domain, tuple(train), tuple(validation), tuple(test))
-
-
-def hub_splits() -> list[tuple[Example, ...]]:
-    """E2E from the hub, through the `datasets` library."""
-    advice = "pass the challenge's own files (--train, --test), or use --offline"
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(f"the `datasets` library is not installed; install it, {advice}") from error
-    try:
-        # The branch that the hub makes itself: plain tables, with no script to run.
-        data = load_dataset(DATA_SET, revision="refs/convert/parquet")
-    except Exception as error:  # whatever is wrong with the network or the hub
-        raise DataError(f"{DATA_SET} can't be had from the hub ({error}); {advice}") from error
-    return [examples_of(data[name]) for name in ("train", "validation", "test")]
-
-
-def examples_of(rows: Iterable[dict[str, str]]) -> tuple[Example, ...]:
-    return group_examples((row["meaning_representation"], row["human_reference"]) for row in rows)
 
 
 # --- the words
@@ -140,8 +113,8 @@ def report(summary: dict[str, object]) -> str:
     head = "".join(f"{name:>9}" for name in COLUMNS)
     lines = [
         "",
-        f"{summary['base']} on {summary['task']}, {summary['steps']} steps "
-        f"({summary['reason']}), {summary['test_mrs']} test MRs, greedy decoding",
+        f"{summary['base']} on {summary['task']}, {summary['steps']} steps, "
+        f"{summary['test_mrs']} test MRs, greedy decoding",
         f"trained parameters {summary['trained_parameters']:,}, "
         f"stored {summary['stored_bytes']:,} bytes (LoRA: {summary['lora_stored_bytes']:,})",
         f"validation loss {summary['validation_loss']:.3f} nats per token, "

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from vblora_lab import Trace, load_base
 from vblora_lab.cli import main
@@ -18,6 +19,7 @@ from vblora_lab.train import Sampled, Started
 
 LAB = [sys.executable, "-m", "vblora_lab.cli"]
 CONFIG = ["--r", "2", "--num-vectors", "16", "--vector-length", "128", "--target-modules", "q_proj"]
+LOOKS = ["--eval-examples", "2", "--sample-count", "1"]
 # Seeds must be all that is drawn, so no GPU, and one thread each.
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
@@ -25,7 +27,11 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 def train(out, *options, launcher=LAB, steps=6):
     command = [*launcher, "train", "--steps", str(steps), "--batch-size", "4", "--out", str(out)]
     return subprocess.run(
-        [*command, *CONFIG, *options], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+        [*command, *CONFIG, *LOOKS, *options],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
     )
 
 
@@ -59,10 +65,10 @@ def test_a_run_leaves_adapter_trace_and_checkpoints(trained):
     assert isinstance(model, peft.PeftModelForCausalLM)
 
 
-def test_a_folder_that_is_taken_is_refused(trained):
-    done = train(trained[0])
-    assert done.returncode == 2 and "holds a run already" in done.stderr
-    assert "--resume" in done.stderr
+def test_a_folder_that_is_taken_is_refused(trained, capsys):
+    assert main(["train", "--out", str(trained[0]), *CONFIG]) == 2
+    error = capsys.readouterr().err
+    assert "holds a run already" in error and "--resume" in error
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
@@ -81,14 +87,25 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
     assert "basic" in capsys.readouterr().out
 
 
-def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path):
+def in_this_process(out, *options):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in ENVIRONMENT
+    try:
+        assert main(["train", *options, "--out", str(out)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path, monkeypatch):
+    """A process that is interrupted, and another that goes on, end as a third that does it all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = ["--save-every", "2", *CONFIG]
-    assert train(whole, *options, steps=40).returncode == 0
-    command = [*LAB, "train", "--steps", "40", "--batch-size", "4", "--out", str(parts), *options]
+    options = ["--steps", "24", "--batch-size", "2", "--save-every", "4", *CONFIG, *LOOKS]
     running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+        [*LAB, "train", *options, "--out", str(parts)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    in_this_process(whole, *options)
     while running.poll() is None and not list(parts.glob("checkpoint-*")):
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
@@ -98,8 +115,7 @@ def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path):
     assert Trace.load(parts / "run.trace").reason == "stopped"
     assert peft.PeftConfig.from_pretrained(parts / "adapter").r == 2
 
-    done = train(parts, "--resume", *options, steps=40)
-    assert done.returncode == 0, done.stderr
+    in_this_process(parts, "--resume", *options)
     resumed, uninterrupted = tensors(parts), tensors(whole)
     assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
     trace = Trace.load(parts / "run.trace")
@@ -141,10 +157,8 @@ def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
     assert random_states == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
-def test_a_batch_that_can_not_be_shared_is_refused(tmp_path):
-    command = [sys.executable, *torchrun(), "vblora_lab.cli"]
-    done = train(tmp_path / "odd", "--batch-size", "3", launcher=command)
-    assert done.returncode != 0
-    assert "batch_size=3 can't be shared evenly by 2 processes; the next that can is 4" in (
-        done.stderr
-    )
+def test_a_batch_that_can_not_be_shared_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)  # as it is under torchrun
+    assert main(["train", "--out", str(tmp_path / "odd"), "--batch-size", "3", *CONFIG]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size=3 can't be shared evenly by 2 processes; the next that can is 4" in error

@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         ("seed", 0, 0, "draws adapter and data order"),
         ("save-every", 50, 1, "steps between checkpoints"),
         ("keep", 2, 1, "checkpoints that stay"),
+        ("eval-examples", 64, 0, "validation examples of an evaluation; 0: no evaluation"),
         ("eval-every", 0, 0, "steps between evaluations; 0: before and after"),
+        ("sample-count", 3, 0, "sample texts; 0: none"),
         ("sample-every", 0, 0, "steps between sample texts; 0: before and after"),
     ):
         train.add_argument(
@@ -258,19 +260,22 @@ def _train(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--out {str(args.out)!r} can't be used as a folder: {error}") from error
-    options = ("steps", "batch_size", "seed", "out", "resume", "save_every", "keep")
+    options = (
+        "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
+        "eval_every", "sample_count", "sample_every",
+    )  # fmt: skip
     session = TrainingSession(
         load_base(args.model, device=_own_device()),
         config,
         args.task,
         learning_rates=learning_rates,
         listeners=[ProgressBar()],
-        **{name: getattr(args, name) for name in (*options, "eval_every", "sample_every")},
+        **{name: getattr(args, name) for name in options},
     )
     trace = session.run()
     if not session.is_first:
         return 0
-    print(_report(trace))
+    print(_report(session.base.label, trace))
     print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
     if trace.reason == "stopped":
         print("Stopped early; the same command with --resume goes on.")
@@ -286,9 +291,9 @@ def _own_device() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
-def _report(trace: Trace) -> str:
+def _report(base: str, trace: Trace) -> str:
     """The losses of a run and a text that it wrote."""
-    lines = [f"{trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
+    lines = [f"{base}: {trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
     if len(trace.eval_losses) > 1:
         before, after = trace.eval_losses[0], trace.eval_losses[-1]
         lines.append(f"validation loss {before:.3f} -> {after:.3f} nats per token")

@@ -95,26 +95,32 @@ def loss_curve(trace: Trace, smooth_over: int = SMOOTH_OVER) -> Figure:
         )  # fmt: skip
     axes.set(xlabel="training step", ylabel="loss (nats per token)")
     axes.set_title("Training loss", loc="left", color=INK)
+    axes.set_title(trace.base, loc="right", color=FAINT, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
     if len(trace.losses):
         mean = smooth(trace.losses)
-        figure.alt = f"Training loss from {mean[0]:.2f} to {mean[-1]:.2f} nats per token."
+        of = f" of {trace.base}" if trace.base else ""
+        figure.alt = f"Training loss{of} from {mean[0]:.2f} to {mean[-1]:.2f} nats per token."
     return figure
 
 
 def loss_curves(traces: Mapping[str, Trace], smooth_over: int = SMOOTH_OVER) -> Figure:
     """The smoothed training losses of several runs, and their evaluation losses, by name.
 
-    Runs differ in colour, in dashes and in the shape of their marks.
+    Runs differ in colour, in dashes and in the shape of their marks. The base model stands above
+    them, or, where they have several, beside each name.
     `smooth_over`: as in `loss_curve`.
     """
     figure, axes = _figure(8.0, 3.6)
+    bases = {trace.base for trace in traces.values()}
+    of_one = len(bases) == 1
+    axes.set_title(next(iter(bases)) if of_one else "", loc="right", color=FAINT, fontsize=9)
     for (name, trace), (colour, dashes, mark) in zip(traces.items(), cycle(STYLES), strict=False):
         axes.plot(
             trace.steps, smooth(trace.losses, smooth_over), color=colour, linestyle=dashes,
-            linewidth=2, label=name,
+            linewidth=2, label=name if of_one or not trace.base else f"{name} · {trace.base}",
         )  # fmt: skip
         axes.plot(
             trace.eval_steps, trace.eval_losses, color=colour, linestyle="none", marker=mark,

@@ -1,17 +1,25 @@
 """The E2E experiment, on the roads that need no hub."""
 
+import contextlib
+import dataclasses
 import importlib.util
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from vblora_lab import Trace
+import vblora_lab
+from vblora_lab import Trace, load_base
 from vblora_lab.data import load_task, read_csv
-from vblora_lab.data.e2e_scores import COLUMNS
+from vblora_lab.data.e2e_scores import COLUMNS, e2e_scores
+from vblora_lab.errors import BaseModelError, DataError
+from vblora_lab.train import write_texts
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "e2e_opt125m.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "e2e_opt125m.py"
+NOTEBOOK = ROOT / "notebooks" / "10-your-model-your-data.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +35,33 @@ def write_csv(path, examples):
     path.write_text("\n".join(["mr,ref", *rows]), encoding="utf-8")
 
 
-def test_offline_it_trains_measures_and_says_what_it_could_not_measure(script, tmp_path, capsys):
-    out = tmp_path / "e2e"
-    argv = ["--offline", "--steps", "6", "--test-mrs", "3", "--batch-size", "2", "--out", str(out)]
-    assert script.main(argv) == 0
+@pytest.fixture(scope="module")
+def four_steps(script, tmp_path_factory):
+    """Folder and words of a run that is offline, short, and else as it is meant."""
+    out = tmp_path_factory.mktemp("e2e") / "out"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(script, "load_task", small_task)
+        argv = ["--offline", "--steps", "4", "--test-mrs", "10", "--out", str(out)]
+        assert script.main(argv) == 0
+    return out, printed.getvalue()
+
+
+def small_task(*_, **__):
+    whole = load_task("restaurants")
+    return dataclasses.replace(whole, validation=whole.validation[:3], test=whole.test[:2])
+
+
+def test_offline_it_trains_measures_and_says_what_it_could_not_measure(four_steps):
+    out, printed = four_steps
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["base"] == "mini-opt" and summary["steps"] == 6
+    assert summary["base"] == "mini-opt" and summary["steps"] == 4
     trace = Trace.load(out / "run.trace")
     assert summary["validation_loss"] == pytest.approx(trace.eval_losses[-1])
     assert (out / "adapter" / "adapter_config.json").exists()
-    assert len((out / "texts.txt").read_text(encoding="utf-8").splitlines()) == 3
+    assert len((out / "texts.txt").read_text(encoding="utf-8").splitlines()) == 2
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert (config["vector_length"], config["topk"], config["r"]) == (256, 2, 4)
-    printed = capsys.readouterr().out
     assert all(name in printed for name in COLUMNS)
     for name, score in summary["scores"].items():
         if isinstance(score, str):
@@ -48,15 +70,59 @@ def test_offline_it_trains_measures_and_says_what_it_could_not_measure(script, t
             assert f"{score:.2f}" in printed
 
 
-def test_the_rates_are_the_paper_s(script, tmp_path):
-    argv = ["--offline", "--steps", "20", "--test-mrs", "1", "--batch-size", "1"]
-    script.main([*argv, "--out", str(tmp_path / "e2e")])
-    rates = [e.learning_rates for e in Trace.load(tmp_path / "e2e" / "run.trace").events
+def test_the_rates_are_the_paper_s(four_steps):
+    rates = [e.learning_rates for e in Trace.load(four_steps[0] / "run.trace").events
              if hasattr(e, "learning_rates")]  # fmt: skip
-    # A warm-up of 6% of 20 steps, rounded up, is 2 steps: 0, 1/2, and 1 at its end
-    assert [r["bank"] for r in rates[:3]] == pytest.approx([0, 5e-4, 1e-3])
-    assert [r["logits"] for r in rates[:3]] == pytest.approx([0, 5e-3, 1e-2])
-    assert rates[-1]["bank"] == pytest.approx(1e-3 / 18)
+    # A warm-up of 6% of 4 steps, rounded up, is 1 step; then down to 0 in three.
+    assert [r["bank"] for r in rates] == pytest.approx([0, 1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert [r["logits"] for r in rates] == pytest.approx([0, 1e-2, 2e-2 / 3, 1e-2 / 3])
+
+
+def run_cell(**replaced):
+    """Run the notebook's cell with other ways to load; returns what it defined."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(cell["source"]) for cell in cells if cell["id"] == "e2e"]
+    made = {name: getattr(vblora_lab, name) for name in ("LearningRates", "VBLoRAConfig")}
+    names = {
+        "lab": SimpleNamespace(**made, **replaced),
+        "BaseModelError": BaseModelError, "DataError": DataError,
+        "write_texts": write_texts, "e2e_scores": e2e_scores,
+    }  # fmt: skip
+    exec(source, names)
+    return names
+
+
+def test_the_notebook_s_cell_is_the_same_experiment(four_steps, capsys):
+    asked = []
+
+    def load(make):
+        return lambda name: asked.append(name) or make()
+
+    def short(*arguments, **options):
+        assert options.pop("steps") == 20
+        return vblora_lab.TrainingSession(*arguments, steps=4, **options)
+
+    made = run_cell(
+        load_base=load(lambda: load_base(device="cpu")),
+        load_task=load(small_task),
+        TrainingSession=short,
+    )
+    assert asked == ["facebook/opt-125m", "e2e"]
+    whole = Trace.load(four_steps[0] / "run.trace")
+    assert made["e2e_trace"].losses == pytest.approx(whole.losses, abs=1e-5)
+    printed = capsys.readouterr().out
+    for name, score in json.loads((four_steps[0] / "summary.json").read_text())["scores"].items():
+        shown = score if isinstance(score, str) else f"{score:.2f}"
+        assert any(name in line and shown in line for line in printed.splitlines())
+
+
+def test_the_cell_says_in_a_sentence_what_it_could_not_have(capsys):
+    def nothing(_):
+        raise BaseModelError("not here")
+
+    assert "e2e_trace" not in run_cell(load_base=nothing)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "facebook/opt-125m" in line and "is left out" in line
 
 
 def test_csv_files_as_the_challenge_has_them(script, tmp_path):
@@ -71,16 +137,6 @@ def test_csv_files_as_the_challenge_has_them(script, tmp_path):
     assert len(made.validation) == 4
     alone = script.load_data(SimpleNamespace(**options, test=None))
     assert len(alone.train) + len(alone.validation) + len(alone.test) == 40
-
-
-def test_hub_rows_become_examples(script):
-    rows = [
-        {"meaning_representation": "name[A], food[Thai]", "human_reference": "A is Thai."},
-        {"meaning_representation": "food[Thai], name[A]", "human_reference": "Thai food at A."},
-        {"meaning_representation": "name[B]", "human_reference": "B."},
-    ]
-    one, two = script.examples_of(rows)
-    assert one.references == ("A is Thai.", "Thai food at A.") and two.mr == "name[B]"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def trace():
         losses=rng.uniform(1, 4, 50).astype(np.float32),
         eval_steps=np.array([0, 50], np.int32),
         eval_losses=np.array([4.0, 1.5], np.float32),
+        base="mini-opt",
     )
 
 
@@ -189,7 +190,7 @@ def test_figures_need_no_pyplot(tmp_path):
     code = (
         "import sys; from vblora_lab import plots; import numpy as np\n"
         "from types import SimpleNamespace as N\n"
-        "t = N(steps=[1, 2], losses=np.ones(2), eval_steps=[], eval_losses=[])\n"
+        "t = N(steps=[1, 2], losses=np.ones(2), eval_steps=[], eval_losses=[], base='')\n"
         "plots.loss_curve(t)._repr_png_()\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -178,19 +178,30 @@ def test_what_can_t_be_compared_is_refused_before_training(base, task, config, t
             lab.compare(base, task, config=config, listeners=[pytest.fail], **options)
 
 
-def test_an_interrupt_keeps_the_runs_that_were_completed(base, task, config):
+def test_what_ends_a_comparison_leaves_all_that_was_on_screen(base, task, config, tmp_path):
     def interrupt(event):
         if isinstance(event, Started):
-            runs.append(event)
-        if isinstance(event, Stepped) and len(runs) == 2:
+            started.append(event)
+        if isinstance(event, Stepped) and event.step == 3 and len(started) == 2:
+            # Had the process been killed now, this would be what the next one finds.
+            found.update({name: runs[name] for name in runs})
             raise KeyboardInterrupt
 
-    runs = []
+    runs, started, found = Runs(tmp_path / "runs"), [], {}
     comparison = lab.compare(
-        base, task, config=config, test_examples=0, listeners=[interrupt], **SMALL
+        base, task, config=config, test_examples=0, runs=runs, listeners=[interrupt], **SMALL
     )
     assert list(comparison.results) == ["VB-LoRA"]
     assert math.isnan(comparison.results["VB-LoRA"].bleu) and "–" in str(comparison)
+
+    assert list(found) == ["LoRA", "VB-LoRA"]
+    assert found["LoRA"].trace.steps.tolist() == [1, 2, 3] and found["LoRA"].trace.reason == ""
+    assert found["LoRA"].settings["method"] == "LoRA"
+    assert math.isnan(found["LoRA"].result.loss), "that of step 0 would be another state's"
+    assert str(found["VB-LoRA"].result) == str(comparison.results["VB-LoRA"])  # NaN is NaN
+    assert (found["VB-LoRA"].adapter / "adapter_config.json").exists()
+    assert runs["LoRA"].trace.reason == "stopped"
+    assert not list((tmp_path / "runs").glob("*/checkpoint-*")), "three models would fill a disk"
 
 
 def test_sessions_are_kept_by_name(base, task, config, tmp_path):

@@ -9,10 +9,11 @@ import subprocess
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from vblora_lab import load_base
-from vblora_lab.errors import ConfigError, SessionError
-from vblora_lab.train import Saved, SaveFailed, Stepped, TrainingSession
+from vblora_lab import VBLoRAConfig, load_base
+from vblora_lab.errors import ConfigError, DataError, SessionError
+from vblora_lab.train import Saved, SaveFailed, Stepped, Trace, TrainingSession
 from vblora_lab.train.folder import RunFolder
 
 RUN = {"steps": 6, "batch_size": 2, "eval_examples": 0, "sample_count": 0, "save_every": 2}
@@ -68,10 +69,9 @@ def train_with(base, task, config, out):
 
 def test_an_unwritable_folder_is_told_and_training_goes_on(base, task, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match="trace can't be written"):
-        failed, saved = train_with(base, task, config, tmp_path / "file" / "run")
-    assert [e.step for e in failed] == [0, 2, 4, 6, 6] and not saved
-    assert all("file" in e.problem for e in failed)
+    failed, saved = train_with(base, task, config, tmp_path / "file" / "run")
+    assert [e.step for e in failed] == [0, 0, 2, 4, 6, 6] and not saved
+    assert all("file" in e.problem for e in failed) and "the trace" in failed[0].problem
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -118,12 +118,37 @@ def test_a_really_full_disk(base, task, config, tmp_path):
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        with pytest.warns(UserWarning, match="trace can't be written"):
-            failed, saved = train_with(base, task, config, place / "run")
+        failed, saved = train_with(base, task, config, place / "run")
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert {2, 4, 6} <= {e.step for e in failed} and not saved
     assert any("No space left" in e.problem or "writing" in e.problem for e in failed)
+
+
+def test_files_that_may_not_grow_for_a_while(base, task, config, tmp_path):
+    """Real writes that really fail, by the system's limit on the size of a file."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full_until_4(event):
+        events.append(event)
+        if isinstance(event, Stepped):
+            small = (4096, before[1]) if event.step < 5 else before
+            resource.setrlimit(resource.RLIMIT_FSIZE, small)
+
+    events = []
+    session = TrainingSession(base, config, task, out=tmp_path, listeners=[full_until_4], **RUN)
+    try:
+        trace = session.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    failed = [e for e in events if isinstance(e, SaveFailed)]
+    assert [e.step for e in failed if "trace" not in e.problem] == [2, 4]
+    assert len([e for e in failed if "trace" in e.problem]) == 1
+    assert [e.step for e in events if isinstance(e, Saved)] == [6, 6]
+    assert trace.reason == "completed" and trace.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    told = [type(event) for event in Trace.load(tmp_path / "run.trace").events]
+    assert told == [type(event) for event in trace.events], "there was room again"
 
 
 def test_settings_survive_the_way_through_json(tmp_path):
@@ -135,6 +160,14 @@ def test_settings_survive_the_way_through_json(tmp_path):
     assert stored["config"]["target_modules"] == ["q_proj", "v_proj"]
 
 
+@pytest.mark.parametrize("name", ["run.json", "rates.json"])
+def test_what_was_noted_and_can_t_be_read_is_named(base, task, config, finished, tmp_path, name):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / name).write_text("{")
+    with pytest.raises(DataError, match=rf"{name} can't be read as JSON"):
+        TrainingSession(base, config, task, out=out, resume=True, **RUN)
+
+
 def test_half_written_things_are_cleared_at_the_next_start(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open({})
@@ -142,3 +175,48 @@ def test_half_written_things_are_cleared_at_the_next_start(tmp_path):
     assert folder.latest_checkpoint() is None
     folder.open({})
     assert not (tmp_path / ".aside" / "checkpoint-9").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("optimizer.pt", lambda data: data[: len(data) // 2]),
+        ("rng_state.pth", lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:]),
+        ("adapter_model.safetensors", lambda data: data[:-4]),
+        ("trainer_state.json", lambda data: b""),
+        ("scheduler.pt", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(finished, tmp_path, name, damage):
+    out = shutil.copytree(finished, tmp_path / "run")
+    file = out / "checkpoint-6" / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"checkpoint-6 is damaged \({name}"):
+        assert RunFolder(out).latest_checkpoint() == out / "checkpoint-4"
+    assert RunFolder(finished).latest_checkpoint() == finished / "checkpoint-6"
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
+    base, task, config, finished, tmp_path
+):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged"):
+        session = TrainingSession(base, config, task, out=out, resume=True, **RUN)
+    session.run()
+    ours, whole = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (out, finished))
+    assert all(torch.equal(ours[tensor], whole[tensor]) for tensor in whole)
+    assert RunFolder(out).latest_checkpoint() == out / "checkpoint-6"
+
+
+@pytest.fixture(scope="module")
+def finished(base, task, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    config = VBLoRAConfig(
+        r=2, num_vectors=16, vector_length=128, target_modules=["q_proj", "v_proj"]
+    )
+    TrainingSession(base, config, task, out=out, **RUN).run()
+    return out

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from vblora_lab.config import VBLoRAConfig
-from vblora_lab.train import LearningRates, Started, Stepped, Trace, TrainingSession
+from vblora_lab.train import LearningRates, Paused, Started, Stepped, Trace, TrainingSession
 
 WEIGHTS = "adapter_model.safetensors"
 RUN = {"steps": 8, "batch_size": 2, "eval_examples": 2, "sample_count": 1, "save_every": 3}
@@ -68,8 +69,31 @@ def test_what_was_changed_before_the_checkpoint_stays_changed(base, task, config
     change_at_3(parts)
     parts.add_listener(lambda e: isinstance(e, Stepped) and e.step == 5 and parts.stop())
     parts.run()
-    TrainingSession(base, config, task, out=tmp_path / "parts", resume=True, **RUN).run()
+    resumed = TrainingSession(base, config, task, out=tmp_path / "parts", resume=True, **RUN)
+    assert resumed.learning_rates == LearningRates(bank=5e-3, logits=5e-2)
+    resumed.run()
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_rates_of_a_pause_that_a_stop_ends_are_those_of_the_resumed_run(
+    base, task, config, tmp_path
+):
+    rates = LearningRates(bank=5e-3, logits=5e-2)
+    session = TrainingSession(base, config, task, out=tmp_path, **RUN)
+    paused = threading.Event()
+    session.add_listener(lambda e: isinstance(e, Stepped) and e.step == 2 and session.pause())
+    session.add_listener(lambda e: isinstance(e, Paused) and paused.set())
+    session.start()
+    assert paused.wait(60)
+    session.set_learning_rates(rates)
+    session.stop()
+    assert session.wait(60).reason == "stopped"
+    resumed = TrainingSession(base, config, task, out=tmp_path, resume=True, **RUN)
+    stepped = [e for e in resumed.run().events if isinstance(e, Stepped)]
+    shape = 6 / 7  # of the schedule at step 3: 0, 1, and then down to 0 in sevenths
+    assert stepped[2].learning_rates == pytest.approx(
+        {"bank": shape * rates.bank, "logits": shape * rates.logits}
+    )
 
 
 def test_a_finished_run_has_nothing_left_to_do(base, task, config, tmp_path):
@@ -86,7 +110,8 @@ KILLED_IN_A_LOOP = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from vblora_lab import TrainingSession, VBLoRAConfig, load_base, load_task
+from vblora_lab import LearningRates, TrainingSession, VBLoRAConfig, load_base, load_task
+from vblora_lab.train import Stepped
 
 torch.set_num_threads(1)
 out = Path(sys.argv[1])
@@ -95,14 +120,20 @@ config = VBLoRAConfig(
     r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"], vblora_dropout=0.2
 )
 
-def child(folder):
+def child(folder, change_at=0, die_at=0):
     pid = os.fork()
     if pid == 0:
+        def listen(event):
+            if isinstance(event, Stepped) and event.step == change_at:
+                session.set_learning_rates(LearningRates(bank=5e-3, logits=5e-2))
+            if isinstance(event, Stepped) and event.step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
         try:
-            TrainingSession(
-                base, config, task, steps=40, batch_size=2, eval_examples=2, sample_count=0,
-                save_every=2, out=folder, resume=True,
-            ).run()
+            session = TrainingSession(
+                base, config, task, steps=20, batch_size=2, eval_examples=2, sample_count=0,
+                save_every=2, out=folder, resume=True, listeners=[listen],
+            )
+            session.run()
             os._exit(0)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -110,23 +141,25 @@ def child(folder):
     return pid
 
 begun = time.monotonic()
-assert os.waitpid(child(out / "whole"), 0)[1] == 0
+assert os.waitpid(child(out / "whole", change_at=5), 0)[1] == 0
 whole = time.monotonic() - begun
 def newest():
     found = [int(p.name.split("-")[1]) for p in (out / "killed").glob("checkpoint-*")]
     return max(found, default=0)
 
+# Rates that are changed after a checkpoint, by a process that does not live to the next.
+assert os.waitpid(child(out / "killed", change_at=5, die_at=6), 0)[1] == signal.SIGKILL
 rng = random.Random(int(sys.argv[2]))
-kills, reached = 0, [0]
-for attempt in range(9):
+kills, reached = 1, [0, newest()]
+for attempt in range(6):
     pid = child(out / "killed")
-    # The first is killed before any checkpoint, the others within a few steps after a new one.
+    # The first is killed before it makes a checkpoint, the others within a few steps after that.
     while attempt > 0 and newest() == reached[-1] and not os.waitid(
         os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
     ):
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, whole / 15))
-    if attempt < 8:
+    time.sleep(rng.uniform(0, whole / 10))
+    if attempt < 5:
         os.kill(pid, signal.SIGKILL)  # a child that has ended is a zombie until it is waited for
     status = os.waitpid(pid, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -149,6 +182,7 @@ def test_kill_and_resume_in_a_loop(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["status"] == 0 and told["kills"] >= 2, told
+    assert told["reached"][1] == 4, "the new rates came after the checkpoint"
     assert told["reached"] == sorted(told["reached"]), "a kill never costs a checkpoint"
     assert_same(tmp_path / "whole", tmp_path / "killed")
     whole, killed = (Trace.load(tmp_path / name / "run.trace") for name in ("whole", "killed"))

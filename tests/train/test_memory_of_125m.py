@@ -7,20 +7,26 @@ import pytest
 
 LIMIT = 1.4e9  # bytes
 
+# As in a notebook: the panel, with its widgets, in a process that has a kernel's modules.
 SCRIPT = """
 import sys
 for name in ("bitsandbytes", "datasets"):  # what installing the package alone doesn't bring in
     sys.modules[name] = None
-from vblora_lab import TrainingSession, VBLoRAConfig, load_base
+import dataclasses
+import ipykernel.kernelapp
+from vblora_lab import LiveTraining, VBLoRAConfig, load_base, load_task
+from vblora_lab.train.prompts import encode_all
 
+base, task = load_base("opt-125m-random", device="cpu"), load_task("restaurants")
+rows = encode_all(base.tokenizer, task.train, 2048)
+of_64 = [e for e, row in zip(task.train, rows, strict=True) if len(row["input_ids"]) == 64]
+task = dataclasses.replace(task, train=tuple(of_64))
 config = VBLoRAConfig(r=4, target_modules=["q_proj", "v_proj"])  # bank 256 x 256, k=2
-session = TrainingSession(
-    load_base("opt-125m-random", device="cpu"), config, steps=2, batch_size=4,
+live = LiveTraining(
+    base, task, config=config, steps=2, batch_size=4, driver="foreground",
     eval_examples=4, sample_count=1,
 )
-row = {"input_ids": list(range(2, 66)), "labels": [-100] * 32 + list(range(34, 66))}
-session._encoded = [row] * 8
-assert len(session.run().losses) == 2 and len(row["input_ids"]) == 64
+assert len(live.train().losses) == 2 and len(of_64) >= 8
 # VmHWM is the peak of this program alone; getrusage counts the parent's up to the exec as well.
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print("peak", 1024 * int(peak.split()[1]))

@@ -13,10 +13,12 @@ from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, SessionError
 from vblora_lab.peft import add_adapter
 from vblora_lab.train import (
+    Evaluated,
     Finished,
     LearningRates,
     Paused,
     Resumed,
+    Sampled,
     Stepped,
     TrainingSession,
 )
@@ -89,6 +91,37 @@ def test_stop_ends_a_pause_without_another_step(session, heard):
     assert [e.step for e in heard.all if isinstance(e, Stepped)] == [1, 2]
 
 
+@pytest.mark.parametrize("at", ["evaluation", "writing"])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_stop_cuts_short_what_takes_longer_than_a_step(base, task, config, tmp_path, at, step):
+    """The first pass of an evaluation, or the first token of a text, that comes after a stop."""
+    every = {"evaluation": "eval_every", "writing": "sample_every"}[at]
+    session = TrainingSession(
+        base, config, task, steps=9, batch_size=2, eval_examples=8, sample_count=1, out=tmp_path,
+        **{every: 2},
+    )  # fmt: skip
+    passes = []
+
+    def look(module, args, kwargs):
+        if (
+            not module.training
+            and session._step == step
+            and ("labels" in kwargs) == (at == "evaluation")
+        ):
+            passes.append(kwargs)
+            session.stop()
+
+    session.model.get_base_model().register_forward_pre_hook(look, with_kwargs=True)
+    trace = session.run()
+    assert len(passes) == 1, "there would be 12 batches, or 80 tokens"
+    assert trace.reason == "stopped" and trace.steps.tolist() == [1, 2][: max(step, 1)]
+    told = [
+        e.step for e in trace.events if isinstance(e, Sampled if at == "writing" else Evaluated)
+    ]
+    assert told == [0][:step]
+    assert (tmp_path / f"checkpoint-{max(step, 1)}").is_dir() and (tmp_path / "adapter").is_dir()
+
+
 def test_a_pause_changes_nothing_and_counts_as_no_time(base, task, config, heard):
     plain = TrainingSession(base, config, task, steps=5, **SMALL).run()
     session = TrainingSession(base, config, task, steps=5, listeners=[heard], **SMALL)
@@ -139,6 +172,13 @@ def test_wishes_that_make_no_sense_are_refused(session, heard):
         session.set_learning_rates(LearningRates())
 
 
+def test_rates_of_another_kind_are_refused_where_they_are_set(session, heard):
+    pause_at(session, heard, 1)
+    with pytest.raises(ConfigError, match=r"rates=0\.1 must be LearningRates"):
+        session.set_learning_rates(0.1)
+    assert session.status == "paused"
+
+
 def test_the_foreground_can_not_wait_for_itself(base, task, config):
     session = TrainingSession(base, config, task, steps=5, **SMALL)
     session.add_listener(lambda e: isinstance(e, Stepped) and session.pause())
@@ -158,8 +198,9 @@ def test_two_sessions_do_not_train_at_once(session, heard, base, task, config):
     assert other.run().reason == "completed"
 
 
-def test_the_model_is_not_edited_while_it_trains(session, heard):
+def test_the_model_is_not_edited_while_it_trains(session, heard, tmp_path):
     model = session.model
+    model.save_pretrained(tmp_path)
     names = list(model.state_dict())
     pause_at(session, heard, 1)
     edits = [
@@ -170,6 +211,10 @@ def test_the_model_is_not_edited_while_it_trains(session, heard):
         lambda: model.merge_and_unload(),
         lambda: model.unload(),
         lambda: model.set_adapter("default"),
+        lambda: model.load_adapter(tmp_path, "default"),
+        lambda: model.load_state_dict(model.state_dict()),
+        lambda: model.base_model.requires_grad_(False),
+        lambda: model.half(),
     ]
     for edit in edits:
         with pytest.raises(SessionError, match="this model is being trained"):
@@ -197,7 +242,7 @@ def test_an_interrupt_lets_the_step_end(base, task, config, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("bad", [{"save_every": 0}, {"keep": 0}, {"eval_every": -1}])
+@pytest.mark.parametrize("bad", [{"save_every": -1}, {"keep": 0}, {"eval_every": -1}])
 def test_wrong_numbers_are_refused(base, task, config, bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         TrainingSession(base, config, task, **bad)

@@ -1,6 +1,8 @@
 """Traces: what is written is what comes back, whatever happens to the run or to its file."""
 
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -336,17 +338,16 @@ def test_a_torn_end_is_cut_off_when_a_run_resumes(small, tmp_path):
     assert Trace.load(path).steps.tolist() == [1, 2, 4]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_process_leaves_every_step_it_told(tmp_path):
-    script = f"""
-import os, signal
-from tests.train.test_trace import *
-writer = TraceWriter({str(tmp_path / "run.trace")!r})
-for event in told(3):
-    writer(event)
-    if isinstance(event, Stepped) and event.step == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", script], check=False)
+    child = os.fork()
+    if child == 0:
+        writer = TraceWriter(tmp_path / "run.trace")
+        for event in told(3):
+            writer(event)
+            if isinstance(event, Stepped) and event.step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert Trace.load(tmp_path / "run.trace").steps.tolist() == [1, 2]
 
 
@@ -366,25 +367,34 @@ def test_a_new_run_replaces_a_trace_but_no_other_file(tmp_path):
 
 def test_an_unwritable_place_is_told_once_and_training_goes_on(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="training goes on without it") as caught:
+    with pytest.warns(UserWarning, match="trace can't be written to .*file") as caught:
         writer = write(tmp_path / "file" / "run.trace", told(3))
     assert len(caught) == 1 and isinstance(writer.error, OSError)
 
 
+def test_what_found_no_room_is_written_when_there_is_room_again(tmp_path):
+    (tmp_path / "full").write_text("")
+    path, events, problems = tmp_path / "full" / "run.trace", list(told(3)), []
+    writer = TraceWriter(path, tell=problems.append)
+    for event in events[:5]:
+        writer(event)
+    (tmp_path / "full").unlink()
+    for event in events[5:]:
+        writer(event)
+    assert_same(Trace.load(path).events, events)
+    assert len(problems) == 1 and writer.error is None
+
+
 def test_a_full_disk_leaves_the_steps_that_found_room(tmp_path):
     """With a limit on the size of files, which fails in the same place as a full disk."""
-    script = f"""
-import resource, signal, warnings
-from tests.train.test_trace import *
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    writer = write({str(tmp_path / "run.trace")!r}, told(30))
-assert len(caught) == 1 and writer.error is not None
-print(caught[0].message)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "training goes on without it" in done.stdout, done.stderr
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    problems = []
+    try:
+        writer = write(tmp_path / "run.trace", told(30), tell=problems.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(problems) == 1 and isinstance(writer.error, OSError)
     steps = Trace.load(tmp_path / "run.trace").steps  # without a warning: no torn record
     assert 2 <= len(steps) < 30

@@ -72,10 +72,12 @@ class ScriptedSession:
     hold = fail = pauses = False
     made: list[ScriptedSession]
 
-    def __init__(self, base, config, task, *, steps, batch_size, learning_rates, seed, listeners):
+    def __init__(
+        self, base, config, task, *, steps, batch_size, learning_rates, seed, listeners, **options
+    ):
         self.given = SimpleNamespace(
             base=base, config=config, task=task, steps=steps, batch_size=batch_size,
-            learning_rates=learning_rates, seed=seed,
+            learning_rates=learning_rates, seed=seed, options=options,
         )  # fmt: skip
         self.listeners = list(listeners)
         self.status = "ready"

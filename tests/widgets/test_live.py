@@ -78,6 +78,7 @@ def test_controls_become_the_session(panel, session_class):
     assert (rates.bank, rates.logits) == pytest.approx((1e-2, 1e-1))
     assert rates.other == LearningRates().other
     assert given.base is panel._base and given.task is panel._task
+    assert given.options == {"sample_every": 50}, "a run that is stopped has texts to show"
 
 
 def test_presets_and_modules_follow_each_other(panel):
@@ -104,9 +105,10 @@ def test_a_config_too_long_for_the_model_starts_at_the_longest_that_fits(make_pa
     assert panel.config.vector_length == 32
 
 
-def test_the_header_names_the_base_without_its_folder(make_panel, opt):
+def test_the_header_names_the_base_without_its_folder(make_panel, opt, tmp_path):
     assert "base model OPTForCausalLM, task a-task" in shown(make_panel())
-    opt.name_or_path = "somewhere/opt-tiny"
+    (tmp_path / "opt-tiny").mkdir()
+    opt.name_or_path = str(tmp_path / "opt-tiny")
     assert "base model opt-tiny, task a-task" in shown(make_panel())
 
 

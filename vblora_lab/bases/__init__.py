@@ -48,14 +48,23 @@ class Base(NamedTuple):
     @property
     def is_random(self) -> bool:
         """Whether the weights are random: sizes, memory and speed are real, the texts are not."""
-        return bool(self.model.name_or_path == OPT_125M_RANDOM)
+        return _is_random(self.model)
 
     @property
     def label(self) -> str:
         """What to call it wherever it is shown: "mini-opt", "opt-125m-random (random weights)"."""
-        name = str(self.model.name_or_path) or type(self.model).__name__
-        name = Path(name).name if Path(name).is_dir() else name
-        return f"{name} (random weights)" if self.is_random else name
+        return label_of(self.model)
+
+
+def label_of(model: nn.Module) -> str:
+    """What to call a model wherever it is shown, and that its weights are random if they are."""
+    name = str(getattr(model, "name_or_path", "")) or type(model).__name__
+    name = Path(name).name if Path(name).is_dir() else name
+    return f"{name} (random weights)" if _is_random(model) else name
+
+
+def _is_random(model: nn.Module) -> bool:
+    return str(getattr(model, "name_or_path", "")) == OPT_125M_RANDOM
 
 
 def load_base(
@@ -287,6 +296,7 @@ __all__ = [
     "OPT_125M",
     "OPT_125M_RANDOM",
     "Base",
+    "label_of",
     "load_base",
     "load_skeleton",
     "share_weights",

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vblora_lab.bases import label_of
 from vblora_lab.selection import SubVectors, read_selection
 from vblora_lab.train.events import (
     Evaluated,
@@ -41,6 +42,7 @@ def describe(
         stored_bytes=tuner.stored_bytes(adapter_name, only_topk=True),
         lora_stored_bytes=tuner.lora_stored_bytes(adapter_name),
         step=step,
+        base=label_of(model.get_base_model()),
     )
 
 
@@ -55,7 +57,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         emit: gets the events.
         select_every: steps between two `Selected`, 0 for none.
         write_samples: writes texts with the model as it is; called every ``sample_every`` steps, 0
-            for never.
+            for never. Where it gives none, none are told.
         tell_ends: emit `Started` and `Finished` where the Trainer begins and ends. After a failure
             there is no `Finished`, since the Trainer does not tell its callbacks.
         clock: returns seconds; speeds are measured with it.
@@ -146,8 +148,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 peak_memory_bytes=peak_memory(args.device),
             )
         )
-        if _due(self._sample_every, state):
-            self._emit(Sampled(state.global_step, self._write_samples()))
+        if _due(self._sample_every, state) and (samples := self._write_samples()):
+            self._emit(Sampled(state.global_step, samples))
 
     def on_evaluate(
         self,
@@ -172,14 +174,18 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         before_step: called with optimizer and schedule before each step.
         after_step: called with the number of each step when it is done and told; may wait; returns
             whether to stop. A run that is stopped saves a checkpoint if it saves any.
+        while_evaluating: called after each batch of an evaluation, which ends with an exception
+            that this raises.
     """
 
     def __init__(
         self,
         before_step: Callable[[torch.optim.Optimizer, Any], None],
         after_step: Callable[[int], bool],
+        while_evaluating: Callable[[], None] = lambda: None,
     ) -> None:
         self._before_step, self._after_step = before_step, after_step
+        self._while_evaluating = while_evaluating
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -196,5 +202,16 @@ class Steering(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         # Not in on_step_end, which comes before the step's loss is told.
         if logs and "loss" in logs and self._after_step(state.global_step):
-            control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"
+            end_training(args, control)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._while_evaluating()
+
+
+def end_training(args: TrainingArguments, control: TrainerControl) -> None:
+    """Let a Trainer end here: with no evaluation, and with a checkpoint if it saves any."""
+    control.should_training_stop = True
+    control.should_evaluate = False
+    control.should_save = args.save_strategy != "no"

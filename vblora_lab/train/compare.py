@@ -98,6 +98,7 @@ class MethodSession(TrainingSession):
             stored_bytes=stored_bytes(self.model),
             lora_stored_bytes=0,
             step=self._first_step,
+            base=self._base.label,
         )
 
     def _read_settings(self) -> dict[str, Any]:
@@ -128,7 +129,9 @@ def compare(
         steps, batch_size, seed, eval_examples: as for `TrainingSession`.
         learning_rates: peak rates by method, `RATES` by default. Fair is each method's best.
         test_examples: held-out MRs to write texts for, for BLEU and slot errors; 0 for neither.
-        runs: where to keep each method's run, under the method's name.
+        runs: where to keep each method's run, under the method's name: its trace and settings while
+            it trains, so that even a killed process leaves what was on screen; then adapter and
+            result.
         listeners: hear each run after the other.
 
     An interrupt ends the comparison after the step in progress, with the runs that were completed.
@@ -159,6 +162,8 @@ def compare(
             seed=seed,
             eval_examples=eval_examples,
             sample_count=0,
+            out=None if runs is None else runs.place(name),
+            save_every=0,
             listeners=listeners,
         )
         trace = session.run()
@@ -174,7 +179,7 @@ def compare(
             **quality,
         )
         if runs is not None:
-            runs.keep(name, session, result)
+            runs.note(name, result)
         results[name], traces[name], settings = result, trace, session.settings
     common = {k: settings[k] for k in ("base", "task", "steps", "batch_size", "seed") if settings}
     return Comparison(results, traces, common)

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable
 
 
+class Interrupted(Exception):
+    """A stop was asked for while something went on that takes longer than a step."""
+
+
 class Control:
     """What stands between the thread that trains and those that steer it.
 
@@ -26,6 +30,16 @@ class Control:
     def pausing(self) -> bool:
         """Whether a pause was asked for and not taken back, if it has begun or not."""
         return self._allowed < math.inf
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stopping
+
+    def check(self) -> None:
+        """For what takes longer than a step to call now and then: `Interrupted` after a stop."""
+        if self._stopping:
+            raise Interrupted
 
     def pause(self) -> None:
         """Wait after the step in progress."""

@@ -29,7 +29,8 @@ class Sample:
 class Started:
     """The first event: what is about to be trained. Sizes in bytes, `checkpoint.stored_bytes`.
 
-    step: 0, or the step of the checkpoint from which a run goes on.
+    step: 0, or the step of the checkpoint from which a run goes on. base: what the base model is
+    called wherever it is shown (`Base.label`), with a word if its weights are random.
     """
 
     total_steps: int
@@ -40,6 +41,7 @@ class Started:
     stored_bytes: int
     lora_stored_bytes: int
     step: int = 0
+    base: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     adapter/         the final adapter; PEFT loads it
     run.trace        all that the run said (`Trace.load`); grows by an event at a time
     run.json         what the run was started with
+    rates.json       peak learning rates that were changed meanwhile, and after which steps
     .aside/          what is being written, or deleted
 
 All but the trace is written aside, forced to the disk, and then renamed into place. A process
@@ -16,17 +17,21 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.train.runs import SETTINGS, read_json
 
 ADAPTER = "adapter"
-TRACE = "run.trace"
-SETTINGS = "run.json"
+RATES = "rates.json"
 
 
 class RunFolder:
@@ -43,9 +48,10 @@ class RunFolder:
         Raises:
             SessionError: there is a run, and ``resume`` is False.
             ConfigError: there is a run of other ``settings``, and ``resume`` is True.
+            DataError: its settings can't be read.
         """
         file = self.path / SETTINGS
-        if not file.exists() and self.latest_checkpoint() is None:
+        if not file.exists() and not self._checkpoints():
             return
         if not resume:
             raise SessionError(
@@ -54,7 +60,7 @@ class RunFolder:
             )
         if not file.exists():
             raise SessionError(f"out={str(self.path)!r} holds checkpoints, but no {SETTINGS}.")
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         for name, value in _as_json(settings).items():
             if before.get(name) != value:
                 raise ConfigError(
@@ -69,9 +75,32 @@ class RunFolder:
             aside.write_text(json.dumps(_as_json(settings), indent=2) + "\n", encoding="utf-8")
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, to resume from."""
-        found = get_last_checkpoint(self.path) if self.path.is_dir() else None
-        return Path(found) if found else None
+        """The newest whole checkpoint, to resume from. Warns of newer ones that are damaged."""
+        for checkpoint in reversed(self._checkpoints()):
+            damage = _damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            warnings.warn(
+                f"{checkpoint} is damaged ({damage}); the run goes on from the one before, or "
+                "begins again if there is none",
+                stacklevel=3,
+            )
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        """All that are there, the newest last."""
+        return [Path(path) for path in sort_checkpoints(str(self.path), PREFIX_CHECKPOINT_DIR)]
+
+    def note_rates(self, step: int, rates: dict[str, float]) -> None:
+        """Note rates that hold from the step after ``step`` on, in place of any noted for later."""
+        noted = {n: earlier for n, earlier in self.rates().items() if n < step} | {step: rates}
+        with self.writing(RATES) as aside:
+            aside.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
+
+    def rates(self) -> dict[int, dict[str, float]]:
+        """What was noted, in the order of the steps."""
+        noted = read_json(self.path / RATES)
+        return {int(step): noted[step] for step in sorted(noted, key=int)}
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -92,15 +121,35 @@ class RunFolder:
 
     def prune(self) -> None:
         """Delete all but the newest checkpoints."""
-        checkpoints = sort_checkpoints(str(self.path), PREFIX_CHECKPOINT_DIR)
-        for old in checkpoints[: -self.keep]:
-            self._remove(Path(old))
+        for old in self._checkpoints()[: -self.keep]:
+            self._remove(old)
 
     def _remove(self, folder: Path) -> None:
         old = self.aside / f"old-{folder.name}"
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)  # first out of the way: half a checkpoint must not look like one
         shutil.rmtree(old)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, as far as they can tell; None if nothing is."""
+    for name in (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME):
+        if not (checkpoint / name).exists():
+            return f"{name} is missing"
+    for file in sorted(checkpoint.iterdir()):
+        try:
+            match file.suffix:
+                case ".pt" | ".pth":  # torch writes zip files, with checksums
+                    with zipfile.ZipFile(file) as archive:
+                        if (changed := archive.testzip()) is not None:
+                            return f"{file.name}: {changed} has changed"
+                case ".safetensors":
+                    safe_open(file, framework="np")  # which looks at the file's length
+                case ".json":
+                    json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
+            return f"{file.name}: {error}"
+    return None
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example
@@ -24,11 +25,18 @@ def write_texts(
     *,
     max_new_tokens: int = 80,
     batch_size: int = 64,
+    on_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """The model's greedy text for each MR, in order. Leaves the model's train/eval mode as it was.
 
-    MRs of similar length are generated together, so that little is padded.
+    MRs of similar length are generated together, so that little is padded. ``on_token`` is called
+    after each token (of all texts of a batch); an exception that it raises ends the writing.
     """
+
+    def nobody_stops(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        on_token()
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -50,7 +58,11 @@ def write_texts(
                 padding_side="left",
                 return_token_type_ids=False,
             ).to(device)
-            output = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
+            output = model.generate(  # type: ignore[operator]
+                **batch,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([nobody_stops]),
+            )
             new = output[:, batch["input_ids"].shape[1] :]
             for i, text in zip(picked, tokenizer.batch_decode(new, True), strict=True):
                 texts[i] = text.strip()
@@ -78,9 +90,10 @@ def write_samples(
     tokenizer: Tokenizer,
     domain: Domain,
     examples: Sequence[Example],
+    on_token: Callable[[], None] = lambda: None,
 ) -> tuple[Sample, ...]:
-    """Generate for each example and note what the text gets wrong."""
-    texts = write_texts(model, tokenizer, [example.mr for example in examples])
+    """Generate for each example and note what the text gets wrong. on_token: as `write_texts`."""
+    texts = write_texts(model, tokenizer, [example.mr for example in examples], on_token=on_token)
     return tuple(
         Sample(e.mr, e.references[0], text, slot_errors(domain, e.facts, text))
         for e, text in zip(examples, texts, strict=True)

@@ -11,9 +11,12 @@ from torch import nn
 from vblora_lab.errors import SessionError
 
 # What changes adapters, in a PeftModel and in its tuner. The optimizer would go on with parameters
-# that are no longer the model's, or train against weights that hold the adapter already.
+# that are no longer the model's or of another dtype, or train against weights that hold the adapter
+# already.
 EDITS = (
     "add_adapter",
+    "add_weighted_adapter",
+    "load_adapter",
     "inject_adapter",
     "delete_adapter",
     "set_adapter",
@@ -21,14 +24,19 @@ EDITS = (
     "unmerge_adapter",
     "merge_and_unload",
     "unload",
+    "load_state_dict",
+    "requires_grad_",
+    "half",
+    "bfloat16",
+    "float",
+    "double",
 )
 
 
 @contextlib.contextmanager
 def locked(model: nn.Module) -> Iterator[None]:
     """Inside the block, `EDITS` raise `SessionError` before anything is changed."""
-    owners = [model, *filter(None, [getattr(model, "base_model", None)])]
-    places = [(owner, name) for owner in owners for name in EDITS if hasattr(owner, name)]
+    places = [(owner, name) for owner in _owners(model) for name in EDITS if hasattr(owner, name)]
     for owner, name in places:
         setattr(owner, name, _refusal(name))  # an attribute of the object hides the class's method
     try:
@@ -36,6 +44,22 @@ def locked(model: nn.Module) -> Iterator[None]:
     finally:
         for owner, name in places:
             delattr(owner, name)
+
+
+@contextlib.contextmanager
+def unlocked(model: nn.Module) -> Iterator[None]:
+    """Inside the block, within one of `locked`, the edits are done: for who trains the model."""
+    owners = _owners(model)
+    refusals = [{name: vars(o).pop(name) for name in EDITS if name in vars(o)} for o in owners]
+    try:
+        yield
+    finally:
+        for owner, refused in zip(owners, refusals, strict=True):
+            vars(owner).update(refused)
+
+
+def _owners(model: nn.Module) -> list[nn.Module]:
+    return [model, *filter(None, [getattr(model, "base_model", None)])]
 
 
 def _refusal(name: str) -> Any:

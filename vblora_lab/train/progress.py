@@ -19,8 +19,9 @@ class ProgressBar:
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
+                about = f"VB-LoRA, {event.base}" if event.base else "VB-LoRA"
                 self._bar = tqdm(
-                    total=event.total_steps, initial=event.step, unit="step", desc="VB-LoRA"
+                    total=event.total_steps, initial=event.step, unit="step", desc=about
                 )
             case Stepped() if self._bar is not None:
                 self._shown["loss"] = f"{event.loss:.3f}"

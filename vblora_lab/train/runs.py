@@ -55,7 +55,7 @@ class Result:
             "stored_bytes": trace.stored_bytes,
             "seconds_per_step": trace.seconds_per_step,
         }
-        if len(trace.eval_losses):
+        if len(trace.steps) and trace.steps[-1] in trace.eval_steps:  # else it is of an older state
             told["loss"] = float(trace.eval_losses[-1])
         return cls(**(told | measured))
 
@@ -211,12 +211,18 @@ class Runs:
         folder.open(session.settings)
         with folder.writing(ADAPTER) as aside:
             session.model.save_pretrained(str(aside))
-        if result is not None:
-            with folder.writing(RESULT) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
         with folder.writing(TRACE) as aside:  # last: a folder with a trace is a run
             session.trace.save(aside)
+        if result is not None:
+            self.note(name, result)
         return self[name]
+
+    def note(self, name: str, result: Result) -> None:
+        """Write down what a run that is here came to, in place of what was noted before."""
+        from vblora_lab.train.folder import RunFolder
+
+        with RunFolder(self.folder / name).writing(RESULT) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
 
     def __getitem__(self, name: str) -> Run:
         """Read a run. Raises `DataError` where there is none of that name, or it can't be read."""
@@ -226,12 +232,12 @@ class Runs:
             raise DataError(f"no run is called {name!r} in {self.folder}; {hint}")
         folder = self.folder / name
         trace = Trace.load(folder / TRACE)
-        result = _read_json(folder / RESULT)
+        result = read_json(folder / RESULT)
         return Run(
             name,
             folder,
             trace,
-            _read_json(folder / SETTINGS),
+            read_json(folder / SETTINGS),
             Result(**result) if result else Result.of(trace),
         )
 
@@ -252,7 +258,7 @@ class Runs:
         return self.compare()._repr_html_() if len(self) else html.escape(repr(self))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """What a file holds, nothing if there is none; raises `DataError` for other contents."""
     if not path.exists():
         return {}

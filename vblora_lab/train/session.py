@@ -6,6 +6,7 @@ import dataclasses
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
@@ -26,6 +27,7 @@ from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.completion import completion_logits
+from vblora_lab.train.control import Interrupted
 from vblora_lab.train.driving import Driven
 from vblora_lab.train.events import (
     Event,
@@ -39,11 +41,12 @@ from vblora_lab.train.events import (
     Selected,
     Started,
 )
-from vblora_lab.train.folder import ADAPTER, TRACE, RunFolder
+from vblora_lab.train.folder import ADAPTER, RunFolder
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
+from vblora_lab.train.runs import TRACE
 from vblora_lab.train.trace import Trace, TraceRecorder
 from vblora_lab.train.trace_file import TraceWriter
 from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
@@ -73,7 +76,7 @@ class TrainingSession(Driven):
         select_every: steps between two `Selected` events, 0 for none.
         out: folder for checkpoints, the final adapter and the trace; see `train.folder`. What can't
             be written is told as `SaveFailed`, and training goes on.
-        save_every, keep: steps between checkpoints, and how many of them stay.
+        save_every, keep: steps between checkpoints, 0 for none, and how many of them stay.
         resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
             the same as without the interruption, bit for bit on a CPU.
         listeners: functions of one `Event`, called in the training thread.
@@ -83,8 +86,11 @@ class TrainingSession(Driven):
 
     `train` drives the run as the front end needs it: `start` trains in a background thread, `run`
     in the caller's. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
-    thread; what they ask for happens after the step in progress. Started by torchrun or
-    ``accelerate launch``, processes share each batch, and the first one writes and emits.
+    thread; what they ask for happens after the step in progress. A run that is stopped skips the
+    evaluation and the texts that end a whole one, and cuts short those it is at.
+
+    Started by torchrun or ``accelerate launch``, processes share each batch, and the first one
+    writes and emits.
     """
 
     def __init__(
@@ -108,14 +114,12 @@ class TrainingSession(Driven):
         resume: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        counts = {"steps": (steps, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
-        counts |= {"eval_examples": (eval_examples, 0), "sample_count": (sample_count, 0)}
-        counts |= {"eval_every": (eval_every, 0), "sample_every": (sample_every, 0)}
-        counts |= {"select_every": (select_every, 0), "save_every": (save_every, 1)}
-        counts |= {"keep": (keep, 1)}
-        for name, (value, least) in counts.items():
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+        _check_counts(1, steps=steps, batch_size=batch_size, keep=keep)
+        _check_counts(
+            0, seed=seed, eval_examples=eval_examples, eval_every=eval_every,
+            sample_count=sample_count, sample_every=sample_every, select_every=select_every,
+            save_every=save_every,
+        )  # fmt: skip
         if resume and out is None:
             raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
@@ -141,13 +145,16 @@ class TrainingSession(Driven):
             torch.manual_seed(seed)
             self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
-        self._new_rates: LearningRates | None = None
+        self._new_rates: deque[LearningRates] = deque(maxlen=1)  # from thread to thread
+        self._noted_rates: dict[int, LearningRates] = {}
         self._sampled_at = -1
         self._checkpoint = self._folder.latest_checkpoint() if self._folder and resume else None
         self._first_step = int(self._checkpoint.name.split("-")[1]) if self._checkpoint else 0
         super().__init__(listeners)
         if self._folder and self.is_first:
             self._keep_trace(self._folder.path / TRACE)
+        if self._folder and resume:
+            self._read_rates(self._folder)
 
     @property
     def base(self) -> Base:
@@ -161,10 +168,15 @@ class TrainingSession(Driven):
     def set_learning_rates(self, rates: LearningRates) -> None:
         """Follow the rest of the schedule from other peak rates, from the next step on.
 
-        Checkpoints hold the new rates: a resumed run goes on with them.
+        A run that is resumed, even after it was killed, changes them at the same step again. Where
+        several processes train, those of the first one count.
         """
         self._check_under_way("set_learning_rates")
-        self.learning_rates = self._new_rates = rates
+        if not isinstance(rates, LearningRates):
+            raise ConfigError(f"rates={rates!r} must be LearningRates(bank=, logits=, other=)")
+        self.learning_rates = rates
+        self._noted_rates = {}
+        self._new_rates.append(rates)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -218,11 +230,15 @@ class TrainingSession(Driven):
             self._save_adapter()  # the last good state, which is in the model
             raise
         self._step = trainer.state.global_step
+        if self._new_rates:
+            self._note_rates(self._new_rates.pop())  # set in a pause that a stop has ended
         self._save_adapter()
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        """Evaluate and sample after training, unless that was just done."""
+        """Evaluate and sample after training, unless that was just done, or the run was stopped."""
+        if _anywhere(self._control.stopping):
+            return  # who stops a run doesn't want to wait
         log = trainer.state.log_history
         evaluated = {row["step"] for row in log if "eval_loss" in row}
         if self._eval_examples and trainer.state.global_step not in evaluated:
@@ -230,11 +246,23 @@ class TrainingSession(Driven):
         self._sample()
 
     def _sample(self) -> None:
-        if self._sampled_examples and self.is_first and self._sampled_at != self._step:
-            self._emit(Sampled(self._step, self._write_samples()))
+        wanted = self._sampled_examples and self.is_first and self._sampled_at != self._step
+        if wanted and (samples := self._write_samples()):
+            self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        return write_samples(self.model, self.tokenizer, self.task.domain, self._sampled_examples)
+        """Texts for the sampled examples; none if a stop came meanwhile."""
+        try:
+            return write_samples(
+                self.model, self.tokenizer, self.task.domain, self._sampled_examples,
+                on_token=self._control.check,
+            )  # fmt: skip
+        except Interrupted:
+            return ()
+
+    def _while_evaluating(self) -> None:
+        if _anywhere(self._control.stopping):
+            raise Interrupted
 
     def _make_trainer(self, folder: str) -> LabTrainer:
         events = EventCallback(
@@ -260,11 +288,21 @@ class TrainingSession(Driven):
             run_folder=self._folder,
             save_every=self._save_every,
             emit=self._emit,
-            callbacks=[events, Steering(self._before_step, self._after_step)],
+            callbacks=[
+                events,
+                Steering(self._before_step, self._after_step, self._while_evaluating),
+            ],
         )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-        rates, self._new_rates = self._new_rates, None
+        """Change the rates, if somebody wants that, or did before this run was resumed."""
+        rates = self._new_rates.pop() if self._new_rates else None
+        if rates is not None:
+            self._note_rates(rates)
+        elif rates := self._noted_rates.get(self._step):
+            self.learning_rates = rates
+        if PartialState().num_processes > 1:
+            (rates,) = broadcast_object_list([rates])
         if rates is not None:
             change_peak_rates(optimizer, schedule, rates)
 
@@ -287,6 +325,19 @@ class TrainingSession(Driven):
         if self._write("the adapter", partial(_save_pretrained, self.model, self._folder)):
             self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
 
+    def _note_rates(self, rates: LearningRates) -> None:
+        if self._folder and self.is_first:
+            noted = partial(self._folder.note_rates, self._step, dataclasses.asdict(rates))
+            self._write("the new learning rates", noted)
+
+    def _read_rates(self, folder: RunFolder) -> None:
+        """The rates that a checkpoint holds, and those that were set after it."""
+        for step, rates in folder.rates().items():
+            if step >= self._first_step:
+                self._noted_rates[step] = LearningRates(**rates)
+            else:
+                self.learning_rates = LearningRates(**rates)
+
     def _write(self, what: str, write: Callable[[], None]) -> bool:
         """Whether it could be written; a failure is told."""
         try:
@@ -303,7 +354,14 @@ class TrainingSession(Driven):
             until = [e for e in told if e.step <= self._first_step and not isinstance(e, Finished)]
             self._recorder = TraceRecorder(until)
             self._listeners[0] = self._recorder
-        self._listeners.insert(1, TraceWriter(path, resume_from=self._first_step or None))
+        self._listeners.insert(
+            1,
+            TraceWriter(
+                path,
+                resume_from=self._first_step or None,
+                tell=lambda problem: self._emit(SaveFailed(self._step, problem)),
+            ),
+        )
 
     def _read_settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on where it ended."""
@@ -321,6 +379,12 @@ class TrainingSession(Driven):
     def _encode(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
         positions = getattr(self._base.model.config, "max_position_embeddings", 512)
         return encode_all(self.tokenizer, examples, positions)
+
+
+def _check_counts(least: int, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 def _anywhere(flag: bool) -> bool:

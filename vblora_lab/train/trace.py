@@ -78,6 +78,11 @@ class Trace:
         return next(iter(self._of(Started)), None)
 
     @property
+    def base(self) -> str:
+        """What the base model is called, and if its weights are random; "" if that was not told."""
+        return self.started.base if self.started else ""
+
+    @property
     def trained_parameters(self) -> int:
         return self.started.trained_parameters if self.started else 0
 

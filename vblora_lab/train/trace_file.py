@@ -22,7 +22,8 @@ import json
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -58,16 +59,26 @@ class TraceWriter:
         resume_from: the step after which a resumed run goes on; by default the one that the first
             `Started` tells. What the file holds of later steps is cut off, and what it has of
             earlier ones is not written again.
+        tell: gets a sentence if the disk is full or the folder can't be written; by default a
+            warning tells it.
 
-    A full disk or an unwritable folder is told once, in a warning, and kept in `error`: the file
-    then ends with its last whole event, nothing more is written, and training goes on.
+    Such a failure is told once, and its exception kept in `error`: the file ends with its last
+    whole event, and training goes on. What found no room is written when there is room again.
 
     Raises `DataError` where path is a file of another kind; that is left as it is.
     """
 
-    def __init__(self, path: str | Path, *, resume_from: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        resume_from: int | None = None,
+        tell: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self.path = Path(path)
         self.error: OSError | None = None
+        self._tell = tell
+        self._waiting: deque[Event] = deque()
         self._resume_from = resume_from
         self._begun = False
         self._where: SubVectors | None = None
@@ -77,19 +88,23 @@ class TraceWriter:
     def __call__(self, event: Event) -> None:
         if self._resume_from is None and not self._begun and isinstance(event, Started):
             self._resume_from = event.step or None
-        if self.error is not None:
-            return
+        self._waiting.append(event)
         try:
-            if not self._begun:
-                self._begin()
-            if not self._has(event):
-                self._append(event)
+            self._write_what_waits()
         except OSError as error:
-            self.error = error
-            warnings.warn(
-                f"the trace can't be written to {self.path}: {error}; training goes on without it",
-                stacklevel=2,
-            )
+            is_news, self.error = self.error is None, error
+            if is_news:
+                self._tell(f"the trace can't be written to {self.path}: {error}")
+        else:
+            self.error = None
+
+    def _write_what_waits(self) -> None:
+        if not self._begun:
+            self._begin()
+        while self._waiting:
+            if not self._has(self._waiting[0]):
+                self._append(self._waiting[0])
+            self._waiting.popleft()
 
     def _has(self, event: Event) -> bool:
         """Whether the part of the run that the file keeps has told this event."""

@@ -16,10 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.train.batches import Row, arrange
+from vblora_lab.train.callback import end_training
 from vblora_lab.train.captured import CapturingTrainer
+from vblora_lab.train.control import Interrupted
 from vblora_lab.train.events import Listener, Saved, SaveFailed
 from vblora_lab.train.folder import RunFolder
 from vblora_lab.train.guard import Guard, largest_that_fits
+from vblora_lab.train.locked import unlocked
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of
 from vblora_lab.train.prompts import Collator
 
@@ -79,6 +82,18 @@ class LabTrainer(CapturingTrainer):
         return f"{start}; {found[0]} x {found[1]} fits. Choose batch_size={found[0]}" + (
             "." if found[1] == length else f" and texts of at most {found[1]} tokens."
         )
+
+    def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
+        """As a Trainer's; an evaluation that is interrupted tells nothing and ends the run."""
+        try:
+            return super().evaluate(*args, **more)  # type: ignore[no-any-return]
+        except Interrupted:
+            end_training(self.args, self.control)
+            return {}
+
+    def _load_from_checkpoint(self, *args: Any, **more: Any) -> None:
+        with unlocked(self.model):  # this edit is the session's own
+            super()._load_from_checkpoint(*args, **more)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.run_folder.aside if self.run_folder else super()._get_output_dir(trial))

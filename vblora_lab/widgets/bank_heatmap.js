@@ -193,6 +193,7 @@ class Heatmap {
     const none = make(this.legend, "span", "vblora-key");
     make(none, "span", "vblora-blank");
     make(none, "span", "", "not chosen");
+    this.base = make(this.legend, "span", "vblora-key");
   }
 
   get footprint() {
@@ -254,6 +255,8 @@ class Heatmap {
     this.legendBar.style.backgroundImage = `linear-gradient(to right, ${stops.join(", ")})`;
     this.times = this.colours.dark ? DARK_FOOTPRINT : FOOTPRINT;
     this.weightKey.hidden = this.footprint;
+    const base = this.model.get("base");
+    this.base.textContent = base && `base model ${base}`;
     this.timeKeys.forEach(({ key, swatch }, i) => {
       key.hidden = !this.footprint;
       swatch.style.background = this.times[i];
@@ -1308,7 +1311,7 @@ function render({ model, el }) {
   for (const trait of ["indices", "weights", "usage", "entropy", "layer_entropy", "sharing", "churn",
     "steps", "layers", "num_vectors", "column_order"]) watched[trait] = onData;
   for (const trait of ["pinned_row", "lit_vector", "selected", "height", "view", "rows_by", "columns_by",
-    "compact", "bank", "delta", "delta_blocks", "bench", "modules", "module_shown"]) watched[trait] = all;
+    "compact", "base", "bank", "delta", "delta_blocks", "bench", "modules", "module_shown"]) watched[trait] = all;
   for (const [trait, listener] of Object.entries(watched)) model.on(`change:${trait}`, listener);
   map.onLook = ((told) => (window) => { told(window); around(); })(map.onLook);
   map.canvas.addEventListener("pointermove", (event) => map.point(event));

@@ -88,6 +88,7 @@ class BankHeatmap(anywidget.AnyWidget):
     # (N, 5) int32: module, A 0 or B 1, rank, tile, layer
     coordinates = traitlets.Bytes().tag(sync=True)
     num_vectors = traitlets.Int(0).tag(sync=True)
+    base = traitlets.Unicode().tag(sync=True)  # `Base.label` of what is adapted; "": not known
     # Sent at each update: one frame, or one for each step.
     steps = traitlets.List(traitlets.Int()).tag(sync=True)  # empty: no trace
     recorded = traitlets.Int(0).tag(sync=True)  # how many steps the trace has
@@ -169,15 +170,19 @@ class BankHeatmap(anywidget.AnyWidget):
     def show(self, shown: Selection | Trace | nn.Module | TrainingSession) -> None:
         """Show something of any kind that the class takes."""
         torch = sys.modules.get("torch")  # who has a model has torch
+        self.base = ""
         if isinstance(shown, Selection):
             self.update(shown)
         elif hasattr(shown, "selections"):
             self._show_frames(cast("Trace", shown).selections)
+            self.base = getattr(shown, "base", "")
         elif torch is not None and isinstance(shown, torch.nn.Module):
             self._model = shown
             self.refresh()
+            self.base = _label_of(shown)
         elif hasattr(shown, "trace") and hasattr(shown, "model"):
             self._session, self._model = shown, shown.model
+            self.base = _label_of(shown.model)
             if len(shown.trace.selections) > 1:
                 self._show_frames(shown.trace.selections)
                 self._send_model()
@@ -467,9 +472,14 @@ class BankHeatmap(anywidget.AnyWidget):
         Raises:
             SelectionError: nothing is shown, or the kind needs a trace and there is none.
         """
-        selection = self.selection
         if kind not in get_args(FigureKind):
             raise ValueError(f"kind={kind!r}: must be one of {', '.join(get_args(FigureKind))}.")
+        figure = self._draw(kind)
+        figure.axes[0].set_title(self.base, loc="right", color=plots.FAINT, fontsize=9)
+        return figure
+
+    def _draw(self, kind: FigureKind) -> Figure:
+        selection = self.selection
         if selection is None:
             raise SelectionError("nothing is shown yet, so there is nothing to draw.")
         if kind in ("footprint", "churn"):
@@ -641,6 +651,13 @@ def _same_rows(a: Selection, b: Selection) -> bool:
     return rows.modules == others.modules and all(
         np.array_equal(getattr(rows, name), getattr(others, name)) for name in arrays
     )
+
+
+def _label_of(model: nn.Module) -> str:
+    from vblora_lab.bases import label_of
+
+    base = getattr(model, "get_base_model", lambda: model)()
+    return label_of(base)
 
 
 def _module_labels(rows: SubVectors) -> list[str]:

@@ -21,6 +21,8 @@ CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
 RATES = LearningRates(bank=1e-2, logits=1e-1)
 """Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
 a minute. PEFT's defaults are meant for far larger models."""
+SAMPLE_EVERY = 50
+"""Steps between sample texts, so that a run that is stopped early has some to show."""
 
 
 class LiveTraining(RunPanel):
@@ -34,7 +36,8 @@ class LiveTraining(RunPanel):
         driver: "thread" trains on a background thread, so that the notebook stays usable;
             "foreground" trains in the thread that calls `train`, as Google Colab needs it, where
             updates from other threads are not shown. None lets `frontend.detect` choose.
-        **session_options: Handed to `TrainingSession` (`eval_examples`, `sample_count`, ...).
+        **session_options: Handed to `TrainingSession` (`eval_examples`, `sample_count`, ...). Here
+            `sample_every` is 50 by default.
     """
 
     _title = "VB-LoRA, live"
@@ -54,7 +57,7 @@ class LiveTraining(RunPanel):
     ):
         self._base = load_base(base) if isinstance(base, str) else base
         self._task = load_task(task) if isinstance(task, str) else task
-        self._session_options = session_options
+        self._session_options = {"sample_every": SAMPLE_EVERY, **session_options}
         self.controls = Controls(
             self._base.model,
             config or CONFIG,

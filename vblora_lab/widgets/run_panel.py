@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 import ipywidgets
@@ -95,7 +94,7 @@ class RunPanel(ipywidgets.VBox):
         if self.session and self.status in ("running", "paused"):
             for button in (self._stop_button, self._pause_button, self._step_button):
                 button.disabled = True
-            self._show_header("stopping")  # a step, an evaluation and some writing are still to do
+            self._show_header("stopping")  # a step and some writing are still to do
             self.session.stop()
 
     def pause(self) -> None:
@@ -332,9 +331,8 @@ class RunPanel(ipywidgets.VBox):
         self._step_button.disabled = not paused
 
     def _show_header(self, state: str) -> None:
-        model = self._base.model
-        name = PurePath(model.name_or_path or "").name or type(model).__name__
-        self._header.value = readout.header(self._title, name, self._task.name, state)
+        base, task = self._base.label, self._task.name
+        self._header.value = readout.header(self._title, base, task, state)
 
 
 def classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:
