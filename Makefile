@@ -10,6 +10,9 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
 # a browser takes one of two cores, which it does in these.
 lab test notebooks: export GOMP_SPINCOUNT ?= 2000
+# Give freed memory back to the system, so that OPT-125m trains in what Binder has.
+lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
+lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
 .PHONY: lab test demo setup check notebooks bench clean binder-check colab-check matrix
 
