@@ -218,6 +218,10 @@ class Pool:
             self._release()
             self._state, self._watched = state, self._parameters(names)
         self._without_grad = set()
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # The graph of the last pass goes before the next is made. (Through it the parameters'
+            # gradient nodes would live on, and with them the stream that was current then.)
+            self._kept = _Kept({}, None, set(), {})
         self._matrices = {
             key: matrices for name in names for key, matrices in self._mixed(name).items()
         }
