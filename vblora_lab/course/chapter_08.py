@@ -44,24 +44,6 @@ def _check_front(answer: Any) -> None:
 
 EXERCISES = [
     Exercise(
-        "08-rank",
-        hint="A has r rows, B has r columns, and nothing else is stored.",
-        checker=equals(
-            STORED / RANK,
-            {
-                STORED / RANK**2: "A and B together grow with r, not with its square.",
-                STORED
-                / RANK
-                / 2: "twice too small: A and B each shrink by 16, and so does their sum.",
-                STORED / RANK / 4: "the bytes were bytes already; each number takes 4 of them.",
-                STORED: "rank 1 stores one row of A and one column of B for each module.",
-            },
-        ),
-        because="both matrices shrink with r. Remember this number: it is a rival that needs no "
-        "new idea.",
-        solution="answer = 1_769_472 // 16",
-    ),
-    Exercise(
         "08-vera",
         hint="The two random matrices are frozen. One vector scales the rank, another the output.",
         checker=equals(
@@ -82,6 +64,24 @@ EXERCISES = [
         because="r numbers between A and B, and one for each output. Rank hardly counts, so VeRA "
         "takes a large one.",
         solution="answer = 256 + 4096",
+    ),
+    Exercise(
+        "08-rank",
+        hint="A has r rows, B has r columns, and nothing else is stored.",
+        checker=equals(
+            STORED / RANK,
+            {
+                STORED / RANK**2: "A and B together grow with r, not with its square.",
+                STORED
+                / RANK
+                / 2: "twice too small: A and B each shrink by 16, and so does their sum.",
+                STORED / RANK / 4: "the bytes were bytes already; each number takes 4 of them.",
+                STORED: "rank 1 stores one row of A and one column of B for each module.",
+            },
+        ),
+        because="both matrices shrink with r. Remember this number: it is a rival that needs no "
+        "new idea.",
+        solution="answer = 1_769_472 // 16",
     ),
     Exercise(
         "08-error",
