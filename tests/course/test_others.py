@@ -77,7 +77,7 @@ def test_the_benchmark_adds_runs_to_those_that_are_there(benchmark, tmp_path, mo
 def test_sizes_quoted_from_the_paper_follow_from_its_formulas():
     """Section 3.4: LoRA stores 2 L M d r numbers, VeRA L M (d + r). In millions, as printed."""
     sizes = {(t.number, t.model): {n: size for n, size, _ in t.rows} for t in paper.TABLES}
-    roberta = sizes[1, "RoBERTa-large, queries and values"]
+    roberta = sizes[1, "RoBERTa-large (q, v)"]
     layers, modules, width = 24, 2, 1024
     assert round(2 * layers * modules * width * 8 / 1e6, 3) == roberta["LoRA"]
     assert round(layers * modules * (width + 256) / 1e6, 3) == roberta["VeRA"]

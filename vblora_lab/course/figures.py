@@ -24,6 +24,11 @@ STYLES = [
     (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
 MARKERS = "Dos^vP"
+# In the paper's figure methods look as they do in that of our own runs, where they stand in order.
+COMPARED = ("VB-LoRA", "LoRA", "LoRA rank 1", "VeRA", "IA3", "full fine-tuning", "Tied-LoRA")
+LOOKS = dict(
+    zip(COMPARED, zip([*(c for c, _ in STYLES), FAINT], [*MARKERS, "*"], strict=True), strict=True)
+)
 MEASURES = {"loss": "validation loss (nats per token)", "slot_error_rate": "errors per slot"}
 FROZEN = "frozen base"  # as benchmarks/speed.py calls it
 FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
@@ -319,6 +324,7 @@ def quality_against_bytes(
             )  # fmt: skip
         axes.set(xscale="log", xlabel="stored bytes", ylabel=label)
         axes.margins(x=0.12, y=0.15)
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # a deviation may reach below what can be
         axes.grid(axis="y", color=RULE, linewidth=0.6)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12)
     row[-1].legend(
@@ -333,27 +339,34 @@ def quality_against_bytes(
 
 
 def scores_of_the_paper(tables: Sequence[Table], source: str) -> LabFigure:
-    """Score against stored numbers, one panel for each table; each point bears its method's name.
+    """Score against stored numbers, one panel for each table; methods look alike in all of them.
 
     Args:
         tables: as `paper.TABLES`.
         source: where they are from, for the title.
     """
-    figure, row = _panels(9.6, 3.4, len(tables))
+    figure, row = _panels(9.6, 3.0, len(tables))
+    methods = list(dict.fromkeys(name for table in tables for name, _, _ in table.rows))
     for axes, table in zip(row, tables, strict=True):
         for name, millions, score in table.rows:
-            ours = name == "VB-LoRA"
+            colour, marker = LOOKS[name]
             axes.plot(
-                1e6 * millions, score, "D" if ours else "o", color=BLUE if ours else FAINT,
-                markersize=8, markerfacecolor=BLUE if ours else "none", markeredgewidth=2,
-            )  # fmt: skip
-            axes.annotate(
-                name, (1e6 * millions, score), (0, 8), textcoords="offset points", ha="center",
-                fontsize=8, color=INK,
+                1e6 * millions, score, marker, color=colour, label=name, markersize=8,
+                markerfacecolor="none", markeredgewidth=2,
             )  # fmt: skip
         axes.set(xscale="log", xlabel="stored numbers", ylabel=table.measure)
-        axes.margins(x=0.3, y=0.2)
-        axes.set_title(f"Table {table.number}: {table.model}", loc="left", color=INK, fontsize=9)
+        axes.margins(x=0.2, y=0.15)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_title(f"Table {table.number}\n{table.model}", loc="left", color=INK, fontsize=9)
+    known = {
+        name: handle
+        for axes in row
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [known[name] for name in methods], methods, loc="outside lower center", ncols=len(methods),
+        fontsize=9, frameon=False, labelcolor=INK,
+    )  # fmt: skip
     figure.suptitle(f"From {source}, not measured here", x=0.01, ha="left", color=INK, fontsize=12)
     figure.alt = f"From {source}. " + "; ".join(
         f"table {table.number}, {table.model}, {table.measure}: "
