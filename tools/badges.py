@@ -1,10 +1,10 @@
-"""What every notebook of the course begins with: a Colab badge and a cell that installs the lab.
+"""What every notebook of the course begins with: its badges and a cell that installs the lab.
 
     python tools/badges.py check    # exit 1 and say which notebook lacks what
     python tools/badges.py write    # write both into every notebook
 
-The badge is a cell of its own below the title; the install cell comes before any other code. Both
-are found again by their cell ids, so that running this twice changes nothing.
+The badges are a cell of their own below the title; the install cell comes before any other code.
+Both cells are found again by their ids, so that running this twice changes nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def begun(notebook: Notebook, file: str, name: str) -> Notebook:
         "cell_type": "markdown",
         "id": BADGE,
         "metadata": {},
-        "source": _lines(repository.colab_badge(name, file)),
+        "source": _lines(badges(name, file)),
     }
     install = {
         "cell_type": "code",
@@ -58,6 +58,11 @@ def begun(notebook: Notebook, file: str, name: str) -> Notebook:
     }
     cells = [title, badge, *rest[:first_code], install, *rest[first_code:]]
     return {**notebook, "cells": cells}
+
+
+def badges(name: str, file: str) -> str:
+    """One for each place that runs the notebook without installing anything, on a line each."""
+    return f"{repository.colab_badge(name, file)}\n{repository.binder_badge(name, file)}"
 
 
 def install_source(name: str) -> str:
@@ -96,9 +101,9 @@ def main() -> int:
     writes = parser.parse_args().command == "write"
     found = write() if writes else lacking()
     for path in found:
-        print(f"{path.name}: {'written' if writes else 'badge or install cell missing or wrong'}")
+        print(f"{path.name}: {'written' if writes else 'badges or install cell missing or wrong'}")
     if not found:
-        print("every notebook has its badge and install cell")
+        print("every notebook has its badges and install cell")
     return 1 if found and not writes else 0
 
 

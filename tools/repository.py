@@ -60,6 +60,12 @@ def colab_badge(repository: str, notebook: str) -> str:
     return f"[![Open in Colab]({COLAB_PICTURE})]({where}/{notebook})"
 
 
+def binder_badge(repository: str, notebook: str) -> str:
+    """The badge of one notebook, such as "01-vblora-live.ipynb"."""
+    first = addresses(repository)["binder badge"]
+    return first.replace(FIRST_NOTEBOOK, f"notebooks/{notebook}")
+
+
 def others(root: Path = ROOT) -> list[str]:
     """Every place in the tracked files that names another repository as this one."""
     wanted = name(root)

@@ -29,6 +29,7 @@ INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
 BLUE, ORANGE = "#1d6fa5", "#c2570c"
 STYLES = (
     (BLUE, "-", "D"), (ORANGE, "--", "s"), ("#2f7d4f", "-.", "^"), ("#7a4fa3", ":", "o"),
+    (INK, (0, (6, 1, 1, 1, 1, 1)), "v"), ("#0f766e", (0, (1, 1)), "P"),
 )  # fmt: skip
 """Colour, dashes and mark of each run in a figure of several."""
 SMOOTH_OVER = 10
@@ -133,6 +134,10 @@ def loss_curves(traces: Mapping[str, Trace], smooth_over: int = SMOOTH_OVER) -> 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0, handlelength=3)
+    means = {name: smooth(t.losses, smooth_over) for name, t in traces.items() if len(t.losses)}
+    figure.alt = "Training loss, in nats per token. " + "; ".join(
+        f"{name}: from {mean[0]:.2f} to {mean[-1]:.2f}" for name, mean in means.items()
+    )
     return figure
 
 

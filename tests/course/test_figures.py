@@ -5,7 +5,8 @@ import pytest
 from torch import nn
 
 import vblora_lab as lab
-from vblora_lab.course import figures
+from vblora_lab.course import figures, paper
+from vblora_lab.train import Repeats, Result
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +32,13 @@ STEPS = {
     "small": {"frozen base": 2.0, "PEFT LoRA": 3.0, "ours": 2.5, "captured": 1.0},
     "large": {"frozen base": 40.0, "PEFT LoRA": 50.0, "ours": 44.0},
 }
+REPEATS = Repeats(
+    {
+        "base alone": [Result(0, 0, loss=2.0, slot_error_rate=0.7)],
+        "small": [Result(9, 100, loss=x, slot_error_rate=0.1) for x in (0.5, 0.7)],
+        "large": [Result(9, 1000, loss=0.4, slot_error_rate=0.05)],
+    }
+)
 FIGURES = {
     "rank_one_terms": lambda: figures.rank_one_terms(
         RNG.normal(size=(3, 6)), RNG.normal(size=(4, 3))
@@ -47,6 +55,8 @@ FIGURES = {
     ),
     "stacked_bytes": lambda: figures.stacked_bytes({"f": {"bank": 30, "logits": 12}}, "t"),
     "step_times": lambda: figures.step_times(STEPS, "t"),
+    "quality_against_bytes": lambda: figures.quality_against_bytes(REPEATS, "t"),
+    "scores_of_the_paper": lambda: figures.scores_of_the_paper(paper.TABLES, paper.SOURCE),
     "adapted_modules": lambda: figures.adapted_modules(plans()),
 }  # fmt: skip
 
@@ -120,3 +130,15 @@ def test_steps_are_drawn_beside_the_frozen_base():
         "large\n(base 40 ms)",
     ]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["frozen base", *dots]
+
+
+def test_quality_is_at_the_mean_with_a_bar_of_one_deviation():
+    losses, slots = figures.quality_against_bytes(REPEATS, "t").axes
+    small, large = losses.containers
+    assert (small.lines[0].get_xdata()[0], small.lines[0].get_ydata()[0]) == (100, 0.6)
+    (bar,) = small.lines[2]
+    low, high = bar.get_segments()[0][:, 1]
+    np.testing.assert_allclose([low, high], [0.6 - 0.02**0.5, 0.6 + 0.02**0.5])
+    assert large.lines[0].get_ydata()[0] == 0.4 and not large.has_yerr
+    labels = [text.get_text() for text in slots.get_legend().get_texts()]
+    assert labels == ["small", "large"]  # what stores nothing has no place on a logarithmic axis

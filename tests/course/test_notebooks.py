@@ -17,9 +17,7 @@ from vblora_lab.course import exercises
 
 from .notebook import FOLDER, KEPT, PATHS, code_cells, exercise_cells, read, untidy
 
-CHAPTERS = [path for path in PATHS if exercise_cells(read(path))]
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
 @every_notebook
@@ -34,12 +32,14 @@ def test_it_begins_and_ends_as_all_do(path):
     assert first.cell_type == last.cell_type == "markdown"
     assert first.source.startswith("# ")
     assert "## What to try" in last.source
-    assert re.search(r"\b(seconds|minutes?)\b", first.source), "says how long it takes"
+    assert re.search(r"\]\(\d\d-[\w-]+\.ipynb\)", last.source), "says where to go on"
+    assert "this took" in code_cells(notebook)[-1].source, "says how long it took, and on what"
 
 
-@every_chapter
+@every_notebook
 def test_it_says_what_one_can_do_afterwards_and_what_it_takes(path):
     text = read(path).cells[0].source
+    assert re.search(r"\b(seconds|minutes?)\b", text)
     for part in ("**Afterwards you can**", "**You need**", "**It takes**", "memory", "glossary.md"):
         assert part in text
 
@@ -52,13 +52,13 @@ def test_its_links_lead_somewhere(path):
                 assert (FOLDER / target).exists(), target
 
 
-@every_chapter
+@every_notebook
 def test_its_code_fits_into_a_page(path):
     for cell in code_cells(read(path)):
         assert max(map(len, cell.source.splitlines())) <= 100, cell.source
 
 
-@every_chapter
+@every_notebook
 def test_its_exercises_are_at_least_three_and_open(path):
     cells = exercise_cells(read(path))
     number = path.name[:2]
@@ -70,7 +70,7 @@ def test_its_exercises_are_at_least_three_and_open(path):
         assert KEPT not in cell.metadata.get("tags", []), "its output depends on the answer"
 
 
-@every_chapter
+@every_notebook
 def test_nbval_is_green_with_every_exercise_solved(path, tmp_path):
     """Stored outputs are compared here too, so a solution must not change what comes after it."""
     notebook = read(path)
@@ -88,6 +88,12 @@ def test_nbval_is_green_with_every_exercise_solved(path, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     assert f"{len(code_cells(notebook))} passed" in done.stdout
+
+
+def test_the_start_leads_to_all_notebooks():
+    assert [path.name[:2] for path in PATHS] == [f"{number:02}" for number in range(len(PATHS))]
+    table = read(PATHS[0]).cells[-1].source
+    assert [path.name for path in PATHS[1:] if f"]({path.name})" not in table] == []
 
 
 # --- the test of tidiness can fail

@@ -162,6 +162,7 @@ def test_curves_are_the_traces_and_differ_without_colour(compared):
         assert lines[name].get_xdata().tolist() == trace.steps.tolist()
         assert lines[name].get_ydata()[-1] == pytest.approx(trace.losses.mean(), rel=1e-5)
     assert len({lines[name].get_linestyle() for name in METHODS}) == 3
+    assert all(f"{name}: from " in axes.figure.alt for name in METHODS)
     assert axes.get_xlabel() == "training step" and "nats per token" in axes.get_ylabel()
 
 
@@ -176,6 +177,51 @@ def test_what_can_t_be_compared_is_refused_before_training(base, task, config, t
     ):
         with pytest.raises(error, match=message):
             lab.compare(base, task, config=config, listeners=[pytest.fail], **options)
+
+
+def test_any_config_of_peft_is_compared_by_its_name(base, task, config, tmp_path):
+    where = {"target_modules": ["k_proj", "fc2"], "task_type": "CAUSAL_LM"}
+    methods = {
+        "a small bank": dataclasses.replace(config, num_vectors=8),
+        "LoRA": peft.LoraConfig(r=1, **where),  # and not the one of METHODS
+        "IA3": peft.IA3Config(feedforward_modules=["fc2"], **where),
+    }
+    before = {name: its.to_dict() for name, its in methods.items()}
+    rates = {"IA3": LearningRates(other=1e-2)}
+    comparison = lab.compare(
+        base, task, methods, learning_rates=rates, test_examples=0, runs=tmp_path, **SMALL
+    )
+    assert {name: its.to_dict() for name, its in methods.items()} == before
+    sizes = {name: result.trained_parameters for name, result in comparison.results.items()}
+    layers, width, wide = 6, 256, 1024
+    assert sizes == {
+        "a small bank": 8 * 128 + layers * 2 * 2 * 2 * 2 * 8,
+        "LoRA": layers * (2 * width + width + wide),
+        "IA3": layers * (width + wide),  # scales what comes out of k_proj, and goes into fc2
+    }
+    assert [len(trace.selections) for trace in comparison.traces.values()] == [5, 0, 0]
+    losses = [trace.eval_losses[0] for trace in comparison.traces.values()]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-5)  # both begin as the base
+    run = Runs(tmp_path)["IA3"]
+    assert run.settings["method"] == "IA3" and run.settings["config"]["peft_type"] == "IA3"
+    assert run.settings["learning_rates"]["other"] == 1e-2
+    loaded = peft.PeftModel.from_pretrained(share_weights(base.model), run.adapter)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert (loaded.eval()(ids).logits - base.model(ids).logits).abs().max() > 1e-3
+
+
+def test_a_config_that_peft_can_t_use_is_refused_before_training(base, task, config, tmp_path):
+    lora = peft.LoraConfig(target_modules=["nowhere"])
+    for message, last in (("'last': PEFT can't use this LoraConfig.*nowhere", lora), ("'last'", 3)):
+        with pytest.raises(ConfigError, match=message):
+            lab.compare(
+                base, task, {"first": config, "last": last}, runs=tmp_path, listeners=[pytest.fail]
+            )
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"'lst', only .*did you mean 'last'"):
+        rates = {"lst": LearningRates()}
+        lab.compare(base, task, {"last": config}, learning_rates=rates)
 
 
 def test_what_ends_a_comparison_leaves_all_that_was_on_screen(base, task, config, tmp_path):

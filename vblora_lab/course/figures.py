@@ -14,13 +14,22 @@ from matplotlib.ticker import MaxNLocator
 from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 
 if TYPE_CHECKING:
+    from vblora_lab.course.paper import Table
     from vblora_lab.planning import Plan
+    from vblora_lab.train.repeats import Repeats
 
 # Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
 STYLES = [
     (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
     (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
 ]  # fmt: skip
+MARKERS = "Dos^vP"
+# In the paper's figure methods look as they do in that of our own runs, where they stand in order.
+COMPARED = ("VB-LoRA", "LoRA", "LoRA rank 1", "VeRA", "IA3", "full fine-tuning", "Tied-LoRA")
+LOOKS = dict(
+    zip(COMPARED, zip([*(c for c, _ in STYLES), FAINT], [*MARKERS, "*"], strict=True), strict=True)
+)
+MEASURES = {"loss": "validation loss (nats per token)", "slot_error_rate": "errors per slot"}
 FROZEN = "frozen base"  # as benchmarks/speed.py calls it
 FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
 
@@ -288,6 +297,81 @@ def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigur
     figure.alt = "; ".join(
         f"{name}: " + ", ".join(f"{part} {size:,} bytes" for part, size in parts.items())
         for name, parts in rows.items()
+    )
+    return figure
+
+
+def quality_against_bytes(
+    repeats: Repeats, title: str, measures: Mapping[str, str] | None = None
+) -> LabFigure:
+    """What each method stores and what it achieves: a mark at the mean, a bar of one deviation.
+
+    Args:
+        repeats: of methods that store something; others are left out.
+        title: above the figure.
+        measures: fields of `Result` and what to call them; less is better.
+    """
+    measures = measures or MEASURES
+    methods = [name for name in repeats.results if repeats.mean(name, "stored_bytes")]
+    figure, row = _panels(9.6, 3.6, len(measures))
+    for axes, (measure, label) in zip(row, measures.items(), strict=True):
+        for (colour, _), marker, name in zip(STYLES, MARKERS, methods, strict=False):
+            deviation = repeats.deviation(name, measure)
+            axes.errorbar(
+                repeats.mean(name, "stored_bytes"), repeats.mean(name, measure),
+                yerr=None if np.isnan(deviation) else deviation, fmt=marker, color=colour,
+                label=name, markersize=8, markerfacecolor="none", markeredgewidth=2, capsize=4,
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="stored bytes", ylabel=label)
+        axes.margins(x=0.12, y=0.15)
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # a deviation may reach below what can be
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=12)
+    row[-1].legend(
+        fontsize=9, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    figure.alt = f"{title}. " + "; ".join(
+        f"{name} stores {repeats.mean(name, 'stored_bytes'):,.0f} bytes: "
+        + ", ".join(f"{label} {repeats.mean(name, m):.3f}" for m, label in measures.items())
+        for name in methods
+    )
+    return figure
+
+
+def scores_of_the_paper(tables: Sequence[Table], source: str) -> LabFigure:
+    """Score against stored numbers, one panel for each table; methods look alike in all of them.
+
+    Args:
+        tables: as `paper.TABLES`.
+        source: where they are from, for the title.
+    """
+    figure, row = _panels(9.6, 3.0, len(tables))
+    methods = list(dict.fromkeys(name for table in tables for name, _, _ in table.rows))
+    for axes, table in zip(row, tables, strict=True):
+        for name, millions, score in table.rows:
+            colour, marker = LOOKS[name]
+            axes.plot(
+                1e6 * millions, score, marker, color=colour, label=name, markersize=8,
+                markerfacecolor="none", markeredgewidth=2,
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="stored numbers", ylabel=table.measure)
+        axes.margins(x=0.2, y=0.15)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_title(f"Table {table.number}\n{table.model}", loc="left", color=INK, fontsize=9)
+    known = {
+        name: handle
+        for axes in row
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [known[name] for name in methods], methods, loc="outside lower center", ncols=len(methods),
+        fontsize=9, frameon=False, labelcolor=INK,
+    )  # fmt: skip
+    figure.suptitle(f"From {source}, not measured here", x=0.01, ha="left", color=INK, fontsize=12)
+    figure.alt = f"From {source}. " + "; ".join(
+        f"table {table.number}, {table.model}, {table.measure}: "
+        + ", ".join(f"{name} {score} with {size} million" for name, size, score in table.rows)
+        for table in tables
     )
     return figure
 

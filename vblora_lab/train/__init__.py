@@ -24,6 +24,7 @@ _HOMES = {
     "Paused": "events",
     "Probe": "probe",
     "ProgressBar": "progress",
+    "Repeats": "repeats",
     "Replay": "replay",
     "Resumed": "events",
     "Result": "runs",
@@ -63,6 +64,7 @@ __all__ = [
     "Paused",
     "Probe",
     "ProgressBar",
+    "Repeats",
     "Replay",
     "Result",
     "Resumed",
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from vblora_lab.train.optimizer import LearningRates, make_optimizer
     from vblora_lab.train.probe import Outcome, Probe
     from vblora_lab.train.progress import ProgressBar
+    from vblora_lab.train.repeats import Repeats
     from vblora_lab.train.replay import Replay
     from vblora_lab.train.runs import Comparison, Result, Run, Runs
     from vblora_lab.train.session import TrainingSession

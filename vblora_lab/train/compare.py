@@ -1,7 +1,8 @@
-"""VB-LoRA, LoRA and full fine-tuning on the same batches."""
+"""VB-LoRA, LoRA, full fine-tuning and any other method of PEFT, on the same batches."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import peft
-from peft import PeftModel
+import torch
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from vblora_lab.bases import MINI_OPT, Base, load_base, share_weights
@@ -60,33 +62,56 @@ RATES = {
 """Peak rates for models of the size of OPT-125m and up; smaller ones take larger rates."""
 
 
+def prepare(model: nn.Module, method: str, config: PeftConfig) -> nn.Module:
+    """The model, ready to be trained with a method; it is changed in place.
+
+    Args:
+        model: with weights that may be shared; those that the method trains are its own then.
+        method: one of `METHODS` if ``config`` is a VBLoRAConfig, else any name.
+        config: a VBLoRAConfig, or what PEFT is to inject. Never changed.
+    """
+    if isinstance(config, VBLoRAConfig):
+        return METHODS.get(method, _vblora)(model, config)
+    if not isinstance(config, PeftConfig):
+        raise ConfigError(f"{method!r}: {config!r} must be a config of PEFT, such as a LoraConfig")
+    try:
+        return peft.get_peft_model(model, copy.deepcopy(config))
+    except (ValueError, TypeError) as error:
+        what = type(config).__name__
+        raise ConfigError(f"{method!r}: PEFT can't use this {what} here: {error}") from error
+
+
 class MethodSession(TrainingSession):
     """A session that trains with another method than VB-LoRA, or with it.
 
     Args:
-        method: one of `METHODS`. LoRA has the rank and the targets of ``config``.
-        base, config, task, **options: as for `TrainingSession`.
+        method: one of `METHODS`, or any name beside another config than a VBLoRAConfig.
+        base, task, **options: as for `TrainingSession`.
+        config: of VB-LoRA, and LoRA gets its rank and targets; or any other of PEFT's.
     """
 
     def __init__(
         self,
         method: str,
         base: Base | str | Path,
-        config: VBLoRAConfig,
+        config: PeftConfig,
         task: Task | str | Path = "restaurants",
         **options: Any,
     ) -> None:
         self.method = method
-        if method != "VB-LoRA":
+        prepares = METHODS.get(method, _vblora)
+        self._has_bank = isinstance(config, VBLoRAConfig) and prepares is _vblora
+        if not self._has_bank:
             options["select_every"] = 0
-        options.setdefault("learning_rates", RATES[method])
-        super().__init__(base, config, task, **options)
+        if options.get("learning_rates") is None:
+            options["learning_rates"] = RATES.get(method, LearningRates())
+        super().__init__(base, config, task, **options)  # type: ignore[arg-type]
 
     def _make_model(self) -> Any:  # a PeftModel, or the base's own class
-        return METHODS[self.method](share_weights(self._base.model), self.config)
+        return prepare(share_weights(self._base.model), self.method, self.config)
 
     def _describe(self) -> Started:
-        if self.method == "VB-LoRA":
+        if self._has_bank:
             return super()._describe()
         nothing = np.zeros(0, np.int32)
         return Started(
@@ -108,7 +133,7 @@ class MethodSession(TrainingSession):
 def compare(
     base: Base | str | Path = MINI_OPT,
     task: Task | str | Path = "restaurants",
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | Mapping[str, PeftConfig] = tuple(METHODS),
     *,
     config: VBLoRAConfig | None = None,
     steps: int = 200,
@@ -124,8 +149,10 @@ def compare(
 
     Args:
         base, task: as for `TrainingSession`; the base's model is not changed.
-        methods: names out of `METHODS`, in the order of the table.
-        config: of VB-LoRA; LoRA gets its rank and targets.
+        methods: names out of `METHODS`; or configs of PEFT by the names that they get here, as
+            ``{"LoRA rank 1": LoraConfig(r=1, ...), "VeRA": VeraConfig(...)}``. In the order of
+            the table. They are not changed.
+        config: of VB-LoRA; LoRA gets its rank and targets. For methods that are named.
         steps, batch_size, seed, eval_examples: as for `TrainingSession`.
         learning_rates: peak rates by method, `RATES` by default. Fair is each method's best.
         test_examples: held-out MRs to write texts for, for BLEU and slot errors; 0 for neither.
@@ -136,29 +163,35 @@ def compare(
 
     An interrupt ends the comparison after the step in progress, with the runs that were completed.
 
-    Raises ConfigError for an unknown method, SessionError for a name that is taken in ``runs``,
-    and what `TrainingSession` raises; all before anything is trained.
+    Raises ConfigError for an unknown method or a config that PEFT can't use, SessionError for a
+    name that is taken in ``runs``, and what `TrainingSession` raises; all before anything is
+    trained.
     """
     rates = dict(learning_rates or {})
-    for name in (*methods, *rates):
-        _check_method(name)
+    config = config or VBLoRAConfig(task_type="CAUSAL_LM")
+    configs = dict(methods) if isinstance(methods, Mapping) else dict.fromkeys(methods, config)
+    known = list(METHODS | configs if isinstance(methods, Mapping) else METHODS)
+    for name in (*configs, *rates):
+        _check_method(name, known)
     runs = Runs(runs) if isinstance(runs, str | Path) else runs
     if runs is not None:
         for name in methods:
             runs.place(name)
     base = base if isinstance(base, Base) else load_base(base)
     task = task if isinstance(task, Task) else load_task(task)
-    config = config or VBLoRAConfig(task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        for name, its in configs.items():  # a trial, before the first is trained
+            prepare(share_weights(base.model), name, its)
     results, traces, settings = {}, {}, {}
-    for name in methods:
+    for name, its in configs.items():
         session = MethodSession(
             name,
             base,
-            config,
+            its,
             task,
             steps=steps,
             batch_size=batch_size,
-            learning_rates=rates.get(name, RATES[name]),
+            learning_rates=rates.get(name),
             seed=seed,
             eval_examples=eval_examples,
             sample_count=0,
@@ -185,12 +218,12 @@ def compare(
     return Comparison(results, traces, common)
 
 
-def _check_method(name: str) -> None:
-    if name not in METHODS:
-        by_letters = {known.lower(): known for known in METHODS}
+def _check_method(name: str, methods: Sequence[str]) -> None:
+    if name not in methods:
+        by_letters = {known.lower(): known for known in methods}
         close = difflib.get_close_matches(name.lower(), by_letters, n=1)
         hint = f"; did you mean {by_letters[close[0]]!r}?" if close else ""
-        raise ConfigError(f"no method is called {name!r}, only {list(METHODS)}{hint}")
+        raise ConfigError(f"no method is called {name!r}, only {methods}{hint}")
 
 
 def trained_parameters(model: nn.Module) -> int:

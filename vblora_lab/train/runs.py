@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vblora_lab.errors import DataError, SessionError
+from vblora_lab.train.tables import as_html, as_text, number
 from vblora_lab.train.trace import Trace
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ class Comparison:
                 name,
                 f"{result.trained_parameters:,}",
                 f"{result.stored_bytes:,}",
-                _number(result.loss, ".3f"),
-                _number(result.bleu, ".1f"),
-                _number(result.slot_error_rate, ".1%"),
-                _number(1000 * result.seconds_per_step, ".0f"),
+                number(result.loss, ".3f"),
+                number(result.bleu, ".1f"),
+                number(result.slot_error_rate, ".1%"),
+                number(1000 * result.seconds_per_step, ".0f"),
             )
             for name, result in self.results.items()
         ]
@@ -94,46 +95,22 @@ class Comparison:
     @property
     def caption(self) -> str:
         """What the runs have in common: the base (and if its weights are random), task, steps."""
-        about = self.settings
-        parts = [str(about[name]) for name in ("base", "task") if name in about]
-        for name, what in (("steps", "steps"), ("batch_size", "pairs per step")):
-            parts += [f"{about[name]} {what}"] if name in about else []
-        parts += [f"seed {about['seed']}"] if "seed" in about else []
-        return " · ".join(parts)
+        return caption(self.settings)
 
     def __str__(self) -> str:
-        table = [self.HEAD, *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-            ).rstrip()
-            for row in table
-        ]
-        return "\n".join([self.caption, *lines] if self.caption else lines)
+        return as_text(self.HEAD, self.rows(), self.caption)
 
     def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            own = "border-bottom:1px solid currentColor" if tag == "th" else "white-space:nowrap"
-            style = f"padding:2px 10px;font-variant-numeric:tabular-nums;{own}"
-            return "".join(
-                f'<{tag} style="text-align:{"right" if i else "left"};{style}">'
-                f"{html.escape(cell)}</{tag}>"
-                for i, cell in enumerate(cells)
-            )
-
-        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows())
-        return (
-            '<table style="border-collapse:collapse;color:inherit">'
-            '<caption style="text-align:left;padding:2px 10px">'
-            f"{html.escape(self.caption)}</caption>"
-            f"<tr>{row(self.HEAD, 'th')}</tr>{body}</table>"
-        )
+        return as_html(self.HEAD, self.rows(), self.caption)
 
 
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+def caption(settings: Mapping[str, Any]) -> str:
+    """What is said above a table of runs, from the settings that they have in common."""
+    parts = [str(settings[name]) for name in ("base", "task") if name in settings]
+    for name, what in (("steps", "steps"), ("batch_size", "pairs per step")):
+        parts += [f"{settings[name]} {what}"] if name in settings else []
+    parts += [f"seed {settings['seed']}"] if "seed" in settings else []
+    return " · ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
