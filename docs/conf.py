@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import traitlets
 from docutils import nodes
 from latex2mathml.converter import convert
-from sphinx.util import logging
+from sphinx.util import inspect, logging
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -38,7 +39,7 @@ myst_heading_anchors = 4
 # --- notebooks: they were run before, with the outputs that are shown
 
 nb_execution_mode = "off"
-nb_output_stderr = "show"
+nb_output_stderr = "remove"  # what libraries say there is about the machine that ran them
 nb_merge_streams = True
 # A widget needs a kernel. make_site.py has put HTML or a picture in its place.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
@@ -54,6 +55,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Traits to set or to observe", "params_style")]
+toc_object_entries_show_parents = "hide"
 default_role = "py:obj"  # a name in backticks is a link where the reference has it, else code
 
 # --- the look
@@ -68,6 +70,7 @@ html_static_path = [
     str(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")),
 ]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
@@ -121,7 +124,26 @@ def _fields_have_help(
         lines += ["", "Args:", *helps] if helps else []
 
 
+def _a_first_line_is_no_type(
+    _app: Any, what: str, _name: str, _object: Any, _options: Any, lines: list[str]
+) -> None:
+    """Napoleon takes what stands before a colon in the first line of a property for its type."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def _signature_of_a_widget(
+    _app: Any, what: str, _name: str, value: Any, _options: Any, _signature: str, returns: str
+) -> tuple[str, str] | None:
+    """That of `__init__`; Sphinx finds traitlets' `__new__` first, which takes anything."""
+    if what != "class" or not issubclass(value, traitlets.HasTraits):
+        return None
+    signature = inspect.signature(value.__init__, bound_method=True)
+    return inspect.stringify_signature(signature, unqualified_typehints=True), returns
+
+
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (_draw_math, None), (_draw_math_block, None))
-    for hook in (_indented_is_code, _fields_have_help):
+    for hook in (_indented_is_code, _fields_have_help, _a_first_line_is_no_type):
         app.connect("autodoc-process-docstring", hook, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", _signature_of_a_widget)

@@ -78,7 +78,7 @@ class Form:
         file = f"{self.name}.html"
         heatmap.to_html(self.folder / file, title=f"Bank heatmap of {self.name}")
         where = f"../{self.folder.name}/{file}"
-        height = heatmap.height + (0 if heatmap.compact else 520)
+        height = heatmap.height + (160 if heatmap.compact else 1100)  # until site.js knows better
         return (
             f'<iframe src="{where}" title="Bank heatmap" loading="lazy" height="{height}"></iframe>'
         ) + _note(

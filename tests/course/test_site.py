@@ -18,7 +18,6 @@ import site_widgets
 IN_REPOSITORY = f"https://github.com/{repository.name()}"
 
 HEATMAP = """
-import torch
 from transformers import OPTConfig, OPTForCausalLM
 import vblora_lab as lab
 sizes = dict(hidden_size=32, word_embed_proj_dim=32, ffn_dim=32, vocab_size=16, num_hidden_layers=1)
@@ -47,7 +46,7 @@ heatmap
     ],
 )
 def test_a_link_leads_to_a_page_or_to_the_repository(page, link, expected, tmp_path):
-    assert make_site.local(f"x {link} y", page, tmp_path) == f"x {expected} y"
+    assert make_site.local(f"x\n{link} y", page, tmp_path) == f"x\n{expected} y"
 
 
 def test_a_picture_comes_along(tmp_path):
@@ -98,7 +97,7 @@ def test_a_heatmap_becomes_a_page_of_its_own_as_it_is_at_the_end(tmp_path):
     assert path.read_bytes() == before
     notebook = nbformat.read(ran, as_version=4)
     assert [cell.source for cell in notebook.cells] == [cell.source for cell in cells]
-    (output,) = notebook.cells[0].outputs
+    (output,) = [o for o in notebook.cells[0].outputs if o.output_type == "execute_result"]
     assert list(output.data) == ["text/html"]
     assert 'src="../widgets/one-0.html"' in output.data["text/html"]
     page = (tmp_path / "widgets" / "one-0.html").read_text()
