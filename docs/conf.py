@@ -84,6 +84,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
+    "footer_content_items": ["copyright"],
     "navbar_persistent": [],  # the search stands in the sidebar
     "show_navbar_depth": 1,
     "show_toc_level": 2,

@@ -205,11 +205,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _tidy_picture(cell: NotebookNode, output: NotebookNode) -> None:
-    """Make a picture smaller, and put its text alternative where MyST-NB looks for it."""
+    """Make a picture's file smaller, and put what goes with it where MyST-NB looks for it."""
     if "image/png" in output.get("data", {}):
         output.data["image/png"] = notebooks.with_few_colours(output.data["image/png"])
-        alt = output.metadata.get("image/png", {}).get("alt", "")
-        cell.metadata["mystnb"] = {"image": {"alt": alt}}
+        about = output.metadata.get("image/png", {})
+        about.pop("height", None)  # a narrow page changes the width
+        cell.metadata["mystnb"] = {"image": {"alt": about.get("alt", "")}}
 
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")

@@ -11,6 +11,7 @@ shown of it is its state at the end of the notebook, as in a lab where all cells
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,12 @@ class Form:
         return f'<div class="vblora-panel">{"".join(parts)}</div>{note}'
 
 
-def _leaves(box: ipywidgets.Box) -> list[ipywidgets.Widget]:
-    found = []
+def _leaves(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
     for child in box.children:
-        found += _leaves(child) if isinstance(child, ipywidgets.Box) else [child]
-    return found
+        if not isinstance(child, ipywidgets.Box):
+            yield child
+        elif "vblora-controls" not in child._dom_classes:  # headings of nothing, without controls
+            yield from _leaves(child)
 
 
 def _image(png: str, alt: str) -> str:

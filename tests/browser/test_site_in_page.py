@@ -57,4 +57,7 @@ def test_every_page_opens_by_itself(site, browser):
     page.goto((site / "notebooks" / "03-top-k-admixture.html").as_uri())
     box = page.locator("math[display=block]").first.bounding_box()
     assert box["width"] > 100 and box["height"] > 20  # drawn, not left out
+    page.goto((site / "search.html").as_uri() + "?q=admixture")
+    page.locator("#search-results li a", has_text="The top-k admixture").first.wait_for()
+    assert wrong == []
     context.close()
