@@ -48,6 +48,7 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 # --- reference: docstrings
 
 autodoc_member_order = "bysource"
+autodoc_default_options = {"no-value": True}  # of constants
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80

@@ -312,7 +312,7 @@ def _entry(name: str) -> str:
     if inspect.isroutine(value):
         return f".. autofunction:: {name}"
     keys = ", ".join(f"``{key}``" for key in value)
-    return f".. autodata:: {name}\n   :no-value:\n\n   A mapping with the keys {keys}."
+    return f".. autodata:: {name}\n\n   A mapping with the keys {keys}."
 
 
 # --- checking
