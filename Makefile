@@ -1,4 +1,5 @@
-# make lab | make test | make demo | make setup | make check | make notebooks | make bench | make clean
+# make lab | make test | make demo | make setup | make check | make notebooks | make site | make bench
+# make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
@@ -9,12 +10,12 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
 # a browser takes one of two cores, which it does in these.
-lab test notebooks: export GOMP_SPINCOUNT ?= 2000
+lab test notebooks site: export GOMP_SPINCOUNT ?= 2000
 # Give freed memory back to the system, so that OPT-125m trains in what Binder has.
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test demo setup check notebooks bench clean binder-check colab-check matrix
+.PHONY: lab test demo setup check notebooks site bench clean binder-check colab-check matrix
 
 lab: $(READY)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
@@ -34,6 +35,9 @@ check: $(READY)  ## lint, formatting and types
 
 notebooks: $(READY)  ## run the notebooks and store the outputs that tests compare
 	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
+
+site: $(READY)  ## run the course and make it a site, in build/site/html
+	OMP_NUM_THREADS=1 $(BIN)/python tools/make_site.py
 
 bench: $(READY)  ## measure speed on this machine, GPU or CPU; writes benchmarks/results
 	$(BIN)/python benchmarks/speed.py $(BENCH)
@@ -56,5 +60,5 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "vblora_lab needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[lab,dev]'
+	  --constraint constraints.txt --editable '.[lab,dev,site]'
 	@touch $@

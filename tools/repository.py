@@ -31,6 +31,8 @@ _END = r"(?=\.git\b|[^A-Za-z0-9_.-]|\.?$|\.\s)"
 _OURS = re.compile(rf"(?:colab\.research\.google\.com/github/|mybinder\.org/v2/gh/){_NAME}{_END}")
 # Others may mean anybody's; they mean this one if they end in its name.
 _HOSTED = re.compile(rf"(?:raw\.githubusercontent|github)\.com[/:]{_NAME}{_END}", re.MULTILINE)
+# So do sites: GitHub serves that of OWNER/NAME from a host named after the owner, in lower case.
+_SITE = re.compile(rf"https://([a-z0-9-]+)\.github\.io/([A-Za-z0-9_.-]+?){_END}", re.MULTILINE)
 
 
 def name(root: Path = ROOT) -> str:
@@ -42,9 +44,11 @@ def name(root: Path = ROOT) -> str:
 def addresses(repository: str) -> dict[str, str]:
     """What is made from the name, by what it is for."""
     url = f"{HOST}{repository}"
+    owner, _, last = repository.partition("/")
     binder = f"https://mybinder.org/v2/gh/{repository}/{BRANCH}?urlpath=lab/tree/{FIRST_NOTEBOOK}"
     return {
         "Homepage": url,
+        "Documentation": f"https://{owner.lower()}.github.io/{last}/",
         "Repository": url,
         "Issues": f"{url}/issues",
         "Changelog": f"{url}/blob/{BRANCH}/CHANGELOG.md",
@@ -69,12 +73,14 @@ def binder_badge(repository: str, notebook: str) -> str:
 def others(root: Path = ROOT) -> list[str]:
     """Every place in the tracked files that names another repository as this one."""
     wanted = name(root)
-    last = wanted.partition("/")[2]
+    owner, _, last = wanted.partition("/")
     found = []
     for path, text in _texts(root):
         matches = [match.groups() for match in _OURS.finditer(text)]
         matches += [match.groups() for match in _HOSTED.finditer(text) if match[2] == last]
         found += [f"{path}: {'/'.join(m)}" for m in matches if "/".join(m) != wanted]
+        sites = [match for match in _SITE.finditer(text) if match[2] == last]
+        found += [f"{path}: the site of {m[1]}" for m in sites if m[1] != owner.lower()]
     return found
 
 
@@ -82,11 +88,14 @@ def rename(new: str, root: Path = ROOT) -> list[Path]:
     """Write the new name wherever the old one stands in an address; returns the changed files."""
     if not re.fullmatch(_NAME, new):
         raise ValueError(f"{new!r} is not OWNER/NAME, such as someone/vblora_lab")
-    old = re.escape(name(root))
+    current = name(root)
+    old = re.escape(current)
+    old_site, new_site = (addresses(each)["Documentation"] for each in (current, new))
     hosts = r"(github\.com[/:]|githubusercontent\.com/|google\.com/github/|mybinder\.org/v2/gh/)"
     changed = []
     for path, text in list(_texts(root)):
         renamed = re.sub(rf"{hosts}{old}(?![\w-])", rf"\g<1>{new}", text)
+        renamed = renamed.replace(old_site, new_site)
         if renamed != text:
             (root / path).write_text(renamed, encoding="utf-8")
             changed.append(path)

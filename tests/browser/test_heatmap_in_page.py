@@ -493,6 +493,28 @@ def test_a_stored_page_hovers_scrubs_sorts_and_pins(stored):
     page.wait_for_function(f"document.querySelector('.vblora-readout').textContent === {first}")
 
 
+def test_a_stored_page_in_another_tells_its_height_and_is_as_dark_as_that_one(browser, tmp_path):
+    BankHeatmap(selection_of()).to_html(tmp_path / "map.html")
+    around = """<iframe src="map.html" width="900" height="200"></iframe><script>
+      addEventListener("message", ({ data }) => { window.told = data.vbloraHeight; });
+    </script>"""
+    (tmp_path / "around.html").write_text(around)
+    context = browser.new_context(offline=True, color_scheme="light")
+    page = context.new_page()
+    page.goto((tmp_path / "around.html").as_uri())
+    page.wait_for_function("window.told > 0")
+    inside = page.frame_locator("iframe").locator("body")
+    box = inside.bounding_box()
+    assert abs(page.evaluate("window.told") - box["height"] - 48) < 2 and box["height"] > 300
+    light = inside.evaluate("body => getComputedStyle(body).backgroundColor")
+    page.evaluate("frames[0].postMessage('of another kind', '*')")
+    page.evaluate("frames[0].postMessage({ vbloraDark: true }, '*')")
+    page.frame_locator("iframe").locator("[data-jp-theme-light=false]").wait_for()
+    dark = inside.evaluate("body => getComputedStyle(body).backgroundColor")
+    assert (light, dark) == ("rgba(0, 0, 0, 0)", "rgb(21, 25, 30)")
+    context.close()
+
+
 def test_a_stored_page_has_a_picture_for_readers_without_scripts(browser, tmp_path):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

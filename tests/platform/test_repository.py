@@ -16,9 +16,10 @@ ROOT = Path(repository.__file__).resolve().parents[1]
 # The name is put in later: written out, it would be found among the files of this repository.
 PYPROJECT = """\
 [project.urls]
+Documentation = "https://old-owner.{pages}/lab/"
 Repository = "https://github.com/{old}"
 Issues = "https://github.com/{old}/issues"
-""".format(old="old-owner/lab")
+""".format(old="old-owner/lab", pages="github.io")
 README = """\
 [badge](https://mybinder.org/v2/gh/{old}/main?urlpath=lab): https://github.com/{old}.
 git clone git@github.com:{old}.git; see https://github.com/others/peft and
@@ -76,23 +77,28 @@ def test_another_name_is_found(tree):
     assert repository.others(tree) == ["README.md: somebody/fork"]
     readme.write_text("https://github.com/somebody/lab/issues")
     assert repository.others(tree) == ["README.md: somebody/lab"]
+    readme.write_text("https://somebody.github.io/lab/ and https://somebody.github.io/else/")
+    assert repository.others(tree) == ["README.md: the site of somebody"]
 
 
 def test_one_command_changes_it_everywhere_and_nothing_else(tree):
-    changed = repository.rename("new/vector-lab", tree)
+    changed = repository.rename("New/vector-lab", tree)
     assert {str(path) for path in changed} == {
         "README.md",
         "pyproject.toml",
         str(Path("notebooks", "01-x.ipynb")),
     }
-    assert repository.name(tree) == "new/vector-lab"
+    assert repository.name(tree) == "New/vector-lab"
+    site = repository.addresses("New/vector-lab")["Documentation"]
+    assert site.startswith("https://new.") and site in (tree / "pyproject.toml").read_text()
     assert repository.others(tree) == []
-    assert badges.lacking(tree / "notebooks", "new/vector-lab") == []
+    assert badges.lacking(tree / "notebooks", "New/vector-lab") == []
     readme = (tree / "README.md").read_text()
-    assert readme.count("new/vector-lab") == 3
+    assert readme.count("New/vector-lab") == 3
     assert "others/peft" in readme and "github.com/old-owner/lab-2" in readme
     repository.rename("old-owner/lab", tree)
     assert (tree / "README.md").read_text() == README
+    assert (tree / "pyproject.toml").read_text() == PYPROJECT
 
 
 @pytest.mark.parametrize("wrong", ["lab", "a/b/c", "a b/c", ""])

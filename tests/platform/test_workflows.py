@@ -21,7 +21,7 @@ def commands(flow):
 
 
 def test_there_is_one_for_each_purpose():
-    assert set(FLOWS) == {"test", "notebooks", "binder", "weekly"}
+    assert set(FLOWS) == {"test", "notebooks", "site", "binder", "weekly"}
     assert {"pull_request", "push"} <= set(TRIGGERS["test"]) & set(TRIGGERS["notebooks"])
     assert "schedule" in TRIGGERS["weekly"]
 
@@ -60,6 +60,14 @@ def test_the_one_that_may_write_runs_nothing_of_the_pull_request():
     assert flow["permissions"] == {"pull-requests": "write"}
     uses = [step["uses"] for job in flow["jobs"].values() for step in job["steps"]]
     assert not any("checkout" in action for action in uses) and not commands(flow)
+
+
+def test_the_site_is_published_from_main_alone_and_by_a_job_that_runs_nothing():
+    make, publish = (FLOWS["site"]["jobs"][name] for name in ("make", "publish"))
+    assert "make site" in commands({"jobs": {"make": make}})
+    assert FLOWS["site"]["permissions"] == {"contents": "read"} and "permissions" not in make
+    assert "refs/heads/main" in publish["if"] and "push" in publish["if"]
+    assert not commands({"jobs": {"publish": publish}})
 
 
 def test_the_weekly_run_takes_pre_releases():

@@ -499,7 +499,8 @@ class BankHeatmap(anywidget.AnyWidget):
     def to_html(self, path: str | Path, title: str = "VB-LoRA bank heatmap") -> Path:
         """Write one HTML file that shows all this without kernel or network, as playable as here.
 
-        Only the bench isn't in it. For readers without JavaScript it holds a picture.
+        Only the bench isn't in it. For readers without JavaScript it holds a picture. In an iframe,
+        it posts {vbloraHeight: pixels} to the page around it, and heeds {vbloraDark: boolean}.
 
         Args:
             path: of the file; its folder must exist.
@@ -561,12 +562,10 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 body {{ max-width: 1280px; margin: 24px auto; padding: 0 20px; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --jp-ui-font-color0: #f0f3f6; --jp-ui-font-color2: #a7b0ba; --jp-border-color2: #3b434c;
-    --jp-layout-color0: #15191e; --jp-layout-color1: #1d2228; color-scheme: dark;
-  }}
-  body {{ background: #15191e; }}
+[data-jp-theme-light="false"] {{
+  --jp-ui-font-color0: #f0f3f6; --jp-ui-font-color2: #a7b0ba; --jp-border-color2: #3b434c;
+  --jp-layout-color0: #15191e; --jp-layout-color1: #1d2228; color-scheme: dark;
+  background: #15191e;
 }}
 {css}</style></head>
 <body>
@@ -578,10 +577,18 @@ const STATE = {state};
 const ANSWERS = {answers};
 {source}
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const follow = () => {{ document.body.dataset.jpThemeLight = String(!dark.matches); }};
-dark.addEventListener("change", follow);
-follow();
+const follow = (isDark) => {{ document.body.dataset.jpThemeLight = String(!isDark); }};
+dark.addEventListener("change", () => follow(dark.matches));
+follow(dark.matches);
 render({{ model: new StoredModel(STATE, ANSWERS), el: document.getElementById("widget") }});
+// A page that this one is embedded in is told its height, and may say whether it is dark.
+if (parent !== window) {{
+  addEventListener("message", ({{ data }}) => {{
+    if (typeof data?.vbloraDark === "boolean") follow(data.vbloraDark);
+  }});
+  const tell = () => parent.postMessage({{ vbloraHeight: document.body.offsetHeight + 48 }}, "*");
+  new ResizeObserver(tell).observe(document.body);
+}}
 </script>
 </body></html>
 """

@@ -1,0 +1,122 @@
+"""What stands on the site in place of a widget, which would need a kernel.
+
+`make_site.py` imports this in the kernel of each notebook that it runs. A widget is live: what is
+shown of it is its state at the end of the notebook, as in a lab where all cells have been run.
+
+- A `BankHeatmap` becomes the page that its `to_html` writes, which can be played with.
+- A panel becomes its words and numbers, its loss curve, and the heatmap of its whole run.
+- Any other becomes the picture that it brings along.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+from IPython import get_ipython
+from IPython.display import display
+
+from vblora_lab import BankHeatmap, LossChart, plots
+
+MARK = "vblora-lab widget "
+_displayed: list[ipywidgets.Widget] = []
+
+
+def watch() -> None:
+    """From now on, note each widget that a cell displays, and leave a mark in its output."""
+    formatter = get_ipython().display_formatter.mimebundle_formatter
+    formatter.for_type(ipywidgets.Widget, _mark)
+
+
+def _mark(widget: ipywidgets.Widget, **_kwargs: Any) -> dict[str, str]:
+    _displayed.append(widget)
+    return {"text/plain": f"{MARK}{len(_displayed) - 1}"}
+
+
+def show_forms(folder: str, name: str) -> None:
+    """Display, as JSON, the HTML for every mark; pages go to files in `folder` that begin so."""
+    forms = {
+        f"{MARK}{i}": Form(widget, Path(folder), f"{name}-{i}").html()
+        for i, widget in enumerate(_displayed)
+    }
+    display({"application/json": forms}, raw=True)
+
+
+class Form:
+    """The static form of one widget.
+
+    Args:
+        widget: any that this module knows a form of.
+        folder: where its page goes, if it has one; pages that show it lie in a folder beside it.
+        name: of that page.
+    """
+
+    def __init__(self, widget: ipywidgets.Widget, folder: Path, name: str):
+        self.widget, self.folder, self.name = widget, folder, name
+
+    def html(self) -> str:
+        """Raises TypeError if the widget has no form."""
+        return f'<div class="lab-widget">{self._of(self.widget)}</div>'
+
+    def _of(self, widget: ipywidgets.Widget) -> str:
+        if isinstance(widget, BankHeatmap):
+            return self._page(widget)
+        if isinstance(widget, ipywidgets.Box):
+            return self._panel(widget)
+        data, metadata = widget._repr_mimebundle_() or ({}, {})
+        if "image/png" not in data:
+            raise TypeError(f"there is no static form of a {type(widget).__name__}")
+        alt = metadata.get("image/png", {}).get("alt", type(widget).__name__)
+        return _image(data["image/png"], alt) + _note(
+            f"A picture of the <code>{type(widget).__name__}</code>; in the lab it answers."
+        )
+
+    def _page(self, heatmap: BankHeatmap) -> str:
+        file = f"{self.name}.html"
+        heatmap.to_html(self.folder / file, title=f"Bank heatmap of {self.name}")
+        where = f"../{self.folder.name}/{file}"
+        height = heatmap.height + (160 if heatmap.compact else 1100)  # until site.js knows better
+        return (
+            f'<iframe src="{where}" title="Bank heatmap" loading="lazy" height="{height}"></iframe>'
+        ) + _note(
+            "Hover, click and scrub: this is the page that <code>to_html</code> writes, as it is "
+            f'after the last cell. <a href="{where}">Open it alone</a>.'
+        )
+
+    def _panel(self, panel: ipywidgets.Box) -> str:
+        """What a panel says and draws, one below the other, without its controls."""
+        trace = getattr(panel, "trace", None)
+        if trace is None:
+            raise TypeError(f"there is no static form of a {type(panel).__name__} before its run")
+        parts = []
+        for widget in _leaves(panel):
+            if isinstance(widget, ipywidgets.HTML):
+                parts.append(widget.value)
+            elif isinstance(widget, LossChart):
+                figure = plots.loss_curve(trace)
+                png, metadata = figure._repr_png_()
+                parts.append(_image(base64.b64encode(png).decode(), str(metadata["alt"])))
+            elif isinstance(widget, BankHeatmap):
+                parts.append(self._page(BankHeatmap(trace, height=widget.height, compact=True)))
+        note = _note("The panel after its run, without its sliders and buttons.")
+        return f'<div class="vblora-panel">{"".join(parts)}</div>{note}'
+
+
+def _leaves(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
+    for child in box.children:
+        if not isinstance(child, ipywidgets.Box):
+            yield child
+        elif "vblora-controls" not in child._dom_classes:  # headings of nothing, without controls
+            yield from _leaves(child)
+
+
+def _image(png: str, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{png}">'
+
+
+def _note(html: str) -> str:
+    return f'<p class="lab-widget-note">{html}</p>'
