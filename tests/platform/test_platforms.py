@@ -154,6 +154,17 @@ def test_an_interpreter_counts_only_if_it_starts(monkeypatch, tmp_path):
     assert platforms.find_python(here) == sys.executable
 
 
+def test_an_end_whose_python_is_not_here_is_left_out_aloud(monkeypatch, capsys):
+    monkeypatch.setattr(platforms, "find_python", lambda version: None)
+    monkeypatch.setattr(platforms, "matrix", lambda *args: pytest.fail("it ran"))
+    monkeypatch.setattr(sys, "argv", ["platforms.py", "matrix"])
+    platforms.main()
+    assert "python-3.13: there is no python3.13" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["platforms.py", "matrix", "newest"])
+    with pytest.raises(SystemExit, match=r"newest: there is no python3\.11"):
+        platforms.main()
+
+
 def test_every_notebook_that_a_platform_names_can_be_found(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01-x.ipynb").touch()
