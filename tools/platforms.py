@@ -253,7 +253,7 @@ def colab(work: Path, settings: dict) -> list[str]:
     ]
 
 
-def matrix(work: Path, settings: dict, end: str) -> list[str]:
+def matrix(work: Path, settings: dict) -> list[str]:
     """Run the tests with one end of the supported dependencies."""
     repo = checkout(work / "repo")
     needed = [*settings["installed"], *settings["tests_need"]]
@@ -262,14 +262,9 @@ def matrix(work: Path, settings: dict, end: str) -> list[str]:
     say(command, cwd=repo)
     shutil.rmtree(repo / "vblora_lab")  # the installed package is tested
     versions = {name: version_of(python, name) for name in settings["shown"]}
-    command = [python, "-m", "pytest", "-q", *settings["tests"]]
-    if settings["without"]:
-        command += ["-k", f"not ({' or '.join(settings['without'])})"]
-    done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
-    if done.returncode:
-        print(done.stdout[-4000:], done.stderr[-4000:])
-        sys.exit(f"the tests fail at the {end} end")
-    summary = done.stdout.strip().splitlines()[-1]
+    rows = [
+        (part, run_tests(python, part, settings["without"], repo)) for part in settings["tests"]
+    ]
     return [
         f"# {settings['title']}",
         "",
@@ -277,9 +272,23 @@ def matrix(work: Path, settings: dict, end: str) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",
         "",
-        f"`pytest {' '.join(settings['tests'])}`: {summary}",
+        "| `pytest` | result |",
+        "|---|---|",
+        *(f"| `{part}` | {summary} |" for part, summary in rows),
         *(["", f"Left out: {', '.join(settings['without'])}."] if settings["without"] else []),
     ]
+
+
+def run_tests(python: Path, part: str, without: Sequence[str], repo: Path) -> str:
+    """Run pytest with the arguments in `part`; returns its last line, or exits if tests fail."""
+    command = [python, "-m", "pytest", "-q", *part.split()]
+    if without:
+        command += ["-k", f"not ({' or '.join(without)})"]
+    done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:])
+        sys.exit(f"pytest {part} failed")
+    return done.stdout.strip().splitlines()[-1]
 
 
 # --- steps
@@ -404,7 +413,7 @@ def main() -> None:
                         sys.exit(missing)
                     print("left out,", missing)
                     continue
-                write(f"matrix-{end}", matrix(work / end, how, end))
+                write(f"matrix-{end}", matrix(work / end, how))
         else:
             make = {"binder": binder, "colab": colab}[args.platform]
             write(args.platform, make(work, settings[args.platform]))

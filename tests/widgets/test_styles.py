@@ -11,7 +11,7 @@ SHARED = "theme.css"
 
 
 def test_no_two_widgets_style_one_class():
-    """ConfigExplorer's fields once stood beside their names wherever a BankHeatmap was shown too."""
+    """Or where a heatmap is shown too, the explorer's fields stand beside their names."""
     styled_by = defaultdict(set)
     for path in FOLDER.glob("*.css"):
         text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
