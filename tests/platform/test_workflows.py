@@ -103,3 +103,13 @@ def test_no_command_holds_what_others_may_write():
     for flow in FLOWS.values():
         for text in commands(flow):
             assert "${{" not in text
+
+
+def test_hooks_use_the_tested_ruff_and_clone_nothing():
+    config = yaml.safe_load((platforms.ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    hooks = {hook["id"]: hook for repo in config["repos"] for hook in repo["hooks"]}
+    pinned = (platforms.ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    for name in ("ruff-check", "ruff-format"):
+        (need,) = hooks[name]["additional_dependencies"]
+        assert need in pinned
