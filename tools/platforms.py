@@ -2,11 +2,12 @@
 
     python tools/platforms.py binder             # by Binder's own steps, in 2 GiB and on one core
     python tools/platforms.py colab              # beside the versions that Colab has
-    python tools/platforms.py matrix [END ...]   # the tests on the oldest and newest dependencies
+    python tools/platforms.py matrix [END ...]   # the tests on the oldest and newest dependencies,
+                                                 # and on each Python that is here
 
-What is installed for each is in tools/platforms.toml. All environments are made anew, from tracked
-files alone, in a temporary folder or in one that `--work` names. This takes minutes: it is not part
-of `make test`.
+What is installed for each, on which Python, is in tools/platforms.toml. All environments are made
+anew, from tracked files alone, in a temporary folder or in one that `--work` names. This takes
+minutes: it is not part of `make test`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def run_within(
 
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     start, peak = time.monotonic(), 0
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=cwd,
@@ -199,7 +200,8 @@ def binder(work: Path, settings: dict) -> list[str]:
 def colab(work: Path, settings: dict) -> list[str]:
     """Run notebooks beside Colab's versions; their first cell installs the lab."""
     repo = checkout(work / "repo")
-    python = make_environment(work / "env", settings["installed"])
+    interpreter = next(filter(None, map(find_python, settings["pythons"])), sys.executable)
+    python = make_environment(work / "env", settings["installed"], interpreter)
     names = [re.split(r"[=<>]", line)[0] for line in settings["installed"]]
     before = {name: version_of(python, name) for name in names}
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -251,32 +253,42 @@ def colab(work: Path, settings: dict) -> list[str]:
     ]
 
 
-def matrix(work: Path, settings: dict, end: str) -> list[str]:
+def matrix(work: Path, settings: dict) -> list[str]:
     """Run the tests with one end of the supported dependencies."""
     repo = checkout(work / "repo")
-    python = make_environment(work / "env", [*settings["installed"], *settings["tests_need"]])
+    needed = [*settings["installed"], *settings["tests_need"]]
+    python = make_environment(work / "env", needed, find_python(settings["python"]))
     command = [python, "-m", "pip", "install", "--quiet", ".", *settings["installed"]]
     say(command, cwd=repo)
     shutil.rmtree(repo / "vblora_lab")  # the installed package is tested
     versions = {name: version_of(python, name) for name in settings["shown"]}
-    command = [python, "-m", "pytest", "-q", *settings["tests"]]
-    if settings["without"]:
-        command += ["-k", f"not ({' or '.join(settings['without'])})"]
-    done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
-    if done.returncode:
-        print(done.stdout[-4000:], done.stderr[-4000:])
-        sys.exit(f"the tests fail with the {end} dependencies")
-    summary = done.stdout.strip().splitlines()[-1]
+    rows = [
+        (part, run_tests(python, part, settings["without"], repo)) for part in settings["tests"]
+    ]
     return [
-        f"# The {end} supported dependencies",
+        f"# {settings['title']}",
         "",
         f"Python {version_of_python(python)}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",
         "",
-        f"`pytest {' '.join(settings['tests'])}`: {summary}",
+        "| `pytest` | result |",
+        "|---|---|",
+        *(f"| `{part}` | {summary} |" for part, summary in rows),
         *(["", f"Left out: {', '.join(settings['without'])}."] if settings["without"] else []),
     ]
+
+
+def run_tests(python: Path, part: str, without: Sequence[str], repo: Path) -> str:
+    """Run pytest with the arguments in `part`; returns its last line, or exits if tests fail."""
+    command = [python, "-m", "pytest", "-q", *part.split()]
+    if without:
+        command += ["-k", f"not ({' or '.join(without)})"]
+    done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:])
+        sys.exit(f"pytest {part} failed")
+    return done.stdout.strip().splitlines()[-1]
 
 
 # --- steps
@@ -292,9 +304,22 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
+def find_python(version: str) -> str | None:
+    """A command that starts this Python, such as "3.13"; None if there is none."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    command = shutil.which(f"python{version}")
+    # What a version manager puts there may only say that this version is not chosen.
+    if command and subprocess.run([command, "--version"], capture_output=True).returncode == 0:
+        return command
+    return None
+
+
+def make_environment(
+    folder: Path, requirements: Sequence[str], interpreter: str = sys.executable
+) -> Path:
     """A new virtual environment with these requirements; returns its python."""
-    say([sys.executable, "-m", "venv", folder], cwd=ROOT)
+    say([interpreter, "-m", "venv", folder], cwd=ROOT)
     python = folder / "bin" / "python"
     say([python, "-m", "pip", "install", "--quiet", *requirements], cwd=ROOT)
     return python
@@ -319,9 +344,12 @@ def convert(notebook: Path, out: Path) -> list[str]:
 
 
 def chosen(repo: Path, numbers: Sequence[str]) -> list[Path]:
-    """The notebooks that begin with these numbers, of which there must be one."""
-    found = [path for number in numbers for path in (repo / "notebooks").glob(f"{number}-*.ipynb")]
-    assert found, f"no notebook is called {' or '.join(numbers)}"
+    """The notebooks that begin with these numbers; each must be there."""
+    found = []
+    for number in numbers:
+        paths = list((repo / "notebooks").glob(f"{number}-*.ipynb"))
+        assert len(paths) == 1, f"{len(paths)} notebooks begin with {number}-"
+        found += paths
     return found
 
 
@@ -378,8 +406,14 @@ def main() -> None:
         if args.platform == "matrix":
             common = {k: v for k, v in settings["matrix"].items() if not isinstance(v, dict)}
             for end in args.ends or ends:
-                lines = matrix(work / end, common | settings["matrix"][end], end)
-                write(f"matrix-{end}", lines)
+                how = common | settings["matrix"][end]
+                if find_python(how["python"]) is None:
+                    missing = f"{end}: there is no python{how['python']} on the PATH"
+                    if args.ends:
+                        sys.exit(missing)
+                    print("left out,", missing)
+                    continue
+                write(f"matrix-{end}", matrix(work / end, how))
         else:
             make = {"binder": binder, "colab": colab}[args.platform]
             write(args.platform, make(work, settings[args.platform]))

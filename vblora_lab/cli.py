@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # that a busy neighbour on the same cores makes training many times slower; a short spin is
     # also the fastest on free cores. Read when torch is loaded, which is later.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where something else stands in for them
+            stream.reconfigure(errors="vblora_lab.plain")
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -32,6 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vblora-lab: interrupted", file=sys.stderr)
         return 130
+
+
+# What is printed where the output has no such sign: a pipe on Windows has 256 signs, for one.
+PLAIN = {"✓": "+", "✗": "x", "→": "->", "…": "...", "·": "*", "×": "x"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """A handler for `codecs` that writes plain signs for those that can't be encoded."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in signs), error.end
+
+
+codecs.register_error("vblora_lab.plain", _plain)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The doctor: what it finds is compared with the machine, and each illness is brought about."""
 
 import http.server
+import io
 import json
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def test_the_command_tells_scripts_and_people_the_same():
     assert shown.returncode == 0
     assert all(f" {name} " in shown.stdout for name in checks)
     assert max(map(len, shown.stdout.splitlines())) <= 100
+
+
+def test_a_pipe_that_has_few_signs_gets_plain_ones(monkeypatch):
+    """As on Windows, where only the console can show all signs."""
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    assert main(["doctor"]) == 0
+    pipe.flush()
+    told = pipe.buffer.getvalue().decode("cp1252")
+    assert "+ Python " in told and "-> mini-opt" in told and "?" not in told
 
 
 def test_this_environment_is_whole():

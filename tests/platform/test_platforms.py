@@ -131,9 +131,47 @@ def test_the_oldest_dependencies_are_those_that_pyproject_allows():
             assert oldest.specifier.contains(lower), f"{line}, but pyproject says {lower}"
 
 
+def test_the_matrix_has_every_supported_python():
+    settings = tomllib.loads((ROOT / "tools" / "platforms.toml").read_text("utf-8"))["matrix"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    ends = [{**settings, **end} for end in settings.values() if isinstance(end, dict)]
+    supported = {line.split(" :: ")[-1] for line in project["classifiers"] if ":: 3." in line}
+    assert {end["python"] for end in ends} == supported
+    assert all(end["title"] and end["installed"] for end in ends)
+
+
+@on_linux
+def test_an_interpreter_counts_only_if_it_starts(monkeypatch, tmp_path):
+    for version, script in (("4.1", "exit 127"), ("4.2", "echo Python 4.2")):
+        command = tmp_path / f"python{version}"
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert platforms.find_python("4.1") is None
+    assert platforms.find_python("4.2") == str(tmp_path / "python4.2")
+    assert platforms.find_python("4.3") is None
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert platforms.find_python(here) == sys.executable
+
+
+def test_an_end_whose_python_is_not_here_is_left_out_aloud(monkeypatch, capsys):
+    monkeypatch.setattr(platforms, "find_python", lambda version: None)
+    monkeypatch.setattr(platforms, "matrix", lambda *args: pytest.fail("it ran"))
+    monkeypatch.setattr(sys, "argv", ["platforms.py", "matrix"])
+    platforms.main()
+    assert "python-3.13: there is no python3.13" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["platforms.py", "matrix", "newest"])
+    with pytest.raises(SystemExit, match=r"newest: there is no python3\.11"):
+        platforms.main()
+
+
 def test_every_notebook_that_a_platform_names_can_be_found(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01-x.ipynb").touch()
-    assert [path.name for path in platforms.chosen(tmp_path, ["00", "01"])] == ["01-x.ipynb"]
-    with pytest.raises(AssertionError, match="no notebook"):
-        platforms.chosen(tmp_path, ["04"])
+    assert [path.name for path in platforms.chosen(tmp_path, ["01"])] == ["01-x.ipynb"]
+    with pytest.raises(AssertionError, match="0 notebooks begin with 04-"):
+        platforms.chosen(tmp_path, ["01", "04"])
+    settings = tomllib.loads((ROOT / "tools" / "platforms.toml").read_text("utf-8"))
+    for platform in ("binder", "colab"):
+        numbers = settings[platform]["notebooks"]
+        assert len(platforms.chosen(ROOT, numbers)) == len(numbers)

@@ -67,6 +67,12 @@ def test_every_notebook_begins_with_its_badge_and_install_cell():
     assert [path.name for path in badges.lacking()] == []
 
 
+def test_the_first_badge_of_the_readme_opens_the_first_notebook_in_lab():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert repository.addresses(repository.name())["binder badge"] in text
+    assert (ROOT / repository.FIRST_NOTEBOOK).is_file()
+
+
 # --- the tools
 
 

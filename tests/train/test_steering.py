@@ -1,6 +1,5 @@
 """Pause, step, resume, stop and new rates; what is refused meanwhile."""
 
-import os
 import queue
 import signal
 import threading
@@ -234,7 +233,7 @@ def test_an_interrupt_lets_the_step_end(base, task, config, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     session = TrainingSession(base, config, task, steps=500, out=tmp_path, **SMALL)
     session.add_listener(
-        lambda e: isinstance(e, Stepped) and e.step == 2 and os.kill(os.getpid(), signal.SIGINT)
+        lambda e: isinstance(e, Stepped) and e.step == 2 and signal.raise_signal(signal.SIGINT)
     )
     trace = session.run()
     assert session.status == "stopped" and trace.steps.tolist() == [1, 2]

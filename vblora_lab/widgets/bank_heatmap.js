@@ -647,7 +647,7 @@ const PREFIX = Math.random().toString(36).slice(2); // each widget of a page loa
 let controls = 0; // so that each label has a control of its own
 
 function labelled(parent, text, tag, type = "") {
-  const field = make(parent, "span", "vblora-field");
+  const field = make(parent, "span", "vblora-map-field");
   const label = make(field, "label", "", text);
   const control = make(field, tag);
   if (type) control.type = type;
@@ -704,7 +704,7 @@ class Scrubber {
     Object.assign(this, { model, data, timer: null });
     this.box = make(root, "div", "vblora-scrubber");
     this.play = button(this.box, "▶ Play", () => (this.timer ? this.stop() : this.start()));
-    const middle = make(this.box, "div", "vblora-track");
+    const middle = make(this.box, "div", "vblora-map-track");
     this.curve = make(middle, "div", "vblora-curve");
     this.slider = make(middle, "input");
     this.slider.type = "range";
@@ -830,7 +830,7 @@ class Plot {
   }
 
   axes(xLabel, yLabel, yTicks, step) {
-    this.add("path", "vblora-axis", { d: `M${this.left} ${this.top}V${this.bottom}H${this.right}` });
+    this.add("path", "vblora-map-axis", { d: `M${this.left} ${this.top}V${this.bottom}H${this.right}` });
     for (const tick of yTicks) this.text(this.left - 5, this.y(tick) + 4, tickText(tick, step), "end");
     this.text((this.left + this.right) / 2, this.height - 4, xLabel);
     this.text(0, 11, yLabel, "start");
@@ -1052,8 +1052,8 @@ class Views {
     plot.scale([0, values.length], [-most, most]);
     const d = Array.from(values, (value, i) => `M${plot.x(i + 0.5).toFixed(2)} ${plot.y(0)}V${plot.y(value).toFixed(2)}`).join("");
     const stroke = Math.max(0.6, (0.8 * (plot.right - plot.left)) / values.length);
-    plot.add("path", "vblora-bars", { d, "stroke-width": stroke });
-    plot.add("path", "vblora-axis", { d: `M${plot.left} ${plot.y(0)}H${plot.right}` });
+    plot.add("path", "vblora-map-bars", { d, "stroke-width": stroke });
+    plot.add("path", "vblora-map-axis", { d: `M${plot.left} ${plot.y(0)}H${plot.right}` });
     plot.text(plot.left - 5, plot.top + 8, most.toPrecision(2), "end");
     plot.text(plot.left - 5, plot.bottom, `−${most.toPrecision(2)}`, "end");
   }
@@ -1103,7 +1103,7 @@ class Views {
     plot.scale([0, values.length], [0, most * 1.05]);
     values.forEach((value, i) => {
       const [x, y] = [plot.x(i + 0.15), plot.y(value)];
-      const bar = plot.add("rect", "vblora-bar", { x, y, width: plot.x(i + 0.85) - x, height: plot.bottom - y });
+      const bar = plot.add("rect", "vblora-map-bar", { x, y, width: plot.x(i + 0.85) - x, height: plot.bottom - y });
       const title = document.createElementNS(SVG, "title");
       title.textContent = value.toPrecision(4);
       bar.append(title);
@@ -1274,7 +1274,7 @@ class Bench {
   }
 
   drawText(parent, title, outcome, other) {
-    const box = make(parent, "div", "vblora-text");
+    const box = make(parent, "div", "vblora-map-text");
     make(box, "div", "vblora-label-text", title);
     const text = make(box, "p");
     const there = new Set(other.text.split(/\s+/));

@@ -65,7 +65,7 @@ class Explorer {
     });
     this.root.addEventListener("pointerdown", () => this.root.classList.remove("vblora-by-keys"));
     this.buildHead();
-    this.facts = make(this.root, "div", "vblora-facts");
+    this.facts = make(this.root, "div", "vblora-sums");
     const columns = make(this.root, "div", "vblora-explorer-columns");
     this.buildForm(make(columns, "div", "vblora-form"));
     this.buildResults(make(columns, "div", "vblora-results"));
@@ -551,7 +551,7 @@ class Explorer {
     for (const part of [this.answer, this.facts])
       part.classList.toggle("vblora-stale", Boolean(view.error));
     for (const [name, box] of Object.entries(this.boxes))
-      box.classList.toggle("vblora-wrong", found.some((problem) => problem.field === name));
+      box.classList.toggle("vblora-refused", found.some((problem) => problem.field === name));
     for (const tell of Object.values(this.countOf)) tell(view);
     this.showFacts(view.facts);
     this.showBars(this.parameterBars, view.parameters, "parameters", 10, 100);
