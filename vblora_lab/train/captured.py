@@ -8,6 +8,7 @@ and nothing in the step may ask the device for a value.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -106,12 +107,16 @@ class CapturedStep:
             warm_up = 1 if self._graphs else WARM_UP
             self._graphs[key] = _Graph(self._step, batch, before, warm_up, self._pool)
         except RuntimeError as error:
-            torch.cuda.synchronize()
-            before.restore(after_failure=True)
             self.reason = str(error).split("\n")[0]
-            logger.warning("training steps stay eager; capturing failed: %s", self.reason)
-            return False
-        return True
+        if self.reason is None:
+            return True
+        torch.cuda.synchronize()
+        before.restore(after_failure=True)
+        self._graphs.clear()
+        gc.collect()  # what failed for want of memory leaves all of it to the eager steps
+        torch.cuda.empty_cache()
+        logger.warning("training steps stay eager; capturing failed: %s", self.reason)
+        return False
 
     def _tell_of_many_shapes(self) -> None:
         if not self._has_many_shapes:
@@ -201,6 +206,13 @@ class CapturingTrainer(Trainer):
 
     _captured: CapturedStep | None = None
     _told: str | None = None
+
+    def train(self, *args: Any, **more: Any) -> Any:
+        """As a Trainer's. Graphs go at the end, well or not: each holds the memory of a step."""
+        try:
+            return super().train(*args, **more)
+        finally:
+            self._captured = None
 
     def training_step(
         self,
