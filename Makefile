@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
 # Jupyter refuses to run as root (in a container, say) unless told that this is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -20,8 +21,14 @@ lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 lab: $(READY)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
 
+# Two processes, each with one thread and with whole files, since what a file's tests share is made
+# once. Then the browser, which waits for what it sees, alone: beside others it would wait too long.
 test: $(READY)  ## run every test and every notebook
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 tests notebooks
+	@failed=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser tests notebooks || failed=1; \
+	$(BIN)/python -m pytest tests/browser || failed=1; \
+	exit $$failed
 
 demo: $(READY)  ## train in the terminal; leaves everything in demo/
 	$(BIN)/vblora-lab demo --out demo
