@@ -25,13 +25,17 @@ _STATES = {  # a sign and a word for each, so that colour alone carries no meani
 }
 
 
+def state(status: str) -> str:
+    """A status as a sign and a word."""
+    return " ".join(_STATES[status])
+
+
 def header(title: str, base: str, task: str, status: str) -> str:
     """The panel's title line. `status`: as `TrainingSession.status`, or "stopping"."""
-    sign, word = _STATES[status]
     return (
         f'<div class="vblora-header"><span class="vblora-title">{escape(title)}</span>'
         f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'
-        f'<span class="vblora-status vblora-{status}" role="status">{sign} {word}</span></div>'
+        f'<span class="vblora-status vblora-{status}" role="status">{state(status)}</span></div>'
     )
 
 
