@@ -18,7 +18,7 @@ class Chart {
     Object.assign(this, frame(el, "Loss", CHART_LABEL));
     this.at = -1; // which point is read out
     this.redraw = oncePerFrame(() => this.draw());
-    this.table = make(this.root, "details", "vblora-table");
+    this.table = make(this.root, "details", "vblora-table vblora-numbers");
     this.table.addEventListener("toggle", () => this.fillTable());
     make(this.table, "summary", "", "Table");
     this.decode();

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anywidget
 import ipywidgets
 from matplotlib.figure import Figure
 
@@ -55,6 +56,13 @@ class _News:
     samples_before: tuple[Sample, ...] = ()
     unseen_steps: list[Stepped] = field(default_factory=list)
     unseen_selection: Selection | None = None
+
+
+class _Frame(anywidget.AnyWidget):
+    """A panel's style, and names for its sliders, which ipywidgets gives none."""
+
+    _esm = source("run_panel.js")
+    _css = source("theme.css", "live.css")
 
 
 class RunPanel(Pictured, ipywidgets.VBox):
@@ -289,7 +297,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         )
         super().__init__(
             [
-                ipywidgets.HTML(f"<style>{source('theme.css', 'live.css')}</style>"),
+                _Frame(),
                 self._header,
                 self._message,
                 classed(ipywidgets.HBox([settings, views]), "vblora-columns"),
