@@ -115,15 +115,18 @@ def run_cell(page: Any, number: int = 0) -> None:
     """
     from playwright.sync_api import TimeoutError as NotYet
 
-    cell = page.locator(".jp-Notebook .jp-Cell").nth(number)
-    prompt = cell.locator(".jp-InputPrompt").first
+    prompt = page.locator(".jp-Notebook .jp-Cell").nth(number).locator(".jp-InputPrompt").first
     before = prompt.inner_text()
+    heard = """([number, before]) => {
+      const cell = document.querySelectorAll(".jp-Notebook .jp-Cell")[number];
+      const text = cell?.querySelector(".jp-InputPrompt")?.innerText ?? "";
+      return /[*0-9]/.test(text) && text !== before;
+    }"""
     for _ in range(30):
         prompt.click()
         page.keyboard.press("Control+Enter")
         try:
-            heard = "([prompt, before]) => prompt.innerText !== before"
-            page.wait_for_function(heard, arg=[prompt.element_handle(), before], timeout=1000)
+            page.wait_for_function(heard, arg=[number, before], timeout=2000)
             return
         except NotYet:
             continue
