@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=2 GOMP_SPINCOUNT=2000 python benchmarks/studio.py    # results/studio.json
 
-One session trains, and the studio is told of its steps in every second block of them: so both kinds
-of blocks meet the same machine, model and data. The throughput is that of all shown blocks over that
-of all others, 1 is no loss, with an interval from drawing pairs of blocks anew. `browser` is with the
-studio on the screen of a headless Chromium, which draws on the same processor; `kernel` is with the
-widget alone, which is what a machine pays whose browser is elsewhere. The first steps of a block, in
-which the browser still draws what the last block told, are left out.
+One session trains, and the studio is told of its steps in every second block of them: so both
+kinds of blocks meet the same machine, model and data. The throughput is that of all shown blocks
+over that of all others, 1 is no loss, with an interval from drawing pairs of blocks anew. `browser`
+is with the studio on the screen of a headless Chromium, which draws on the same processor; `kernel`
+is with the widget alone, which is what a machine pays whose browser is elsewhere. The first steps
+of a block, in which the browser still draws what the last block told, are left out.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
 BLUE, ORANGE = "#1d6fa5", "#c2570c"
 STYLES = (
     (BLUE, "-", "D"), (ORANGE, "--", "s"), ("#2f7d4f", "-.", "^"), ("#8a1c62", ":", "o"),
-    (INK, (0, (6, 1, 1, 1, 1, 1)), "v"), ("#0f766e", (0, (1, 1)), "P"),
+    (INK, (0, (6, 1, 1, 1, 1, 1)), "v"), ("#6212b2", (0, (1, 1)), "P"),
 )  # fmt: skip
 """Colour, dashes and mark of each run in a figure of several."""
 SMOOTH_OVER = 10
