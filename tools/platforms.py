@@ -27,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import old_widgets
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "platforms"
 MIB = 1 << 20
@@ -54,7 +56,11 @@ print(json.dumps({
 """
 
 # What packages look for on Colab, whose kernels have loaded it before the first cell.
-COLAB_OUTPUT = "def enable_custom_widget_manager(*args, **kwargs): pass\n"
+COLAB_OUTPUT = """
+from types import SimpleNamespace
+_widgets = SimpleNamespace(_installed_url="")
+def enable_custom_widget_manager(*args, **kwargs): pass
+"""
 COLAB_STARTUP = "import google.colab.output\n"
 
 # Runs after the last cell of a notebook.
@@ -234,6 +240,10 @@ def colab(work: Path, settings: dict) -> list[str]:
         )
         check(result, notebook.name)
         rows.append((notebook.name, f"{result.peak / MIB:.0f}", f"{result.seconds:.0f}"))
+    say([python, "-m", "pip", "install", "--quiet", settings["shown_in"]], cwd=work)
+    (work / "widgets").mkdir()
+    home = {"HOME": str(work / "widgets"), "IPYTHONDIR": str(work / "widgets" / "ipython")}
+    seen = old_widgets.see(python, work / "widgets", env | home)
     after = {name: version_of(python, name) for name in names}
     kept = {"torch", "numpy", "ipykernel", "ipython", "ipywidgets", "anywidget"}
     changed = {name for name in names if before[name] != after[name]}
@@ -250,6 +260,10 @@ def colab(work: Path, settings: dict) -> list[str]:
         "| notebook | peak memory, MiB | seconds |",
         "|---|---:|---:|",
         *(f"| {name} | {peak} | {seconds} |" for name, peak, seconds in rows),
+        "",
+        f"Widgets in a browser, with ipywidgets {after['ipywidgets']} in {settings['shown_in']}:",
+        "",
+        *(f"- {line}" for line in seen),
     ]
 
 

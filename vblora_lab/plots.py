@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from vblora_lab.selection import row_groups
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
 BLUE, ORANGE = "#1d6fa5", "#c2570c"
 STYLES = (
-    (BLUE, "-", "D"), (ORANGE, "--", "s"), ("#2f7d4f", "-.", "^"), ("#7a4fa3", ":", "o"),
-    (INK, (0, (6, 1, 1, 1, 1, 1)), "v"), ("#0f766e", (0, (1, 1)), "P"),
+    (BLUE, "-", "D"), (ORANGE, "--", "s"), ("#2f7d4f", "-.", "^"), ("#8a1c62", ":", "o"),
+    (INK, (0, (6, 1, 1, 1, 1, 1)), "v"), ("#6212b2", (0, (1, 1)), "P"),
 )  # fmt: skip
 """Colour, dashes and mark of each run in a figure of several."""
 SMOOTH_OVER = 10
@@ -41,6 +41,9 @@ WEIGHTS = LinearSegmentedColormap.from_list(
 """Pale green to dark blue. Lightness falls steadily, so it reads without colour vision and in grey;
 it starts away from white, which means "not chosen"."""
 
+_FACTS_IN_A_LINE = 4
+_LONGEST_FACT = 34  # letters that a column has room for
+_NOT_YET = {"training": "no step yet: run the notebook"}
 _CSS_INCH = 96  # pixels in an inch of a web page
 _PIXEL_RATIO = 2  # PNG pixels for each of them, so that a figure is sharp on a dense screen
 
@@ -77,14 +80,42 @@ def smooth(losses: np.ndarray, over: int = SMOOTH_OVER) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def loss_curve(trace: Trace, smooth_over: int = SMOOTH_OVER) -> Figure:
+class Losses(Protocol):
+    """What a loss curve is drawn of: a `Trace` has it, and a `LossChart`.
+
+    Steps and losses (n,), evaluation steps and losses (m,); losses in nats per token. base: the
+    name of the base model, "" if it isn't known.
+    """
+
+    @property
+    def steps(self) -> np.ndarray: ...
+    @property
+    def losses(self) -> np.ndarray: ...
+    @property
+    def eval_steps(self) -> np.ndarray: ...
+    @property
+    def eval_losses(self) -> np.ndarray: ...
+    @property
+    def base(self) -> str: ...
+
+
+def loss_curve(trace: Losses, smooth_over: int = SMOOTH_OVER) -> Figure:
     """Training loss of every step, its mean over the last steps, and the evaluation losses.
 
     Args:
-        trace: Steps and losses (n,), evaluation steps and losses (m,), all in nats per token.
+        trace: a `Trace`, or another holder of `Losses`.
         smooth_over: How many steps that mean is taken over.
     """
     figure, axes = _figure(8.0, 3.6)
+    _draw_losses(axes, trace, smooth_over)
+    if len(trace.losses):
+        mean = smooth(trace.losses)
+        of = f" of {trace.base}" if trace.base else ""
+        figure.alt = f"Training loss{of} from {mean[0]:.2f} to {mean[-1]:.2f} nats per token."
+    return figure
+
+
+def _draw_losses(axes: Axes, trace: Losses, smooth_over: int) -> None:
     axes.plot(trace.steps, trace.losses, color=BLUE, alpha=0.35, linewidth=1, label="each batch")
     means = smooth(trace.losses, smooth_over)
     label = f"mean of the last {smooth_over}"
@@ -100,14 +131,9 @@ def loss_curve(trace: Trace, smooth_over: int = SMOOTH_OVER) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
-    if len(trace.losses):
-        mean = smooth(trace.losses)
-        of = f" of {trace.base}" if trace.base else ""
-        figure.alt = f"Training loss{of} from {mean[0]:.2f} to {mean[-1]:.2f} nats per token."
-    return figure
 
 
-def loss_curves(traces: Mapping[str, Trace], smooth_over: int = SMOOTH_OVER) -> Figure:
+def loss_curves(traces: Mapping[str, Losses], smooth_over: int = SMOOTH_OVER) -> Figure:
     """The smoothed training losses of several runs, and their evaluation losses, by name.
 
     Runs differ in colour, in dashes and in the shape of their marks. The base model stands above
@@ -147,10 +173,25 @@ def selection_heatmap(selection: Selection) -> Figure:
     A row has `topk` coloured cells, the bank vectors it mixes; white means not chosen. Where rows
     are thinner than a line of print, their cells are drawn taller than the row: none is lost.
     """
-    rows, columns = len(selection.sub_vectors), selection.num_vectors
-    body = float(np.clip(3.0 + 0.008 * rows, 3.6, 11.0))  # inches
+    body = _height_of_rows(selection)
     figure, axes = _figure(9.0, body + 1.1)
+    _draw_selection(axes, selection, body)
+    figure.alt = (
+        f"{len(selection.sub_vectors)} sub-vectors as rows, {selection.num_vectors} bank vectors "
+        f"as columns; each row has {selection.indices.shape[1]} coloured cells, the vectors that "
+        "it mixes."
+    )
+    return figure
 
+
+def _height_of_rows(selection: Selection) -> float:
+    """Of a heatmap, in inches."""
+    return float(np.clip(3.0 + 0.008 * len(selection.sub_vectors), 3.6, 11.0))
+
+
+def _draw_selection(axes: Axes, selection: Selection, body: float) -> None:
+    """The map, on axes that are `body` inches tall."""
+    rows, columns = len(selection.sub_vectors), selection.num_vectors
     # Ascending weight, so that where thin rows overlap the strongest cell lies on top.
     weights = selection.weights.ravel()
     order = np.argsort(weights, kind="stable")
@@ -168,15 +209,54 @@ def selection_heatmap(selection: Selection) -> Figure:
     axes.xaxis.set_major_locator(_eighths(columns))
     _label_rows(axes, selection.sub_vectors, body)
     axes.set_title("What each sub-vector takes from the bank", loc="left", color=INK)
-    bar = figure.colorbar(cells, ax=axes, aspect=body * 6, pad=0.015, fraction=0.02)
+    bar = axes.figure.colorbar(cells, ax=axes, aspect=body * 6, pad=0.015, fraction=0.02)
     bar.set_label("weight in the mixture (white: not chosen)", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
-    figure.alt = (
-        f"{rows} sub-vectors as rows, {columns} bank vectors as columns; each row has "
-        f"{selection.indices.shape[1]} coloured cells, the vectors that it mixes."
-    )
+
+
+def run_summary(trace: Trace, title: str, facts: Mapping[str, str]) -> Figure:
+    """A run on one page: facts, the loss, and what sub-vectors take from the bank at its end.
+
+    Args:
+        trace: of the run; an empty one leaves the facts, and a line that says so.
+        title: the headline.
+        facts: name -> value. What is longer than a column is cut off.
+    """
+    selection = trace.selections[-1][1] if trace.selections else None
+    if not len(trace.steps):
+        facts = {**facts, **_NOT_YET}
+    lines = 1 + -(-len(facts) // _FACTS_IN_A_LINE)
+    heights = [0.15 + 0.42 * lines]
+    if len(trace.steps):
+        heights.append(3.3)
+    if selection is not None:
+        body = _height_of_rows(selection)
+        heights.append(body + 1.0)
+    figure = LabFigure(figsize=(9.0, sum(heights)), layout="constrained", facecolor="white")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _write_facts(parts[0], title, facts)
+    if len(trace.steps):
+        _draw_losses(plain(parts[1].add_subplot()), trace, SMOOTH_OVER)
+    if selection is not None:
+        _draw_selection(plain(parts[-1].add_subplot()), selection, body)
+    told = "; ".join(f"{name} {value}" for name, value in facts.items())
+    figure.alt = f"{title}: {told}."
     return figure
+
+
+def _write_facts(figure: SubFigure, title: str, facts: Mapping[str, str]) -> None:
+    """A headline, and below it names and values in columns."""
+    height = figure.bbox.height / figure.figure.dpi  # inches
+    plain_text: dict[str, Any] = {"va": "top", "parse_math": False}  # a name may have a "$"
+    figure.text(0.01, 1 - 0.08 / height, title, fontsize=13, weight="bold", color=INK, **plain_text)
+    for i, (name, value) in enumerate(facts.items()):
+        line, column = divmod(i, _FACTS_IN_A_LINE)
+        x, y = 0.01 + column / _FACTS_IN_A_LINE, 1 - (0.42 * (line + 1)) / height
+        figure.text(x, y, name, fontsize=8, color=FAINT, **plain_text)
+        if len(value) > _LONGEST_FACT:
+            value = f"{value[: _LONGEST_FACT - 1]}…"
+        figure.text(x, y - 0.14 / height, value, fontsize=9.5, color=INK, **plain_text)
 
 
 def usage_histogram(selection: Selection) -> Figure:

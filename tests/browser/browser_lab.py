@@ -1,4 +1,4 @@
-"""A JupyterLab that belongs to one test, and a Chromium to look at it."""
+"""Jupyter servers that belong to the tests, and a Chromium to look at them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -25,6 +27,7 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 TOKEN = "vblora-lab-browser-test"
+LONG = 120_000  # milliseconds: for a kernel's first imports on a busy machine
 
 
 def chromium() -> str | None:
@@ -34,9 +37,107 @@ def chromium() -> str | None:
     return named or next((path for path in found if path), None)
 
 
+@dataclass(frozen=True)
+class Jupyter:
+    """A running server.
+
+    application: "jupyterlab", or "notebook" for Notebook 7.
+    files: the folder that it serves.
+    """
+
+    application: str
+    address: str
+    files: Path
+
+    def write(self, name: str, *cells: str) -> Path:
+        """A notebook of code cells in the served folder."""
+        code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+        notebook = {
+            "cells": [
+                {**code, "id": f"cell-{i}", "source": text.strip()} for i, text in enumerate(cells)
+            ],
+            "metadata": {
+                "kernelspec": {
+                    "display_name": "Python 3", "language": "python", "name": "python3"
+                }
+            },
+            "nbformat": 4, "nbformat_minor": 5,
+        }  # fmt: skip
+        path = self.files / f"{name}.ipynb"
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+        return path
+
+    def open(self, browser: Any, name: str, **context: Any) -> Any:
+        """A notebook in a page of its own, with an idle kernel. Close `page.context` at the end."""
+        where = (
+            f"lab/workspaces/{name}/tree" if self.application == "jupyterlab" else "notebooks"
+        )  # a workspace of its own: JupyterLab would open there what was open before
+        page = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}} | context)
+        page = page.new_page()
+        page.set_default_timeout(30_000)
+        page.goto(f"{self.address}/{where}/{name}.ipynb?token={TOKEN}")
+        wait_until_idle(page)
+        return page
+
+    def close_kernels(self) -> None:
+        """End what the notebooks left running: kernels take 700 MB each."""
+        for session in self._ask("GET", "sessions"):
+            self._ask("DELETE", f"sessions/{session['id']}")
+
+    def use_theme(self, dark: bool) -> None:
+        """For pages that are opened from now on."""
+        theme = {"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}
+        self._ask(
+            "PUT", "settings/@jupyterlab/apputils-extension:themes", {"raw": json.dumps(theme)},
+            at="lab/api",
+        )  # fmt: skip
+
+    def _ask(self, method: str, what: str, body: Any = None, at: str = "api") -> Any:
+        request = urllib.request.Request(
+            f"{self.address}/{at}/{what}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+
+def wait_until_idle(page: Any) -> None:
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=LONG)
+
+
+def run_cell(page: Any, number: int = 0) -> None:
+    """Run one cell of the notebook, without waiting for its end.
+
+    Notebook 7 shows its cells before it knows its shortcuts: the key is pressed until it is heard.
+    """
+    from playwright.sync_api import TimeoutError as NotYet
+
+    prompt = page.locator(".jp-Notebook .jp-Cell").nth(number).locator(".jp-InputPrompt").first
+    before = prompt.inner_text()
+    heard = """([number, before]) => {
+      const cell = document.querySelectorAll(".jp-Notebook .jp-Cell")[number];
+      const text = cell?.querySelector(".jp-InputPrompt")?.innerText ?? "";
+      return /[*0-9]/.test(text) && text !== before;
+    }"""
+    for _ in range(30):
+        prompt.click()
+        page.keyboard.press("Control+Enter")
+        try:
+            page.wait_for_function(heard, arg=[number, before], timeout=2000)
+            return
+        except NotYet:
+            continue
+    raise RuntimeError(f"cell {number} can't be run")
+
+
 @contextmanager
-def jupyter_lab(root: Path, home: Path) -> Iterator[str]:
-    """Serve `root` from a free local port until the block ends; yields the address.
+def jupyter(
+    application: str, files: Path, home: Path, python: str = sys.executable
+) -> Iterator[Jupyter]:
+    """Serve `files` from a free local port until the block ends.
 
     All of Jupyter's own files go below `home`.
     """
@@ -48,8 +149,8 @@ def jupyter_lab(root: Path, home: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
+        python, "-m", application, "--no-browser", "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={files}",
         f"--IdentityProvider.token={TOKEN}",
     ]  # fmt: skip
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -67,7 +168,7 @@ def jupyter_lab(root: Path, home: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(server, address, home / "server.log")
-        yield address
+        yield Jupyter(application, address, files)
     finally:
         server.terminate()
         try:
@@ -87,4 +188,4 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
             if server.poll() is not None:
                 break
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-4000:]}")
+    raise RuntimeError(f"Jupyter did not start:\n{log.read_text(errors='replace')[-4000:]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from widget_page import PAGE
+from widget_page import PAGE, theme_variables
 
 SYNCED = ("catalogue", "fields", "view", "code")
 # What the page saves goes to the widget, and what the widget then holds comes back.
@@ -32,7 +32,7 @@ class ExplorerPage:
         assert page != PAGE
         state = {name: getattr(widget, name) for name in SYNCED}
         parts = {
-            "CSS": _variables(dark) + widget._css, "SOURCE": _script(widget._esm),
+            "CSS": theme_variables(dark) + widget._css, "SOURCE": _script(widget._esm),
             "STATE": _script(state), "INK": "#e6e6e6" if dark else "#1b1f24",
             "PAPER": "#111111" if dark else "#ffffff", "IS_LIGHT": "false" if dark else "true",
         }  # fmt: skip
@@ -66,10 +66,3 @@ class ExplorerPage:
 def _script(value) -> str:
     """JSON that a script element can hold, whatever markup its texts contain."""
     return json.dumps(value).replace("<", "\\u003c")
-
-
-def _variables(dark: bool) -> str:
-    """The other colours that JupyterLab sets, as its two themes have them."""
-    colours = ("#bdbdbd", "#424242", "#212121") if dark else ("#616161", "#e0e0e0", "#f5f5f5")
-    names = ("--jp-ui-font-color2", "--jp-border-color2", "--jp-layout-color1")
-    return f":root {{ {'; '.join(map(': '.join, zip(names, colours, strict=True)))} }}\n"

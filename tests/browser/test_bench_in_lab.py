@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import nbformat
-import pytest
-from browser_lab import TOKEN, jupyter_lab
+from browser_lab import run_cell
 
 LONG = 180_000  # milliseconds: for a kernel's first imports and a short run on a busy machine
 CELL = """
@@ -25,28 +24,11 @@ print("rows by", heatmap.rows_by, "pinned", heatmap.pinned_row, heatmap.selected
 """
 
 
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell(source.strip()) for source in (CELL, CHECK)]
-    notebook = nbformat.v4.new_notebook(
-        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    )
-    nbformat.write(notebook, folder / "notebooks" / "bench.ipynb")
-    with jupyter_lab(folder / "notebooks", folder) as address:
-        yield address, folder / "notebooks" / "bench.ipynb"
-
-
 def test_a_mixture_is_changed_measured_and_restored(browser, lab, screenshots):
-    address, path = lab
-    page = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+    path = lab.write("bench", CELL, CHECK)
+    page = lab.open(browser, "bench")
     page.set_default_timeout(60_000)
-    page.goto(f"{address}/lab/tree/bench.ipynb?token={TOKEN}")
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("Shift+Enter")
+    run_cell(page)
     canvas = page.locator(".vblora-stage canvas")
     canvas.wait_for(timeout=LONG)
 
@@ -80,14 +62,15 @@ def test_a_mixture_is_changed_measured_and_restored(browser, lab, screenshots):
     bench.get_by_role("button", name="Undo all").click()
     bench.get_by_text("After undoing").wait_for(timeout=LONG)
     assert "no change" in bench.inner_text()
-    page.locator(".jp-Notebook .jp-Cell").nth(1).locator(".jp-InputPrompt").click()
-    page.keyboard.press("Control+Enter")
+    run_cell(page, 1)
     page.get_by_text("all equal: True").wait_for(timeout=LONG)
     assert "rows by entropy pinned" in page.locator(".jp-Cell").nth(1).inner_text()
 
     # The notebook as it is stored has a picture for readers without a kernel.
-    page.keyboard.press("Control+s")
-    page.wait_for_timeout(3000)
+    with page.expect_response(
+        lambda answer: answer.request.method == "PUT" and path.name in answer.url
+    ):
+        page.keyboard.press("Control+s")
     outputs = nbformat.read(path, 4).cells[0].outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
     page.context.close()

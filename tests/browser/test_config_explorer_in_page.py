@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
-import nbformat
 import pytest
-from browser_lab import TOKEN, jupyter_lab
+from browser_lab import LONG, run_cell
 from explorer_page import ExplorerPage
 from torch import nn
 from transformers import LlamaConfig, OPTConfig
@@ -17,7 +14,6 @@ from vblora_lab import PRESETS, VBLoRAConfig
 from vblora_lab.widgets import ConfigExplorer
 
 OPT_125M = OPTConfig()
-LONG = 120_000  # milliseconds: for a kernel's first imports on a busy machine
 
 
 @pytest.fixture
@@ -360,35 +356,10 @@ explorer
 """
 
 
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explorer")
-    (folder / "work").mkdir()
-    notebook = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(CELL.strip()),
-            nbformat.v4.new_code_cell(
-                "print(explorer.config.num_vectors, explorer.plan.sub_vectors)"
-            ),
-        ],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)"}},
-    )
-    nbformat.write(notebook, folder / "work" / "explore.ipynb")
-    found = subprocess.run([sys.executable, "-c", "import vblora_lab"], cwd=folder, check=False)
-    assert found.returncode == 0, "the kernel needs the package: pip install -e ."
-    with jupyter_lab(folder / "work", folder) as address:
-        yield address
-
-
 def test_a_person_plays_in_jupyterlab(browser, lab, screenshots):
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    page.goto(f"{lab}/lab/tree/explore.ipynb?token={TOKEN}")
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("Shift+Enter")
+    lab.write("explore", CELL, "print(explorer.config.num_vectors, explorer.plan.sub_vectors)")
+    page = lab.open(browser, "explore", viewport={"width": 1400, "height": 1000})
+    run_cell(page)
     explorer = page.locator(".vblora-explorer")
     explorer.wait_for(timeout=LONG)
     number = explorer.locator(".vblora-fact-number").first
@@ -400,7 +371,6 @@ def test_a_person_plays_in_jupyterlab(browser, lab, screenshots):
     page.mouse.down()
     for share in range(8, 14):
         page.mouse.move(box["x"] + box["width"] * share / 13, box["y"] + box["height"] / 2)
-        page.wait_for_timeout(30)
     page.mouse.up()
     page.get_by_text("num_vectors=16384,").wait_for()
     assert number.inner_text() == f"{16384 * 256 + 576 * 16384:,}"
@@ -410,9 +380,7 @@ def test_a_person_plays_in_jupyterlab(browser, lab, screenshots):
     exact.fill("500")
     page.get_by_text("num_vectors=500,").wait_for()
     page.screenshot(path=screenshots / "config-explorer-lab.png")
-    page.locator(".jp-Notebook .jp-Cell").nth(1).click()
-    page.keyboard.press("Escape")
-    page.keyboard.press("Control+Enter")
+    run_cell(page, 1)
     page.locator(".jp-OutputArea-output pre", has_text="500 576").wait_for()
 
     page.get_by_role("menuitem", name="Settings").click()
@@ -420,6 +388,5 @@ def test_a_person_plays_in_jupyterlab(browser, lab, screenshots):
     page.locator(".lm-Menu-item", has_text=re.compile("^JupyterLab Dark$")).click()
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     explorer.scroll_into_view_if_needed()
-    page.wait_for_timeout(500)
     page.screenshot(path=screenshots / "config-explorer-lab-dark.png")
-    context.close()
+    page.context.close()

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from browser_lab import TOKEN, jupyter_lab
+from browser_lab import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "01-vblora-live.ipynb"
-LONG = 120_000  # milliseconds: for a kernel's first imports on a busy machine
-
-
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder / "notebooks")
-    found = subprocess.run([sys.executable, "-c", "import vblora_lab"], cwd=folder, check=False)
-    assert found.returncode == 0, "the kernel needs the package: pip install -e ."
-    with jupyter_lab(folder / "notebooks", folder) as address:
-        yield address
 
 
 @pytest.fixture
 def page(browser, lab):
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    page.goto(f"{lab}/lab/tree/{NOTEBOOK}?token={TOKEN}")
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, lab.files)
+    lab.use_theme(dark=False)
+    page = lab.open(browser, NOTEBOOK.removesuffix(".ipynb"))
     yield page
-    context.close()
+    page.context.close()
 
 
 def show_panel(page):

@@ -73,3 +73,30 @@ def test_loss_chart_grows_with_appends(open_page):
     chart.reset(10)
     page.update(chart)
     assert page.readout == "" and page.tip is None
+
+
+def test_the_table_has_the_numbers_of_the_chart(open_page):
+    chart = LossChart(total_steps=100)
+    losses = np.linspace(4, 2, 100)
+    chart.append(range(1, 101), losses.tolist())
+    chart.append_evaluation(0, 4.5)
+    chart.append_evaluation(50, 3.25)
+    chart.overlay({"<b>one": trace_of(np.arange(1, 51), np.full(50, 1.5))})
+    page = open_page(chart)
+    summary = page.page.get_by_text("Table", exact=True)
+    summary.focus()
+    page.page.keyboard.press("Enter")
+    table = page.page.get_by_role("table")
+    table.wait_for()
+    rows = [line.split("\t") for line in table.locator("tbody").inner_text().split("\n")]
+    assert [row[0] for row in rows][:2] == ["0", "1"] and rows[-1][0] == "100"
+    assert 20 <= len(rows) <= 22
+    by_step = {row[0]: row[1:] for row in rows}
+    assert by_step["0"] == ["", "", "4.500", ""]
+    assert by_step["50"] == [
+        f"{losses[49]:.3f}", f"{losses[40:50].mean():.3f}", "3.250", "1.500"
+    ]  # fmt: skip
+    assert by_step["100"] == ["2.000", f"{losses[90:].mean():.3f}", "", ""]
+    chart.append([101], [1.0])
+    page.update(chart)
+    assert "101\t1.000" in table.inner_text()

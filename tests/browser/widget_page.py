@@ -50,10 +50,17 @@ def state_of(widget) -> str:
     return json.dumps(state).replace("<", "\\u003c")  # "</script>" would end the script
 
 
-class Open:
-    """A widget open in a page."""
+def theme_variables(dark: bool) -> str:
+    """Colours that JupyterLab sets and `PAGE` doesn't, as its two themes have them."""
+    colours = ("#bdbdbd", "#424242", "#212121") if dark else ("#616161", "#e0e0e0", "#f5f5f5")
+    names = ("--jp-ui-font-color2", "--jp-border-color2", "--jp-layout-color1")
+    return f":root {{ {'; '.join(map(': '.join, zip(names, colours, strict=True)))} }}\n"
 
-    def __init__(self, browser, widget, dark=False, width=900, scale=1):
+
+class Open:
+    """A widget open in a page. `css`: rules to follow its own."""
+
+    def __init__(self, browser, widget, dark=False, width=900, scale=1, css=""):
         self.context = browser.new_context(
             viewport={"width": width, "height": 700}, device_scale_factor=scale
         )
@@ -61,7 +68,7 @@ class Open:
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         parts = {
-            "CSS": widget._css, "SOURCE": json.dumps(widget._esm),
+            "CSS": f"{widget._css}\n{css}", "SOURCE": json.dumps(widget._esm),
             "STATE": state_of(widget), "INK": "#fff" if dark else "#000",
             "PAPER": "#111" if dark else "#fff", "IS_LIGHT": "false" if dark else "true",
         }  # fmt: skip

@@ -336,3 +336,15 @@ def test_the_panel_prints_nothing_and_needs_no_pyplot(panel, capfd):
     panel.stop()
     assert capfd.readouterr().out == ""
     assert "matplotlib.pyplot" not in sys.modules
+
+
+# ---- what stays -----------------------------------------------------------------------------
+
+
+def test_the_figure_is_of_the_run_and_not_before_it(panel):
+    with pytest.raises(SessionError, match="no run yet"):
+        panel.figure()
+    assert "image/png" in panel._repr_mimebundle_()[0]  # of what would be trained
+    panel.train(wait=True)
+    line = panel.figure().axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), 4 / np.arange(1, 41))

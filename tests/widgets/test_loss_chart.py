@@ -69,3 +69,18 @@ def test_bad_points_are_refused_and_nothing_changes(steps, losses, says):
     np.testing.assert_array_equal(points(chart), before)
     chart.append([3], [1.0])
     assert len(points(chart)) == 3
+
+
+def test_the_figure_has_the_lines_of_the_chart():
+    chart = LossChart(total_steps=4, smooth_over=2)
+    chart.append([1, 2, 3], [3.0, 2.0, 1.0])
+    chart.append_evaluation(3, 1.5)
+    each, means, evaluations = chart.figure().axes[0].lines
+    np.testing.assert_array_equal(each.get_xydata(), [[1, 3], [2, 2], [3, 1]])
+    np.testing.assert_array_equal(means.get_ydata(), [3, 2.5, 1.5])
+    np.testing.assert_array_equal(evaluations.get_xydata(), [[3, 1.5]])
+    chart.overlay({"other": LossChart()})
+    labels = [line.get_label() for line in chart.figure().axes[0].lines]
+    assert {"this run", "other"} <= set(labels)
+    data, _ = chart._repr_mimebundle_()
+    assert "image/png" in data and "image/png" not in LossChart()._repr_mimebundle_()[0]

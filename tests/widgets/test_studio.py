@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 import time
@@ -320,3 +321,49 @@ def wait_until(true, seconds=60):
     while not true():
         assert time.monotonic() < end, "it never came to be"
         time.sleep(0.01)
+
+
+# ---- what stays in the notebook -------------------------------------------------------------
+
+
+def test_a_notebook_keeps_a_picture_of_the_run(make_session, make_studio):
+    session = make_session()
+    studio = make_studio(session)
+    before = picture_of(studio)
+    assert before["text/plain"] == "TrainingStudio"
+    studio.train(wait=True)
+    after = picture_of(studio)
+    assert tall(after) > tall(before) + 300  # the curve and the map have come
+    # In ipywidgets 7 no method of its own may come before the bundle.
+    assert studio._ipython_display_ is None
+
+
+def test_a_picture_says_what_is_trained_and_how_far(make_studio):
+    studio = make_studio()
+    assert "no step yet" in words(studio._picture())
+    studio.train(wait=True)
+    told = words(studio._picture())
+    loss = studio.trace.losses[-1]
+    for part in (
+        "Training studio · ✓ completed", "mini-opt", "restaurants", "16 vectors of 16",
+        "q_proj, v_proj", f"{STEPS} of 2 pairs", f"{loss:.3f} (nats per token)",
+    ):  # fmt: skip
+        assert part in told, part
+    assert "no step yet" not in told
+
+
+def picture_of(widget):
+    data, metadata = widget._repr_mimebundle_()
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == widget.model_id
+    png = base64.b64decode(data["image/png"])
+    assert png.startswith(b"\x89PNG")
+    assert metadata["image/png"]["alt"]
+    return data
+
+
+def tall(data):
+    return int.from_bytes(base64.b64decode(data["image/png"])[20:24])
+
+
+def words(figure):
+    return "\n".join(text.get_text() for part in figure.subfigs for text in part.texts)

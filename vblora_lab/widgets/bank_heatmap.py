@@ -31,6 +31,7 @@ from vblora_lab.selection import (
     read_selection,
     row_groups,
 )
+from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ FigureKind = Literal["heatmap", "footprint", "usage", "entropy", "sharing", "chu
 CHANGES = ("swap", "reweight", "force", "switch_off", "undo", "restore")
 
 
-class BankHeatmap(anywidget.AnyWidget):
+class BankHeatmap(Pictured, anywidget.AnyWidget):
     """A heatmap of sub-vectors (rows) by bank vectors (columns), and what goes with it.
 
     Args:
@@ -532,10 +533,11 @@ class BankHeatmap(anywidget.AnyWidget):
                 for i, (facts, blocks) in enumerate(deltas)
             }
         state = {name: getattr(self, name) for name in self._own_traits()} | {"bench": {}}
+        png, _ = self.figure()._repr_png_()  # type: ignore[attr-defined]
         page = _PAGE.format(
             title=escape(title),
             css=self._css,
-            picture=base64.b64encode(self._picture()).decode(),
+            picture=base64.b64encode(png).decode(),
             state=_json(state),
             answers=_json(answers),
             source=source("canvas.js", "bank_heatmap.js", "stored_model.js"),
@@ -544,16 +546,8 @@ class BankHeatmap(anywidget.AnyWidget):
         path.write_text(page, encoding="utf-8")
         return path
 
-    def _picture(self) -> bytes:
-        figure = self.figure()
-        return figure._repr_png_()[0]  # type: ignore[attr-defined]
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget; and a picture, for pages that show the notebook without a kernel."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is not None and self.selection is not None:
-            bundle[0]["image/png"] = base64.b64encode(self._picture()).decode()
-        return bundle
+    def _picture(self) -> Figure | None:
+        return None if self.selection is None else self.figure()
 
 
 _PAGE = """<!doctype html>

@@ -770,9 +770,13 @@ function drawCut(stage, cut, { r, num_vectors, vector_length, topk }, width, id)
   const bankTall = Math.min(num_vectors * scale, Math.max(H, 60));
   const label = `bank: ${num_vectors.toLocaleString("en")} × ${length}`;
   const labelX = Math.max(bankX, Math.min(bankX + h / 2, width) - 4 * label.length);
-  const needed = Math.min(width, Math.max(bankX + h, labelX + 7.2 * label.length) + 4);
+  const labelWide = 7.2 * label.length;
+  const wanted = Math.max(bankX + h, labelX + labelWide) + 4;
+  const needed = Math.min(width, wanted);
+  // Where there is no room to the right, the label ends at the edge, and below W if it reaches that.
+  const labelY = y + (width - labelWide < x + W + 4 ? Math.max(H, bankTall) : bankTall) + 16;
   const svg = draw(stage, "svg", {
-    role: "img", width: needed, height: y + Math.max(H, bankTall + 20) + 4,
+    role: "img", width: needed, height: Math.max(y + H, labelY + 4) + 4,
     class: "vblora-cut-picture",
   });
   const text = (at, down, words, anchor = "middle") =>
@@ -789,7 +793,8 @@ function drawCut(stage, cut, { r, num_vectors, vector_length, topk }, width, id)
 
   // The bank: as wide as its vectors are long. Taller than there is room, it is cut off below.
   draw(svg, "rect", { x: bankX, y, width: h, height: bankTall, class: "vblora-bank" });
-  text(labelX, y + bankTall + 16, label, "start");
+  if (wanted > width) text(width - 2, labelY, label, "end");
+  else text(labelX, labelY, label, "start");
   if (cut.tiles_A) {
     const lane = thick / r;
     const tile = { x: x + W - h, y: top, width: h, height: Math.max(lane, 1.5) };

@@ -6,7 +6,6 @@ are `plan`'s, all sentences are those of errors and problems; `config_explorer.j
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import enum
 import re
@@ -31,6 +30,7 @@ from vblora_lab.plan_plots import plan_figure
 from vblora_lab.planning import Plan, Target, base_of, plan
 from vblora_lab.presets import PRESETS
 from vblora_lab.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules
+from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
 FIELDS = (*VBLoRAConfig.__annotations__, "task_type")
@@ -39,7 +39,7 @@ FIELDS = (*VBLoRAConfig.__annotations__, "task_type")
 Explorable = nn.Module | Base | PretrainedConfig | str | Path
 
 
-class ConfigExplorer(anywidget.AnyWidget):
+class ConfigExplorer(Pictured, anywidget.AnyWidget):
     """A form for a `VBLoRAConfig` that shows live what the config would do to a model.
 
     Args:
@@ -85,18 +85,8 @@ class ConfigExplorer(anywidget.AnyWidget):
         """The plan as a figure that stays: sizes on log axes, and the modules by layer."""
         return plan_figure(self.plan, self._names)
 
-    # ipywidgets 7 displays by this method, and then asks for no bundle and shows no picture.
-    _ipython_display_ = None
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The widget, and the figure for whoever reads the notebook without a kernel."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle
-        png, size = self.figure()._repr_png_()  # type: ignore[attr-defined]
-        data["image/png"] = base64.b64encode(png).decode()
-        return data, {**metadata, "image/png": size}
+    def _picture(self) -> Figure:
+        return self.figure()
 
     @traitlets.validate("config")
     def _check_config(self, proposal: Any) -> VBLoRAConfig:

@@ -5,11 +5,12 @@ const MARGIN = { left: 58, right: 18, top: 10, bottom: 42 };
 const CHART_HINT = "Point at the line, or use the left and right arrow keys, to read a step.";
 const CHART_LABEL =
   "Line chart of the training loss by step. Left and right arrow keys read one step after another, " +
-  "home and end go to the first and last, escape leaves.";
+  "home and end go to the first and last, escape leaves. Table, below, has the numbers.";
 
 // Other runs: four dashes and three colours make twelve that differ.
 const DASHES = [[7, 4], [2, 3], [10, 3, 2, 3], [14, 4]];
 const COLOURS = 3;
+const TABLE_ROWS = 20; // and one for each evaluation
 
 class Chart {
   constructor(model, el) {
@@ -17,6 +18,9 @@ class Chart {
     Object.assign(this, frame(el, "Loss", CHART_LABEL));
     this.at = -1; // which point is read out
     this.redraw = oncePerFrame(() => this.draw());
+    this.table = make(this.root, "details", "vblora-table vblora-numbers");
+    this.table.addEventListener("toggle", () => this.fillTable());
+    make(this.table, "summary", "", "Table");
     this.decode();
   }
 
@@ -37,6 +41,7 @@ class Chart {
       return { name, points, dash: DASHES[i % DASHES.length], colour: 1 + (i % COLOURS) };
     });
     this.writeLegend();
+    this.fillTable();
   }
 
   writeLegend() {
@@ -216,7 +221,7 @@ class Chart {
     context.fill();
   }
 
-  // ---- what it says, the hand and the keyboard ------------------------------------------------
+  // ---- what it says ----------------------------------------------------------------------------
 
   tell() {
     this.tip.hidden = true;
@@ -236,6 +241,44 @@ class Chart {
     for (const line of lines) make(this.tip, "div", "", line);
     placeTip(this.tip, this.stage, this.x(step), this.y(mean));
   }
+
+  // ---- the same as a table --------------------------------------------------------------------
+
+  /** Which points stand in it: evenly spaced, first and last among them. */
+  tableRows() {
+    const rows = new Map(); // step -> place of its point, -1 for an evaluation without one
+    for (let i = 0; i < this.evaluations.length; i += 2) rows.set(this.evaluations[i], -1);
+    const every = Math.max(1, (this.count - 1) / (TABLE_ROWS - 1));
+    for (let at = 0; at < this.count; at++) {
+      const step = this.points[3 * at];
+      const chosen = Math.round(Math.round(at / every) * every) === at;
+      if (chosen || rows.has(step)) rows.set(step, at);
+    }
+    return [...rows].sort(([a], [b]) => a - b);
+  }
+
+  fillTable() {
+    this.table.hidden = !this.count && !this.evaluations.length;
+    this.table.querySelector("table")?.remove();
+    if (!this.table.open || this.table.hidden) return;
+    const table = make(this.table, "table");
+    make(table, "caption", "", `Losses in nats per token, ${this.count} steps`);
+    const heads = make(make(table, "thead"), "tr");
+    const names = this.others.map(({ name }) => name);
+    const mean = `mean of the last ${this.model.get("smooth_over")}`;
+    for (const text of ["step", "batch", mean, "validation", ...names]) make(heads, "th", "", text).scope = "col";
+    const body = make(table, "tbody");
+    const number = (value) => (value === null || value === undefined ? "" : value.toFixed(3));
+    for (const [step, at] of this.tableRows()) {
+      const line = make(body, "tr");
+      make(line, "th", "", String(step)).scope = "row";
+      const { loss, mean } = at < 0 ? {} : this.point(at);
+      const theirs = this.others.map((other) => this.otherAt(other, step));
+      for (const value of [loss, mean, this.evaluationAt(step), ...theirs]) make(line, "td", "", number(value));
+    }
+  }
+
+  // ---- the hand and the keyboard --------------------------------------------------------------
 
   /** The point whose step is nearest to the pointer. */
   hover(event) {

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import numpy as np
 import traitlets
+from matplotlib.figure import Figure
 
-from vblora_lab.plots import SMOOTH_OVER, smooth
+from vblora_lab.plots import SMOOTH_OVER, loss_curve, loss_curves, smooth
+from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
 if TYPE_CHECKING:
     from vblora_lab.train.trace import Trace
 
+THIS_RUN = "this run"
 CHUNK = 512
 """Steps that travel together. An append sends the last, open chunk alone: 6 kB at most."""
 
 
-class LossChart(anywidget.AnyWidget):
+class LossChart(Pictured, anywidget.AnyWidget):
     """A line of training losses with its running mean, and points for evaluation losses.
 
     `smooth_over` may be set at any time; `overlay` puts the smoothed losses of other runs behind.
@@ -51,6 +54,40 @@ class LossChart(anywidget.AnyWidget):
         self._evaluations: list[tuple[int, float]] = []
         self._others: dict[str, Trace] = {}
         super().__init__(total_steps=total_steps, height=height, **kwargs)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(n,) int64, the steps of the line."""
+        return np.array(self._steps, np.int64)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(n,) float64, in nats per token."""
+        return np.array(self._losses, np.float64)
+
+    @property
+    def eval_steps(self) -> np.ndarray:
+        """(m,) int64, the steps of the evaluations."""
+        return np.array([step for step, _ in self._evaluations], np.int64)
+
+    @property
+    def eval_losses(self) -> np.ndarray:
+        """(m,) float64, in nats per token."""
+        return np.array([loss for _, loss in self._evaluations], np.float64)
+
+    @property
+    def base(self) -> str:
+        """The chart doesn't know its base model; who has the trace does."""
+        return ""
+
+    def figure(self) -> Figure:
+        """The chart as a matplotlib Figure, smoothed and with other runs as on the screen."""
+        if self._others:
+            return loss_curves({THIS_RUN: self, **self._others}, self.smooth_over)
+        return loss_curve(self, self.smooth_over)
+
+    def _picture(self) -> Figure | None:
+        return self.figure() if self._steps or self._evaluations or self._others else None
 
     def reset(self, total_steps: int = 0) -> None:
         """Forget this run's points and start an axis of `total_steps`. Other runs stay."""

@@ -25,13 +25,17 @@ _STATES = {  # a sign and a word for each, so that colour alone carries no meani
 }
 
 
+def state(status: str) -> str:
+    """A status as a sign and a word."""
+    return " ".join(_STATES[status])
+
+
 def header(title: str, base: str, task: str, status: str) -> str:
     """The panel's title line. `status`: as `TrainingSession.status`, or "stopping"."""
-    sign, word = _STATES[status]
     return (
         f'<div class="vblora-header"><span class="vblora-title">{escape(title)}</span>'
         f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'
-        f'<span class="vblora-status vblora-{status}" role="status">{sign} {word}</span></div>'
+        f'<span class="vblora-status vblora-{status}" role="status">{state(status)}</span></div>'
     )
 
 
@@ -91,17 +95,19 @@ def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int |
     if not before:
         return ""
     later = "After training" if after_step is None else f"After {after_step} steps"
+    heads = ("It is told", "A person would write", "Before training", later)
     rows = []
     for i, sample in enumerate(before):
         then = _said(after[i]) if after else f'<span class="vblora-wait">{NOTHING}</span>'
-        rows.append(
-            f'<tr><td class="vblora-facts">{_slots(sample.mr)}</td>'
-            f"<td>{escape(sample.reference)}</td><td>{_said(sample)}</td><td>{then}</td></tr>"
+        cells = (_slots(sample.mr), escape(sample.reference), _said(sample), then)
+        # On a narrow page cells stand below each other, each with its own head.
+        named = (
+            f'<td data-head="{head}">{text}</td>' for head, text in zip(heads, cells, strict=True)
         )
+        rows.append(f"<tr>{''.join(named)}</tr>")
     return (
-        '<div class="vblora-chart-title">What the model writes</div>'
-        '<table class="vblora-samples"><thead><tr><th>It is told</th><th>A person would write</th>'
-        f"<th>Before training</th><th>{later}</th></tr></thead>"
+        '<div class="vblora-chart-title">What the model writes</div><table class="vblora-samples">'
+        f"<thead><tr>{''.join(f'<th scope=col>{head}</th>' for head in heads)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 

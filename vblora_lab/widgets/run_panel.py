@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anywidget
 import ipywidgets
+from matplotlib.figure import Figure
 
 from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import SessionError
 from vblora_lab.frontend import Driver, detect
+from vblora_lab.plots import run_summary
 from vblora_lab.selection import Selection
 from vblora_lab.train import LearningRates, Trace, TrainingSession
 from vblora_lab.train.events import (
@@ -34,6 +37,7 @@ from vblora_lab.train.events import (
     Stepped,
 )
 from vblora_lab.widgets import readout
+from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
 from vblora_lab.widgets.loss_chart import LossChart
@@ -54,7 +58,14 @@ class _News:
     unseen_selection: Selection | None = None
 
 
-class RunPanel(ipywidgets.VBox):
+class _Frame(anywidget.AnyWidget):
+    """A panel's style, and names for its sliders, which ipywidgets gives none."""
+
+    _esm = source("run_panel.js")
+    _css = source("theme.css", "live.css")
+
+
+class RunPanel(Pictured, ipywidgets.VBox):
     """The screen of a run. A subclass makes or is given the session, and says how it begins."""
 
     _title: str
@@ -134,6 +145,26 @@ class RunPanel(ipywidgets.VBox):
         except KeyboardInterrupt:
             self.session.stop()
             return self.session.wait(timeout)
+
+    def figure(self) -> Figure:
+        """The loss curve as a matplotlib Figure, as on the screen. `heatmap.figure` has the map.
+
+        Raises `SessionError` before the first run.
+        """
+        self._the_session()
+        return self.loss_chart.figure()
+
+    def _picture(self) -> Figure:
+        told = {
+            name: f"{number} ({note})"
+            for name, (number, note) in self._numbers().items()
+            if number != readout.NOTHING
+        }
+        facts = {"base model": self._base.label, "task": self._task.name}
+        if self.session is not None:
+            facts |= settings_of(self.session)
+        title = f"{self._title} · {readout.state(self.status)}"
+        return run_summary(self.trace or Trace(), title, facts | told)
 
     # ---- what the session says -----------------------------------------------------------------
 
@@ -266,7 +297,7 @@ class RunPanel(ipywidgets.VBox):
         )
         super().__init__(
             [
-                ipywidgets.HTML(f"<style>{source('theme.css', 'live.css')}</style>"),
+                _Frame(),
                 self._header,
                 self._message,
                 classed(ipywidgets.HBox([settings, views]), "vblora-columns"),
@@ -333,6 +364,19 @@ class RunPanel(ipywidgets.VBox):
     def _show_header(self, state: str) -> None:
         base, task = self._base.label, self._task.name
         self._header.value = readout.header(self._title, base, task, state)
+
+
+def settings_of(session: TrainingSession) -> dict[str, str]:
+    """What a session trains, in words."""
+    config = session.config
+    targets = config.target_modules
+    return {
+        "bank": f"{config.num_vectors} vectors of {config.vector_length}",
+        "r, topk": f"{config.r}, {config.topk}",
+        "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets or ())),
+        "steps": f"{session.steps} of {session.batch_size} pairs",
+        "seed": str(session.seed),
+    }
 
 
 def classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:

@@ -20,11 +20,11 @@ from vblora_lab.train.exports import export_adapter, export_code, export_lora, e
 from vblora_lab.train.folder import RunFolder
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import group
-from vblora_lab.widgets.run_panel import RunPanel, classed
+from vblora_lab.widgets.loss_chart import THIS_RUN
+from vblora_lab.widgets.run_panel import RunPanel, classed, settings_of
 
 Export = Literal["adapter", "LoRA", "trace", "figure", "code"]
 FIGURE = "loss.png"
-THIS_RUN = "this run"
 SMALLEST_RATE = 1e-8
 """Where the rates' sliders begin: they are logarithmic, and have no 0."""
 
@@ -178,7 +178,7 @@ class TrainingStudio(RunPanel):
         self._written = ipywidgets.HTML()
         column = ipywidgets.VBox(
             [
-                group("This run"), ipywidgets.HTML(readout.facts(_facts(session))),
+                group("This run"), ipywidgets.HTML(readout.facts(settings_of(session))),
                 group("Learning rates"), self.bank_rate, self.logits_rate,
                 group("Loss curve"), self.smoothing, self.overlay,
                 group("Export"), self.folder,
@@ -226,18 +226,6 @@ class TrainingStudio(RunPanel):
         with place.writing(FIGURE) as aside:
             self.figure().savefig(aside, dpi=200)
         return place.path / FIGURE
-
-
-def _facts(session: TrainingSession) -> dict[str, object]:
-    config = session.config
-    targets = config.target_modules
-    return {
-        "bank": f"{config.num_vectors} vectors of {config.vector_length}",
-        "r, topk": f"{config.r}, {config.topk}",
-        "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets or ())),
-        "steps": f"{session.steps} of {session.batch_size} pairs",
-        "seed": session.seed,
-    }
 
 
 def _rate(name: str, value: float, options: Mapping[str, Any]) -> ipywidgets.FloatLogSlider:

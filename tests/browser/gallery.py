@@ -1,0 +1,100 @@
+"""What the pictures in docs/images show: every widget, with the same content each time.
+
+A run of LiveTraining as it stands in the first notebook was recorded once, and another with lower
+rates to lay under it (`python tools/images.py --record`); here they are told again. The adapter of
+that run is made of the mixtures that its trace ends with, and of its bank.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import OPTConfig
+
+from vblora_lab import PRESETS, LearningRates, Trace, TrainingSession, get_peft_model, load_base
+from vblora_lab.model import adapted_layers
+from vblora_lab.train import Replay, Stepped
+from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, TrainingStudio
+from vblora_lab.widgets.live import RATES
+
+DATA = Path(__file__).parent / "data"
+RUN, SLOWER, BANK = DATA / "run.trace", DATA / "slower.trace", DATA / "bank.npy"
+SLOW_RATES = LearningRates(bank=RATES.bank / 5, logits=RATES.logits / 5)
+SHOWN_STEP = 120  # of the run that the studio is in the middle of
+SELECT_EVERY = 10
+
+
+def config_explorer() -> ConfigExplorer:
+    return ConfigExplorer(OPTConfig(), PRESETS["first-layers"].config())
+
+
+def bank_heatmap() -> BankHeatmap:
+    trace = Trace.load(RUN)
+    adapted = SimpleNamespace(trace=trace, model=adapter_of(trace))
+    heatmap = BankHeatmap(adapted, lambda: (float(trace.eval_losses[-1]), ""))  # type: ignore[arg-type]
+    heatmap.bench = {}
+    heatmap.pinned_row = 20
+    return heatmap
+
+
+def adapter_of(trace: Trace) -> PeftModel:
+    """mini-OPT with the adapter that the trace ends with, up to what no mixture has."""
+    selection = trace.selections[-1][1]
+    model = get_peft_model(load_base("mini-opt", device="cpu").model, live_training().config)
+    rows = selection.sub_vectors
+    layers = adapted_layers(model)
+    with torch.no_grad():
+        for row, (vectors, weights) in enumerate(
+            zip(selection.indices, selection.weights, strict=True)
+        ):
+            layer = layers[rows.modules[rows.module[row]]]
+            logits = getattr(layer, f"vblora_logits_{rows.matrix[row]}")["default"]
+            rank, tile = int(rows.rank[row]), int(rows.tile[row])
+            place = logits[rank, tile] if rows.matrix[row] == "A" else logits[tile, rank]
+            place.fill_(-30.0)
+            place[torch.from_numpy(vectors).long()] = torch.from_numpy(np.log(weights))
+        bank = next(iter(layers.values())).vblora_vector_bank["default"]
+        bank.copy_(torch.from_numpy(np.load(BANK)).float())
+    return model
+
+
+def live_training() -> LiveTraining:
+    return LiveTraining(driver="thread")
+
+
+def completed_training() -> LiveTraining:
+    panel = live_training()
+    panel._reset(panel.controls.steps.value)
+    Replay(Trace.load(RUN), listeners=[panel._listen]).run()
+    return panel
+
+
+def training_studio() -> TrainingStudio:
+    """In the middle of the run, with the other one under its loss curve."""
+    base = load_base("mini-opt", device="cpu")
+    session = TrainingSession(base, live_training().config, steps=200, learning_rates=RATES)
+    studio = TrainingStudio(session, runs={"lower rates": Trace.load(SLOWER)}, driver="thread")
+    studio.overlay.value = ("lower rates",)
+    for event in Trace.load(RUN).events:
+        studio._listen(event)
+        if isinstance(event, Stepped) and event.step == SHOWN_STEP:
+            break
+    studio._show_news()
+    return studio
+
+
+def record() -> None:
+    """Train both runs, and keep what the functions above need."""
+    panel = LiveTraining(driver="foreground", select_every=SELECT_EVERY)
+    panel.train().save(RUN)
+    bank = next(iter(adapted_layers(panel.session.model).values())).vblora_vector_bank["default"]
+    np.save(BANK, bank.detach().numpy().astype(np.float16))
+    slower = TrainingSession(
+        "mini-opt", panel.config, steps=200, learning_rates=SLOW_RATES, seed=1, eval_examples=0,
+        sample_count=0, select_every=0,
+    )  # fmt: skip
+    slower.run().save(SLOWER)
