@@ -1,5 +1,5 @@
-# make lab | make test | make demo | make setup | make check | make notebooks | make site | make bench
-# make clean
+# make lab | make test | make demo | make setup | make check | make notebooks | make images | make site
+# make bench | make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ lab test notebooks site: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test demo setup check notebooks site bench clean binder-check colab-check matrix
+.PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
 
 lab: $(READY)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
@@ -42,6 +42,9 @@ check: $(READY)  ## lint, formatting and types
 
 notebooks: $(READY)  ## run the notebooks and store the outputs that tests compare
 	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
+
+images: $(READY)  ## take the pictures in docs/images anew
+	$(BIN)/python tools/images.py
 
 site: $(READY)  ## run the course and make it a site, in build/site/html
 	OMP_NUM_THREADS=1 $(BIN)/python tools/make_site.py
