@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 LIMIT = 1.4e9  # bytes
 
@@ -33,6 +34,10 @@ print("peak", 1024 * int(peak.split()[1]))
 """
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is not None,
+    reason="a CUDA build of PyTorch takes several hundred MB more; small machines have a CPU build",
+)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_opt_125m_trains_within_the_limit():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)

@@ -78,6 +78,7 @@ class Explorer {
     this.redrawCut = oncePerFrame(() => this.showCut());
     const stop = onAppearance(this.stage, this.redrawCut);
     this.leave = () => {
+      this.ofWidth.disconnect();
       stop();
       for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
     };
@@ -517,6 +518,14 @@ class Explorer {
     const sizes = this.section("Sizes");
     this.parameterBars = make(sizes, "div", "vblora-bars");
     this.byteBars = make(sizes, "div", "vblora-bars");
+    // An axis has as many labels as there is room for, which is known once the page is laid out.
+    let width = 0;
+    this.ofWidth = new ResizeObserver(() => {
+      if (this.byteBars.clientWidth === width) return; // bars that are drawn change the height
+      width = this.byteBars.clientWidth;
+      this.showSizes();
+    });
+    this.ofWidth.observe(this.byteBars);
     const cut = this.section("How A and B are cut");
     this.cutChoice = make(cut.head, "select", "vblora-select");
     this.cutChoice.setAttribute("aria-label", "Modules whose cut is drawn");
@@ -554,8 +563,7 @@ class Explorer {
       box.classList.toggle("vblora-refused", found.some((problem) => problem.field === name));
     for (const tell of Object.values(this.countOf)) tell(view);
     this.showFacts(view.facts);
-    this.showBars(this.parameterBars, view.parameters, "parameters", 10, 100);
-    this.showBars(this.byteBars, view.stored, "bytes", 2, 1024);
+    this.showSizes();
     this.offerCuts(view.cuts);
     this.showCut();
     this.showRows(view.rows);
@@ -601,6 +609,12 @@ class Explorer {
       this.factParts[i][0].textContent = number;
       this.factParts[i][1].textContent = note;
     });
+  }
+
+  showSizes() {
+    const view = this.model.get("view");
+    this.showBars(this.parameterBars, view.parameters, "parameters", 10, 100);
+    this.showBars(this.byteBars, view.stored, "bytes", 2, 1024);
   }
 
   /** Bars on a log axis that stays as it is while sliders move: from `low` to the largest value. */
