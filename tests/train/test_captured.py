@@ -10,7 +10,7 @@ from transformers import OPTConfig, OPTForCausalLM, TrainingArguments
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.peft import get_peft_model
 from vblora_lab.train import CapturedStep, CapturingTrainer
-from vblora_lab.train.captured import _Graph, why_not
+from vblora_lab.train.captured import _Graph, check_room, why_not
 from vblora_lab.train.prompts import Collator
 
 CUDA = torch.cuda.is_available()
@@ -221,6 +221,29 @@ def test_what_cannot_be_captured_on_a_gpu():
     assert "capturable" in why_not(model, plain)
     model.gradient_checkpointing_enable()
     assert "checkpointing" in why_not(model)
+
+
+@pytest.mark.parametrize(
+    "free, fraction, enough",
+    [(3.1e9, 1.0, True), (2.9e9, 1.0, False), (8e9, 0.5, True), (8e9, 0.4, False)],
+)
+def test_a_graph_is_not_begun_where_its_memory_is_not_free(monkeypatch, free, fraction, enough):
+    """Steps took 5 GB at most, and 2 GB are in use between them; 10 GB is all there is."""
+    says = {
+        "empty_cache": lambda: None,
+        "max_memory_allocated": lambda device: 5e9,
+        "memory_allocated": lambda device: 2e9,
+        "memory_reserved": lambda device: 2e9,
+        "mem_get_info": lambda device: (free, 10e9),
+        "get_per_process_memory_fraction": lambda device: fraction,
+    }
+    for name, answer in says.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    if enough:
+        check_room(torch.device("cuda"))
+    else:
+        with pytest.raises(RuntimeError, match=r"needs about 3.0 GB, and [\d.]+ are free"):
+            check_room(torch.device("cuda"))
 
 
 def test_eager_steps_train(caplog):

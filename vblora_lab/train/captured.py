@@ -113,7 +113,7 @@ class CapturedStep:
         torch.cuda.synchronize()
         before.restore(after_failure=True)
         self._graphs.clear()
-        gc.collect()  # what failed for want of memory leaves all of it to the eager steps
+        gc.collect()  # eager steps may need all the memory that there is
         torch.cuda.empty_cache()
         logger.warning("training steps stay eager; capturing failed: %s", self.reason)
         return False
@@ -181,6 +181,7 @@ class _Graph:
                 step(self.batch)
                 before.restore()
         torch.cuda.current_stream().wait_stream(side)
+        check_room(before.device)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             self.loss = step(self.batch)
@@ -196,6 +197,23 @@ class _Graph:
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return self.loss.clone()
+
+
+def check_room(device: torch.device) -> None:
+    """Raise RuntimeError where a graph's own memory, about that of an eager step, isn't free.
+
+    To be asked after eager steps and before a capture. One that fails on the way never gives back
+    what it took by then, until the process ends (PyTorch up to 2.13, pull request 190348).
+    """
+    torch.cuda.empty_cache()
+    needed = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    free = min(free, allowed - torch.cuda.memory_reserved(device))
+    if needed > free:
+        raise RuntimeError(
+            f"a graph needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+        )
 
 
 class CapturingTrainer(Trainer):

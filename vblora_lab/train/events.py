@@ -48,7 +48,7 @@ class Started:
 class Stepped:
     """One optimizer step is done; speeds are means since the first step, pauses left out.
 
-    peak_memory_bytes: the most that was in use so far: on the CUDA device, or else by the process.
+    peak_memory_bytes: the most so far: on the CUDA device in this run, or else by the process.
     """
 
     step: int

@@ -44,6 +44,7 @@ from vblora_lab.train.events import (
 from vblora_lab.train.folder import ADAPTER, RunFolder
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
+from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
 from vblora_lab.train.runs import TRACE
@@ -216,6 +217,7 @@ class TrainingSession(Driven):
 
     def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
+        forget_peak(trainer.args.device)  # of runs before this one
         self._emit(self._describe())
         if self._folder and self.is_first:
             self._write("the folder", partial(self._folder.open, self._settings))
