@@ -4,8 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LAB := $(VENV)/.lab
 READY := $(VENV)/.ready
 WORKERS ?= 2
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Jupyter refuses to run as root (in a container, say) unless told that this is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -18,7 +20,7 @@ lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
 .PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
 
-lab: $(READY)  ## start JupyterLab on the notebooks
+lab: $(LAB)  ## start JupyterLab on the notebooks
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
 
 # Two processes, each with one thread and with whole files, since what a file's tests share is made
@@ -30,7 +32,7 @@ test: $(READY)  ## run every test and every notebook
 	$(BIN)/python -m pytest tests/browser || failed=1; \
 	exit $$failed
 
-demo: $(READY)  ## train in the terminal; leaves everything in demo/
+demo: $(LAB)  ## train in the terminal; leaves everything in demo/
 	$(BIN)/vblora-lab demo --out demo
 
 setup: $(READY)  ## make the environment in .venv
@@ -65,10 +67,14 @@ matrix: $(READY)  ## run tests on the oldest and the newest supported dependenci
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(READY): pyproject.toml constraints.txt
+# What the lab needs; tests, checks and the site need more.
+$(LAB): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vblora_lab needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[lab,dev,site]'
+	$(INSTALL) --editable '.[lab]'
+	@touch $@
+
+$(READY): $(LAB)
+	$(INSTALL) --editable '.[lab,dev,site]'
 	@touch $@
