@@ -89,6 +89,10 @@ class _Kept(NamedTuple):
     without_grad: set[Key]
     leaves: dict[Key, Matrices]
 
+    @classmethod
+    def nothing(cls) -> _Kept:
+        return cls({}, None, set(), {})
+
 
 def mix_all(
     logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
@@ -138,7 +142,7 @@ class Pool:
         self._matrices: dict[Key, Matrices] = {}
         self._without_grad: set[Key] = set()
         self._autocast: torch.dtype | None = None  # as it was when they were mixed
-        self._kept = _Kept({}, None, set(), {})
+        self._kept = _Kept.nothing()
         self._thread: int | None = None  # which runs a pass now
         self._calls = 0  # how deep in `held` blocks and passes it is
         self._last_cast: tuple[object, ...] = ()
@@ -221,7 +225,7 @@ class Pool:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of the last pass goes before the next is made. (Through it the parameters'
             # gradient nodes would live on, and with them the stream that was current then.)
-            self._kept = _Kept({}, None, set(), {})
+            self._kept = _Kept.nothing()
         self._matrices = {
             key: matrices for name in names for key, matrices in self._mixed(name).items()
         }
