@@ -146,6 +146,17 @@ def test_out_of_memory_names_what_was_found_to_fit(base, task, config, tokens, m
     assert all(p.grad is None for p in session.model.parameters())
 
 
+def test_the_batch_that_is_named_fits_the_longest_texts_too(base, task, config):
+    session = TrainingSession(base, config, task, steps=12, **SMALL)
+    equal_rows(session, 16)
+    for row in session._encoded[::10]:
+        row.update({"input_ids": [7] * 24, "labels": [7] * 24})
+    SmallDevice(session, 2 * 24)
+    message = r"a batch of 4 x 16 tokens .*; 2 x 24 fits\. Choose batch_size=2\.$"
+    with pytest.raises(BatchTooLargeError, match=message):
+        session.run()
+
+
 def test_the_batch_that_is_named_trains(base, task, config):
     options = {**SMALL, "batch_size": 2}
     session = TrainingSession(base, config, task, steps=3, **options)

@@ -65,7 +65,11 @@ class LabTrainer(CapturingTrainer):
         return loss
 
     def _what_fits(self, inputs: dict[str, Tensor]) -> str:
-        batch = self._prepare_inputs(inputs)
+        rows, length = inputs["input_ids"].shape
+        start = f"a batch of {rows} x {length} tokens does not fit into the GPU's memory"
+        # A batch is as long as its own texts: what is named must hold for the longest there are.
+        by_length = sorted(self.train_dataset, key=lambda row: -len(row["input_ids"]))
+        batch = self._prepare_inputs(self.data_collator(by_length[:rows]))
         trained = [p for p in self.model.parameters() if p.requires_grad]
 
         def attempt(part: Any) -> None:
@@ -74,13 +78,13 @@ class LabTrainer(CapturingTrainer):
             # Not backward(): other processes would wait for gradients, and .grad stays as it is.
             torch.autograd.grad(loss, trained, allow_unused=True)
 
-        rows, length = batch["input_ids"].shape
+        longest = batch["input_ids"].shape[1]
         found = largest_that_fits(attempt, batch)
-        start = f"a batch of {rows} x {length} tokens does not fit into the GPU's memory"
         if found is None:
             return f"{start}, and not a single token does: other programs, or the model, fill it."
-        return f"{start}; {found[0]} x {found[1]} fits. Choose batch_size={found[0]}" + (
-            "." if found[1] == length else f" and texts of at most {found[1]} tokens."
+        choice = f"Choose batch_size={found[0] * self.args.world_size}"
+        return f"{start}; {found[0]} x {found[1]} fits. {choice}" + (
+            "." if found[1] == longest else f" and texts of at most {found[1]} tokens."
         )
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
