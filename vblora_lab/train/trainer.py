@@ -33,13 +33,15 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 class LabTrainer(CapturingTrainer):
     """A Trainer that watches its numbers, and whose checkpoints are whole or not there.
 
-    run_folder: where checkpoints are kept, None for nowhere; emit: gets `Saved` and `SaveFailed`.
+    rows: those it draws from; run_folder: where checkpoints are kept, None for nowhere; emit: gets
+    `Saved` and `SaveFailed`.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     guard: Guard
     emit: Listener
+    rows: Sequence[Row]
     run_folder: RunFolder | None = None
 
     def training_step(
@@ -68,7 +70,7 @@ class LabTrainer(CapturingTrainer):
         rows, length = inputs["input_ids"].shape
         start = f"a batch of {rows} x {length} tokens does not fit into the GPU's memory"
         # A batch is as long as its own texts: what is named must hold for the longest there are.
-        by_length = sorted(self.train_dataset, key=lambda row: -len(row["input_ids"]))
+        by_length = sorted(self.rows, key=lambda row: -len(row["input_ids"]))
         batch = self._prepare_inputs(self.data_collator(by_length[:rows]))
         trained = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -203,7 +205,8 @@ def make_trainer(
         optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
-    trainer.guard, trainer.emit, trainer.run_folder = Guard(model), emit, run_folder
+    trainer.guard, trainer.rows = Guard(model), train_rows
+    trainer.emit, trainer.run_folder = emit, run_folder
     trainer.remove_callback(PrinterCallback)
     return trainer
 

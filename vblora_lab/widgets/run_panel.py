@@ -42,7 +42,7 @@ from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
 from vblora_lab.widgets.loss_chart import LossChart
 
-SHOW_EVERY = 0.2
+SHOW_EVERY = 0.5
 """Seconds between two updates of the screen."""
 
 
