@@ -133,6 +133,29 @@ def run_cell(page: Any, number: int = 0) -> None:
     raise RuntimeError(f"cell {number} can't be run")
 
 
+def picture(canvas: Any) -> str:
+    """What is drawn on a canvas, as text to compare."""
+    return canvas.evaluate("canvas => canvas.toDataURL()")
+
+
+def steps_told(page: Any) -> int:
+    """How many steps the panel of a training says are done."""
+    return int(page.locator(".vblora-steps").inner_text().split(" ")[1])
+
+
+def wait_for_step(page: Any, step: int) -> int:
+    """Wait until the panel tells of that many steps; how many it tells of then."""
+    page.wait_for_function(
+        """step => {
+          const text = document.querySelector(".vblora-steps")?.textContent ?? "";
+          return Number(text.split(" ")[1]) >= step;
+        }""",
+        arg=step,
+        timeout=LONG,
+    )
+    return steps_told(page)
+
+
 @contextmanager
 def jupyter(
     application: str, files: Path, home: Path, python: str = sys.executable

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser_lab import LONG
+from browser_lab import LONG, picture, wait_for_step
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "01-vblora-live.ipynb"
@@ -111,18 +111,3 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     wait_for_step(page, 2)
     panel.get_by_role("button", name="Stop").click()
     page.get_by_text("■ stopped").wait_for()
-
-
-def picture(canvas) -> str:
-    return canvas.evaluate("canvas => canvas.toDataURL()")
-
-
-def wait_for_step(page, step: int) -> None:
-    page.wait_for_function(
-        """step => {
-          const text = document.querySelector(".vblora-steps")?.textContent ?? "";
-          return Number(text.split(" ")[1]) >= step;
-        }""",
-        arg=step,
-        timeout=LONG,
-    )

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from browser_lab import LONG, run_cell, wait_until_idle
+from browser_lab import (
+    LONG,
+    picture,
+    run_cell,
+    steps_told,
+    wait_for_step,
+    wait_until_idle,
+)
 
 STEPS = 1000  # more than are taken: every run here is stopped on its way
 MAKE = f"""
@@ -130,24 +137,3 @@ def save(page) -> None:
         lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url
     ):
         page.keyboard.press("Control+s")
-
-
-def picture(canvas) -> str:
-    return canvas.evaluate("canvas => canvas.toDataURL()")
-
-
-def steps_told(page) -> int:
-    return int(page.locator(".vblora-steps").inner_text().split(" ")[1])
-
-
-def wait_for_step(page, step: int) -> int:
-    """Wait until that many steps are told; how many are then."""
-    page.wait_for_function(
-        """step => {
-          const text = document.querySelector(".vblora-steps")?.textContent ?? "";
-          return Number(text.split(" ")[1]) >= step;
-        }""",
-        arg=step,
-        timeout=LONG,
-    )
-    return steps_told(page)

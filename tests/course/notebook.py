@@ -1,11 +1,13 @@
-"""Notebooks as tests see them: cells, exercises and definitions, and what makes them untidy."""
+"""Notebooks as tests see them: cells, exercises and definitions, what makes them untidy; scripts."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
@@ -21,6 +23,14 @@ ABSOLUTE = re.compile(
     r"(?<![\w.:/])(?:/(?:home|root|tmp|var|usr|opt|mnt|work|srv|Users|private|content|workspace)/"
     r"|[A-Za-z]:\\)"
 )
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file that is not part of a package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read(path: Path) -> NotebookNode:

@@ -1,7 +1,6 @@
 """Chapter 08: what it ships, what it quotes, and what its notebook defines."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,14 @@ import pytest
 import vblora_lab as lab
 from vblora_lab.course import measured, paper
 
-from .notebook import definitions
+from .notebook import definitions, script
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "quality.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("quality_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(BENCHMARK)
 
 
 def test_shipped_results_are_those_of_the_benchmark_s_table(benchmark):

@@ -1,7 +1,6 @@
 """tools/notebooks.py: what is stored of a run."""
 
 import base64
-import importlib.util
 import io
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
-from .notebook import KEPT, untidy
+from .notebook import KEPT, script, untidy
 
 PRINTS = "print('a', flush=True); time.sleep(0.5); print('b'); 6 * 7"
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "notebooks.py"
@@ -20,10 +19,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "notebooks.py"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("notebooks_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(TOOL)
 
 
 def cell(source, *tags):

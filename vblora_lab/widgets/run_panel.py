@@ -1,8 +1,9 @@
 """What LiveTraining and TrainingStudio have in common: the screen of a run, and its buttons.
 
 A panel trains nothing itself. It listens to the events of a `TrainingSession` and shows what they
-say. Events come faster than a screen is read: they are gathered and shown five times a second.
-All that is on the screen is in widgets' traits, so that a page that is loaded again shows it again.
+say. Events come faster than a screen is read, and drawing it takes the processor from training:
+they are gathered and shown twice a second. All that is on the screen is in widgets' traits, so that
+a page that is loaded again shows it again.
 """
 
 from __future__ import annotations
