@@ -1,4 +1,4 @@
-"""Notebooks as tests see them: cells, exercises and definitions, what makes them untidy; scripts."""
+"""Notebooks as tests see them: cells, exercises, definitions, what makes them untidy; scripts."""
 
 from __future__ import annotations
 
