@@ -21,7 +21,7 @@ lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 .PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
 
 lab: $(LAB)  ## start JupyterLab on the notebooks
-	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks
+	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.news_url=None
 
 # Two processes, each with one thread and with whole files, since what a file's tests share is made
 # once. Then the browser, which waits for what it sees, alone: beside others it would wait too long.

@@ -2,7 +2,7 @@
 
 A panel trains nothing itself. It listens to the events of a `TrainingSession` and shows what they
 say. Events come faster than a screen is read, and drawing it takes the processor from training:
-they are gathered and shown twice a second. All that is on the screen is in widgets' traits, so that
+they are gathered, and shown about once a second. All that is on the screen is in widgets' traits:
 a page that is loaded again shows it again.
 """
 
@@ -43,7 +43,7 @@ from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
 from vblora_lab.widgets.loss_chart import LossChart
 
-SHOW_EVERY = 0.5
+SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
 
 
