@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 LAB := $(VENV)/.lab
 READY := $(VENV)/.ready
 WORKERS ?= 2
+FIRST := 00-start-here.ipynb
+NEWS := @jupyterlab/apputils-extension:announcements
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Jupyter refuses to run as root (in a container, say) unless told that this is meant.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -20,8 +22,8 @@ lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
 .PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
 
-lab: $(LAB)  ## start JupyterLab on the notebooks
-	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.news_url=None
+lab: $(LAB)  ## start JupyterLab with the first notebook
+	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
 
 # Two processes, each with one thread and with whole files, since what a file's tests share is made
 # once. Then the browser, which waits for what it sees, alone: beside others it would wait too long.
@@ -73,6 +75,8 @@ $(LAB): pyproject.toml constraints.txt
 	  { echo "vblora_lab needs Python 3.11 or newer; try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --editable '.[lab]'
+	@# JupyterLab would first ask whether to fetch its news.
+	@$(BIN)/jupyter labextension disable --level=sys_prefix $(NEWS) 2> /dev/null
 	@touch $@
 
 $(READY): $(LAB)
