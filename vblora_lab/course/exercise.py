@@ -192,7 +192,7 @@ def called(function: Any, *args: Any) -> Any:
     except Exception as error:  # whatever a learner's code may raise is what has to be told
         raise Wrong(f"your code raises {type(error).__name__}: {error}") from error
     if result is None:
-        raise Open("the function returns nothing yet; does it say `return`?")
+        raise Open("the function returns nothing yet: write its body, and end it with `return`.")
     if result is ...:
         raise Open
     return result
