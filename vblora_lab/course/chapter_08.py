@@ -86,8 +86,8 @@ EXERCISES = [
     ),
     Exercise(
         "08-error",
-        hint="First the standard deviation: the root of the sum of squared distances from the mean "
-        "divided by n - 1. Then, for the mean of n runs, divide it by the root of n.",
+        hint="Add up the squared distances from the mean, divide by n - 1, and take the root: that "
+        "is the standard deviation. For the mean of n runs, divide it by the root of n.",
         checker=equals(
             DEVIATION / math.sqrt(len(LOSSES)),
             {
