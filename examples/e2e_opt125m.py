@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"e2e_opt125m: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"e2e_opt125m: stopped; adapter and trace so far are in {args.out}", file=sys.stderr)
+        print(f"e2e_opt125m: stopped; --resume goes on from {args.out}", file=sys.stderr)
         return 130
     print(report(summary))
     return 0
@@ -62,6 +62,7 @@ def experiment(args: argparse.Namespace) -> dict[str, object]:
         learning_rates=LearningRates(bank=1e-3, logits=1e-2),
         seed=args.seed,
         out=args.out,
+        resume=args.resume,
         listeners=[ProgressBar()],
     )
     trace = session.run()
@@ -143,7 +144,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-mrs", type=positive, help="only so many test MRs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("e2e"), help="folder (default: e2e)")
-    return parser.parse_args(argv)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    args = parser.parse_args(argv)
+    if args.offline and (args.train or args.test):
+        parser.error("--offline generates its own task; leave out --train and --test, or --offline")
+    if args.test and not args.train:
+        parser.error("--test needs --train too")
+    return args
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -42,8 +43,9 @@ def test_an_open_exercise_says_what_to_do(name, nothing):
 
 @pytest.mark.parametrize("name", [n for n in EXERCISES if callable(solved(n))])
 def test_a_function_that_returns_nothing_is_open(name):
-    for unfinished in (lambda *_: ..., lambda *_: None):
-        assert lab.check(name, unfinished).state == "open"
+    assert lab.check(name, lambda *_: ...).state == "open"
+    nothing = lab.check(name, lambda *_: None)
+    assert nothing.state == "open" and "`return`" in nothing.text
     raises = lab.check(name, lambda *_: 1 / 0)
     assert raises.state == "wrong"
     assert "ZeroDivisionError: division by zero" in raises.text
@@ -56,6 +58,26 @@ def test_no_answer_breaks_the_check(name, answer):
     verdict = lab.check(name, answer)
     assert verdict.state == "wrong"
     assert verdict.text.strip()
+
+
+RIGHT = [
+    ("02-tiles", np.int32(80)),
+    ("02-tiles", torch.tensor(80)),
+    ("01-surprise", torch.tensor(4.0).log()),
+    ("03-entropy", lambda w: -torch.xlogy(w, w).sum(-1)),
+    ("03-entropy", lambda w: -(w * w.clamp(min=1e-12).log()).sum(-1)),
+    ("05-regex", r"model\.decoder\.layers\.[45]\.fc[12]"),
+    ("05-regex", r".*[45]\.fc."),
+    ("06-churn", lambda a, b: np.mean([set(x) != set(y) for x, y in zip(a, b, strict=True)])),
+    ("06-chance", lambda h, k, n: h * (math.comb(h - 1, k) / math.comb(h, k)) ** n),
+    ("08-front", lambda points: (name for name in points if name in "abe")),
+    ("10-mr", lambda r: ",".join(f"{key}[{value}]" for key, value in r.items())),
+]
+
+
+@pytest.mark.parametrize("name, answer", RIGHT)
+def test_a_right_answer_may_be_written_otherwise(name, answer):
+    assert lab.check(name, answer).right
 
 
 def budget(**changes):
@@ -72,12 +94,16 @@ MISTAKES = [
     ("00-bank", 4096, "each takes 4 bytes"),
     ("01-surprise", -math.log(4), "the minus is missing"),
     ("01-surprise", 2, "in bits"),
+    ("01-surprise", 1.39, "don't round"),
     ("01-cells", 96 * 64, "all cells"),
     ("01-cells", 192, "weights are stored"),
     ("01-layers", 51_456, "one bank for all"),
     ("01-layers", 2_304, "the bank is stored too"),
     ("02-lora", 256 * 1024, "frozen"),
     ("02-lora", 4 * 256, "A alone"),
+    ("02-lora", "5120", "without quotes"),
+    ("02-lora", (5120,), "one number"),
+    ("02-lora", 10**400, "far too large"),
     ("02-lora", 10_240, "factor of exactly 2"),
     ("02-tiles", 64, "B alone"),
     ("02-tiles", 20, "r = 4 of each"),
@@ -95,12 +121,14 @@ MISTAKES = [
     ("03-entropy", lambda w: -torch.special.entr(w).sum(-1), "sign"),
     ("03-entropy", lambda w: -(w * w.log()).sum(-1), "exactly 0 gives NaN"),
     ("03-entropy", lambda w: torch.special.entr(w).sum(), "last axis"),
+    ("03-entropy", lambda w: torch.special.entr(w).sum(1), "for (1, 3, 4): the shape is (1, 4)"),
     ("04-rank", 131_072, "doesn't know r"),
     ("04-rank", 65_536, "what it was"),
     ("04-length", 81_920, "fewer pieces"),
     ("04-length", 40_960, "hold more"),
     ("04-bound", 3, "their product"),
     ("04-config", {"r": 4}, "this is a dict"),
+    ("04-config", peft.VBLoRAConfig(), "this is a peft."),
     ("04-config", budget(save_only_topk_weights=False), "all those logits"),
     ("04-config", budget(num_vectors=128), "The bank alone takes 32,768"),
     ("04-config", budget(vector_length=100), "doesn't fit the model. vector_length=100"),
@@ -110,18 +138,23 @@ MISTAKES = [
     ("05-regex", r"layers\.4\.fc1", "never a whole name"),
     ("05-regex", r".*layers\.5\.fc\d", "misses 2 of the 4"),
     ("05-regex", r".*fc\d", "also matches"),
+    ("05-regex", r".*\.[45]\.f.*", "also matches model.decoder.layers.4.final_layer_norm"),
     ("05-regex", "(", "no regular expression"),
     ("05-length", 256, "doesn't divide 640"),
+    ("05-length", 16, "a larger one does too"),
     ("06-churn", lambda a, b: (a != b).any(1).mean(), "another order"),
     ("06-churn", lambda a, b: (a != b).mean(), "single places"),
     ("06-churn", lambda a, b: (np.sort(a) != np.sort(b)).mean(), "single places"),
     ("06-churn", lambda a, b: (np.sort(a) != np.sort(b)).any(1).sum(), "this is how many"),
     ("06-churn", lambda a, b: (np.sort(a) == np.sort(b)).all(1).mean(), "that stayed"),
     ("06-churn", lambda a, b: 0.9, "this gives 0.9"),
+    ("06-churn", lambda a, b: (a.sum(1) != b.sum(1)).mean(), "whole sets"),
+    ("06-churn", lambda a, b: (a.max(1) != b.max(1)).mean(), "whole sets"),
     ("06-chance", lambda h, k, n: (1 - k / h) ** n, "one vector is unused"),
     ("06-chance", lambda h, k, n: h * (1 - 1 / h) ** n, "chooses k vectors"),
     ("06-chance", lambda h, k, n: h * (1 - 1 / h) ** (k * n), "nearly"),
     ("06-chance", lambda h, k, n: max(0, h - k * n), "deal them out evenly"),
+    ("06-chance", lambda h, k, n: h * (1 - 2 / h) ** n, "for 50 vectors"),
     ("06-sharing", 0.375, "the smaller of the two"),
     ("06-sharing", 1 / 3, "shares count"),
     ("06-off", 1, "couldn't be chosen"),
@@ -144,8 +177,10 @@ MISTAKES = [
     ("08-front", lambda points: {"a", "e"}, "you left out ['b']"),
     ("08-front", lambda points: list(points.values()), "the names alone"),
     ("08-front", lambda points: "abe", "in a list or a set"),
+    ("08-front", lambda points: (1 / 0 for _ in points), "ZeroDivisionError"),
     ("09-gain", 10, "the base model's 40 ms stay"),
     ("09-gain", 2.5, "no adapter at all"),
+    ("09-gain", 2.17, "don't round"),
     ("09-calls", 36, "A and B"),
     ("09-launch", 12_000, "as if Python waited"),
     ("09-launch", 10_000, "nearly"),

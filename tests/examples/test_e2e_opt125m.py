@@ -70,6 +70,23 @@ def test_offline_it_trains_measures_and_says_what_it_could_not_measure(four_step
             assert f"{score:.2f}" in printed
 
 
+def test_a_folder_with_a_run_is_gone_on_with_only_if_asked(four_steps, script, monkeypatch, capsys):
+    out, _ = four_steps
+    monkeypatch.setattr(script, "load_task", small_task)
+    argv = ["--offline", "--steps", "4", "--out", str(out)]
+    before = (out / "texts.txt").read_text(encoding="utf-8")
+    assert script.main(argv) == 2 and "--resume" in capsys.readouterr().err
+    assert script.main([*argv, "--resume"]) == 0 and "4 steps" in capsys.readouterr().out
+    assert (out / "texts.txt").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("argv", [["--test", "t.csv"], ["--offline", "--train", "t.csv"]])
+def test_an_option_that_would_do_nothing_is_refused(script, capsys, argv):
+    with pytest.raises(SystemExit):
+        script.parse(argv)
+    assert argv[0] in capsys.readouterr().err
+
+
 def test_the_rates_are_the_paper_s(four_steps):
     rates = [e.learning_rates for e in Trace.load(four_steps[0] / "run.trace").events
              if hasattr(e, "learning_rates")]  # fmt: skip

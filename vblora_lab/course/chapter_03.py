@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vblora_lab.course.exercise import Exercise, called, check_tensor, equals
+from vblora_lab.course.exercise import Exercise, Wrong, called, check_tensor, equals
 
 
 def _check_entropy(answer: Any) -> None:
@@ -34,6 +34,11 @@ def _check_entropy(answer: Any) -> None:
             }
             result = result.nan_to_num()
     check_tensor(result, expected, mistakes)
+    more = weights.view(1, 3, 4)
+    try:
+        check_tensor(called(answer, more), expected.view(1, 3))
+    except Wrong as wrong:
+        raise Wrong(f"right for the shape (3, 4), but for (1, 3, 4): {wrong}") from wrong
 
 
 EXERCISES = [

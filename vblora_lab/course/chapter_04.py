@@ -16,7 +16,9 @@ def _check_config(answer: Any) -> None:
     from vblora_lab.planning import plan
 
     if not isinstance(answer, VBLoRAConfig):
-        raise Wrong(f"the answer is a lab.VBLoRAConfig; this is a {type(answer).__name__}.")
+        kind = type(answer)
+        of = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+        raise Wrong(f"the answer is a lab.VBLoRAConfig; this is a {of}{kind.__name__}.")
     if answer.r < LEAST_RANK or answer.num_vectors < LEAST_VECTORS:
         raise Wrong(
             f"r is {answer.r} and num_vectors {answer.num_vectors}; at least {LEAST_RANK} and "

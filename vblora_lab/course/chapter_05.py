@@ -7,27 +7,22 @@ from typing import Any
 
 from vblora_lab.course.exercise import Exercise, Wrong, equals
 
-KINDS = [
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2",
-]  # fmt: skip
-LAYERS = "model.decoder.layers"
-NAMES = [
-    "model.decoder.embed_tokens",
-    *(f"{LAYERS}.{layer}.{kind}" for layer in range(6) for kind in KINDS),
-    "lm_head",
-]
-WANTED = [f"{LAYERS}.{layer}.{kind}" for layer in (4, 5) for kind in ("fc1", "fc2")]
+WANTED = [f"model.decoder.layers.{layer}.{kind}" for layer in (4, 5) for kind in ("fc1", "fc2")]
 
 
 def _check_regex(answer: Any) -> None:
+    from vblora_lab.bases import load_skeleton
+
     if not isinstance(answer, str):
         raise Wrong(f"the answer is a string; this is a {type(answer).__name__}.")
     try:
         expression = re.compile(answer)
     except re.error as error:
         raise Wrong(f"{answer!r} is no regular expression: {error}.") from error
-    chosen = [name for name in NAMES if expression.fullmatch(name)]
-    if not chosen and any(expression.search(name) for name in NAMES):
+    # All modules, the norms between the linear layers too: what is matched would be adapted.
+    names = [name for name, _ in load_skeleton("mini-opt").named_modules() if name]
+    chosen = [name for name in names if expression.fullmatch(name)]
+    if not chosen and any(expression.search(name) for name in names):
         raise Wrong(
             f"{answer!r} matches a part of some names, but never a whole name. Begin with '.*' for "
             "what comes before."
@@ -66,10 +61,10 @@ EXERCISES = [
     ),
     Exercise(
         "05-regex",
-        hint="Write what may vary in brackets: (4|5) for the layer, fc(1|2) for the module. "
-        "A dot that is meant as a dot is written \\. and '.*' stands for anything before.",
+        hint="Write what may vary in brackets, with a bar between: (q|k) is q or k. A dot that is "
+        "meant as a dot is written \\. and '.*' at the beginning stands for anything before.",
         checker=_check_regex,
-        because="it matches those 4 names as a whole, and no other of the 38 in the list.",
+        because="it matches those 4 names as a whole, and no other module of the model.",
         solution='answer = r".*\\.layers\\.(4|5)\\.fc(1|2)"',
     ),
     Exercise(
@@ -78,11 +73,13 @@ EXERCISES = [
         checker=equals(
             128,
             {
-                256: "256 doesn't divide 640.",
-                64: "64 divides all three, but a larger one does too.",
-                32: "32 divides all three, but a larger one does too.",
-                640: "640 doesn't divide 256.",
-                1024: "1024 doesn't divide 256.",
+                256: "it doesn't divide 640.",
+                512: "it divides neither 256 nor 640.",
+                640: "it doesn't divide 256.",
+                1024: "it doesn't divide 256.",
+                **dict.fromkeys(
+                    (1, 2, 4, 8, 16, 32, 64), "it divides all three, but a larger one does too."
+                ),
             },
         ),
         because="it is the greatest common divisor of 256, 1024 and 640; all divisors of 128 fit "

@@ -13,7 +13,7 @@ from vblora_lab.course.exercise import Exercise, Wrong, called, equals, number
 def _check_churn(answer: Any) -> None:
     first = np.array([[3, 1], [0, 2], [4, 5], [6, 7], [8, 9], [1, 2]])
     last = np.array([[1, 3], [0, 5], [4, 5], [7, 8], [8, 9], [1, 2]])
-    value = number(called(answer, first, last))
+    value = number(called(answer, first.copy(), last.copy()))
     mistakes = {
         3 / 6: "the first sub-vector chose 3 and 1, then 1 and 3. That is the same set in another "
         "order: sort each row before you compare.",
@@ -30,11 +30,23 @@ def _check_churn(answer: Any) -> None:
             raise Wrong(text)
     if not math.isclose(value, 2 / 6):
         raise Wrong(f"of 6 sub-vectors 2 have another set, a share of 0.333; this gives {value:g}.")
+    # Other sets with the same sum, smallest or largest number, and more places than two.
+    first = np.array([[0, 4, 5], [0, 4, 5], [1, 2, 6], [7, 8, 9]])
+    last = np.array([[2, 3, 4], [0, 3, 5], [6, 2, 1], [7, 6, 9]])
+    value = number(called(answer, first.copy(), last.copy()))
+    if not math.isclose(value, 3 / 4):
+        raise Wrong(
+            f"from {first.tolist()} to {last.tolist()} 3 of 4 sets change, a share of 0.75; this "
+            f"gives {value:g}. Are whole sets compared?"
+        )
 
 
 def _check_chance(answer: Any) -> None:
-    vectors, k, sub_vectors = 20, 2, 30
-    value = number(called(answer, vectors, k, sub_vectors))
+    for vectors, k, sub_vectors in ((20, 2, 30), (50, 3, 40)):  # so that none can be built in
+        _check_chance_for(number(called(answer, vectors, k, sub_vectors)), vectors, k, sub_vectors)
+
+
+def _check_chance_for(value: float, vectors: int, k: int, sub_vectors: int) -> None:
     share = (1 - k / vectors) ** sub_vectors
     mistakes = {
         share: "this is the chance that one vector is unused; how many of the bank does that make?",

@@ -21,7 +21,7 @@ def _check_front(answer: Any) -> None:
     given = called(answer, dict(POINTS))
     if isinstance(given, str) or not hasattr(given, "__iter__"):
         raise Wrong(f"give the names, in a list or a set; this gives a {type(given).__name__}.")
-    names = list(given)
+    names = called(lambda: list(given))  # a generator runs only now
     if not all(isinstance(name, str) for name in names):
         raise Wrong(f"give the names alone; this gives {names!r}.")
     given = set(names)
@@ -35,11 +35,12 @@ def _check_front(answer: Any) -> None:
     if not given:
         raise Wrong("nothing is left: does every method beat itself?")
     if given != FRONT:
-        missing, extra = sorted(FRONT - given), sorted(given - FRONT)
-        raise Wrong(
-            f"of {POINTS}, you left out {missing or 'none'} that nobody beats, and kept "
-            f"{extra or 'none'} that somebody does."
-        )
+        problems = []
+        if missing := sorted(FRONT - given):
+            problems.append(f"you left out {missing}, which nobody beats")
+        if extra := sorted(given - FRONT):
+            problems.append(f"you kept {extra}, which do not belong there")
+        raise Wrong(f"of {POINTS}, {' and '.join(problems)}.")
 
 
 EXERCISES = [
@@ -85,8 +86,8 @@ EXERCISES = [
     ),
     Exercise(
         "08-error",
-        hint="First the standard deviation: the root of the sum of squared distances from the mean "
-        "through n - 1. Then, for the mean of n runs, divide it by the root of n.",
+        hint="Add up the squared distances from the mean, divide by n - 1, and take the root: that "
+        "is the standard deviation. For the mean of n runs, divide it by the root of n.",
         checker=equals(
             DEVIATION / math.sqrt(len(LOSSES)),
             {
@@ -101,7 +102,7 @@ EXERCISES = [
                 0.04: "that is the range.",
             },
         ),
-        because="0.02 through the root of 3. To halve it, four times as many runs are needed.",
+        because="0.02 divided by the root of 3. To halve it, four times as many runs are needed.",
         solution="import statistics\n\nanswer = statistics.stdev([0.42, 0.44, 0.46]) / 3**0.5",
     ),
     Exercise(

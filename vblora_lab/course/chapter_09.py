@@ -22,8 +22,8 @@ EXERCISES = [
                 BASE + ADAPTER / FASTER: "that is how long a step takes then; how many times "
                 "faster than 100 ms is it?",
                 (BASE + ADAPTER) / BASE: "that is with no adapter at all, the most one can gain.",
-                (BASE + ADAPTER / FASTER) / (BASE + ADAPTER): "turn it round: before through "
-                "after.",
+                (BASE + ADAPTER / FASTER) / (BASE + ADAPTER): "turn it round: before divided "
+                "by after.",
                 ADAPTER - ADAPTER / FASTER: "that is how many ms are saved.",
             },
         ),

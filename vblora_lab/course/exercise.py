@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import numbers
+import reprlib
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ WIDTH = 88  # characters in a line of text
 
 
 class Open(Exception):
-    """There is no answer yet."""
+    """There is no answer yet; the text says what to do, if it isn't just to write one."""
 
 
 class Wrong(Exception):
@@ -95,12 +96,10 @@ class Exercise:
             if _is_open(answer):
                 raise Open
             self.checker(answer)
-        except Open:
-            text = (
-                f"put your answer in place of the three dots. lab.hint({self.name!r}) helps, and "
-                f"lab.solution({self.name!r}) shows one."
-            )
-            return Verdict(self.name, "open", text)
+        except Open as nothing:
+            todo = str(nothing) or "put your answer in place of the three dots."
+            help_ = f"lab.hint({self.name!r}) helps, and lab.solution({self.name!r}) shows one."
+            return Verdict(self.name, "open", f"{todo} {help_}")
         except Wrong as wrong:
             return Verdict(self.name, "wrong", str(wrong))
         return Verdict(self.name, "right", self.because)
@@ -117,12 +116,23 @@ def number(answer: Any) -> float:
     """An answer as a number, be it a Python, NumPy or torch one. Raises `Wrong` if it is none."""
     if getattr(answer, "ndim", None) == 0:
         answer = answer.item()
+    if isinstance(answer, str):
+        raise Wrong(f"{_short(answer)} is text; the answer is a number, written without quotes.")
     if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
         kind = type(answer).__name__
-        raise Wrong(f"{answer!r} is a {kind}; the answer is a number, written without quotes.")
-    if not math.isfinite(answer):
-        raise Wrong(f"{answer} is not a finite number.")
-    return float(answer)
+        raise Wrong(f"{_short(answer)} is a {kind}; the answer is one number.")
+    try:
+        value = float(answer)
+    except OverflowError:  # an integer of more than 300 digits
+        value = math.inf
+    if not math.isfinite(value):
+        raise Wrong(f"{_short(answer)} is not a finite number, or far too large.")
+    return value
+
+
+def _short(answer: Any) -> str:
+    """What a learner wrote, cut off where it gets long."""
+    return textwrap.shorten(reprlib.repr(answer), 60, placeholder=" ...")
 
 
 def equals(expected: float, mistakes: Mapping[float, str] | None = None) -> Checker:
@@ -140,16 +150,22 @@ def equals(expected: float, mistakes: Mapping[float, str] | None = None) -> Chec
             return
         for wrong, text in known.items():
             if math.isclose(value, wrong, rel_tol=1e-6, abs_tol=1e-9):
-                raise Wrong(f"{value:g}: {text}")
+                raise Wrong(f"{_as_written(value)}: {text}")
         raise Wrong(_how_far_off(value, expected))
 
     return checker
 
 
+def _as_written(value: float) -> str:
+    return f"{value:,g}" if value != int(value) else f"{int(value):,}"
+
+
 def _how_far_off(value: float, expected: float) -> str:
-    said = f"{value:,g}" if value != int(value) else f"{int(value):,}"
+    said = _as_written(value)
     if value and expected and value * expected < 0:
         return f"{said} has the wrong sign."
+    if expected != int(expected) and math.isclose(value, expected, rel_tol=0.01):
+        return f"{said} is nearly right. Let Python work it out, and don't round."
     text = f"{said} is too {'large' if value > expected else 'small'}"
     small, large = sorted((abs(value), abs(expected)))
     times = large / small if small else 0.0
@@ -175,7 +191,9 @@ def called(function: Any, *args: Any) -> Any:
         result = function(*args)
     except Exception as error:  # whatever a learner's code may raise is what has to be told
         raise Wrong(f"your code raises {type(error).__name__}: {error}") from error
-    if _is_open(result):
+    if result is None:
+        raise Open("the function returns nothing yet: write its body, and end it with `return`.")
+    if result is ...:
         raise Open
     return result
 

@@ -182,6 +182,7 @@ def lines(
     for side, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if side in log:
             axes.set(**{f"{side}scale": "log"})
+            axis.set_tick_params(which="minor", colors=FAINT, labelcolor=INK, labelsize=9)
         elif all(float(tick).is_integer() for tick in axis.get_ticklocs()):
             axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set(xlabel=xlabel, ylabel=ylabel)

@@ -19,8 +19,8 @@ def slot_errors(domain: Domain, facts: Mapping[str, str], text: str) -> tuple[st
 
     A slot whose value is absent counts once: as wrong where another value of it is said, as missing
     otherwise. A second value for a slot, or one for a slot that the facts don't have, is an
-    addition. The names in the
-    facts ("Cheap Anchor") are taken out before the other slots are looked for.
+    addition. The names in the facts ("Cheap Anchor") are taken out before the other slots are
+    looked for.
     """
     errors = []
     plain = _without_names(domain, facts, text)

@@ -53,7 +53,7 @@ class Repeats:
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
     def error(self, method: str, measure: str) -> float:
-        """The standard error of `mean`: the deviation through the root of the number of runs."""
+        """The standard error of `mean`: the deviation divided by the root of the number of runs."""
         return self.deviation(method, measure) / math.sqrt(len(self.results[method]))
 
     def values(self, method: str, measure: str) -> list[float]:
