@@ -128,8 +128,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         active = {name for name in self.active_adapters if name in self.topk}
         if plain is None or self._disable_adapters or self.merged:
             return None
-        drops = self.training and any(self.dropout_p[name] > 0 for name in active)
-        if not active or active != matrices.keys() or drops:
+        if not active or active != matrices.keys() or any(map(self._drops, active)):
             return None
         weight, bias = plain
         dtype = autocast_dtype(weight.device) or weight.dtype
@@ -293,10 +292,14 @@ class Linear(VBLoRALayer):
         adapters = [name for name in self.active_adapters if name in self.topk]
         if len(adapters) != 1 or not fused.applies() or x.dtype != weight.dtype:
             return None
-        if self.training and self.dropout_p[adapters[0]] > 0:
+        if self._drops(adapters[0]):
             return None
         A, B_T = self._matrices(adapters[0], autocast)
         return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
+
+    def _drops(self, adapter: str) -> bool:
+        """Whether inputs of an adapter are dropped now, as in training or Monte Carlo dropout."""
+        return self.dropout_p[adapter] > 0 and self.vblora_dropout[adapter].training
 
     def _forward_mixed_batch(self, x: Tensor, output: Tensor, adapter_names: list[str]) -> Tensor:
         output = output.clone()

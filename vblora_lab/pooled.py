@@ -143,6 +143,7 @@ class Pool:
         self._without_grad: set[Key] = set()
         self._autocast: torch.dtype | None = None  # as it was when they were mixed
         self._kept = _Kept.nothing()
+        self._taken_by: dict[str, int] = {}  # see `enter`
         self._thread: int | None = None  # which runs a pass now
         self._calls = 0  # how deep in `held` blocks and passes it is
         self._last_cast: tuple[object, ...] = ()
@@ -184,9 +185,11 @@ class Pool:
 
     def enter(self) -> None:
         """A pass or a `held` block begins; a second thread's stays out and mixes layer by layer."""
-        if self._calls and self._thread != _this_thread():
+        this = _this_thread()
+        # `setdefault` is one step: of two threads that come at the same moment, one gets in.
+        if self._taken_by.setdefault("thread", this) != this:
             return
-        self._thread = _this_thread()
+        self._thread = this
         self._calls += 1
 
     def leave(self) -> None:
@@ -195,12 +198,13 @@ class Pool:
             return
         self._calls -= 1
         if self._calls == 0:
-            self._thread = None
             self._last_cast = ()
             self._release()
             if not torch.compiler.is_compiling() and self._may_be_differentiated():
                 self._kept = _Kept(self._matrices, self._autocast, self._without_grad, {})
             self._matrices = {}
+            self._thread = None
+            self._taken_by.clear()  # last: from here on, another thread may be in
 
     def _may_be_differentiated(self) -> bool:
         return torch.is_grad_enabled() and any(m.A.requires_grad for m in self._matrices.values())

@@ -1,5 +1,6 @@
 """The pool: matrices that are older than their parameters are a wrong answer that nobody sees."""
 
+import sys
 import threading
 
 import pytest
@@ -217,6 +218,26 @@ def test_dropout_is_not_folded_away(opt_case, monkeypatch):
     assert layer.eval().fold(matrices) is not None
 
 
+def test_dropout_alone_in_training_mode_drops_as_in_peft(opt_case):
+    """Monte Carlo dropout: the model is in eval mode, and passes differ all the same."""
+    ours, stock = opt_case.ours(vblora_dropout=0.5), opt_case.stock(vblora_dropout=0.5)
+    outputs = []
+    for model in (ours, stock):
+        scramble(model)
+        for module in model.eval().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train()
+        torch.manual_seed(5)
+        with torch.no_grad():
+            outputs.append([opt_case.output(model) for _ in range(2)])
+    for one, other in zip(*outputs, strict=True):
+        assert_close(one, other, 1e-5)
+    assert not torch.allclose(*outputs[0])
+    layer = ours.get_submodule("base_model.model.model.decoder.layers.0.fc1")
+    matrices = {"default": pooled.Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
+    assert layer.fold(matrices) is None
+
+
 def test_folding_is_left_where_memory_is_short(model, opt_case, monkeypatch):
     tokens, options = opt_case.inputs(2), {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(tokens, **options)
@@ -288,6 +309,33 @@ def test_two_threads_at_once(model, opt_case):
     for again in gradients[1:]:
         for one, first in zip(again, gradients[0], strict=True):
             torch.testing.assert_close(one, first)
+
+
+def test_threads_that_come_at_the_same_moment_leave_the_pool_in_order(
+    model, opt_case, monkeypatch
+):
+    pool = model.base_model.pool
+
+    def come_and_go():
+        for _ in range(5000):
+            with pool.held():
+                pass
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    mixed = []
+    monkeypatch.setattr(pooled, "mix_all", lambda *a: mixed.append(len(a[0])) or mix_all(*a))
+    with torch.no_grad():
+        opt_case.output(model)
+    assert mixed == [len(pool.layers["default"])]  # all layers in one call
 
 
 @pytest.mark.parametrize("small", [0, 2**23])
