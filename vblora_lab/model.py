@@ -187,9 +187,18 @@ class VBLoRAModel(BaseTuner):
             layer.pool, layer.name_in_pool = self.pool, name
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter: its logits, its bank and its config."""
+        """Remove an adapter: its logits, its bank and its config.
+
+        Biases that it trained keep their values, and aren't trained any more.
+        """
+        was_active = adapter_name in self.active_adapters
+        biases = self._biases_trained_by(adapter_name) if adapter_name in self.peft_config else []
         super().delete_adapter(adapter_name)
         self.pool.drop(adapter_name)
+        for bias in biases:
+            bias.requires_grad_(False)
+        if was_active:  # PEFT made another adapter active, and trains it
+            self._train_biases_of_active()
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         with_bias = [name for name in self.peft_config if self._config_of(name).bias != "none"]
@@ -313,6 +322,9 @@ class VBLoRAModel(BaseTuner):
         for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
             self._config_of(name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._train_biases_of_active(inference_mode)
+
+    def _train_biases_of_active(self, inference_mode: bool = False) -> None:
         for name in self.peft_config:
             for bias in self._biases_trained_by(name):
                 bias.requires_grad_(name in self.active_adapters and not inference_mode)

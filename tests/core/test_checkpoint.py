@@ -491,6 +491,26 @@ def test_peft_still_trains_the_biases_of_an_adapter_that_is_not_active(opt_case,
     assert trained_biases(model) == set()
 
 
+@pytest.mark.filterwarnings("ignore:Adapter .* was active")
+def test_biases_are_trained_by_the_adapter_that_is_left(opt_case):
+    """PEFT trains on those of an adapter that is deleted; nobody would store them."""
+
+    def trained(model):
+        return {n for n, p in model.named_parameters() if p.requires_grad and n.endswith(".bias")}
+
+    for make, kind in ((opt_case.ours, VBLoRAConfig), (opt_case.stock, peft.VBLoRAConfig)):
+        model = make(bias="all")
+        model.add_adapter("other", kind(**opt_case.config))
+        model.delete_adapter("default")
+        assert model.active_adapters == ["other"]
+        assert bool(trained(model)) == (kind is peft.VBLoRAConfig)
+    model = opt_case.ours()
+    model.add_adapter("other", VBLoRAConfig(**opt_case.config, bias="all"))
+    model.delete_adapter("default")
+    assert model.active_adapters == ["other"]
+    assert trained(model) == trained(opt_case.ours(bias="all"))
+
+
 def test_peft_still_counts_the_adapters_of_a_model_together(opt_case):
     model = two_adapters(opt_case, opt_case.stock, peft.VBLoRAConfig, "bank and logits")
     one, other = opt_case.ours(), two_adapters(opt_case, opt_case.ours, VBLoRAConfig, "formats")
