@@ -528,6 +528,10 @@ class VBLoRAModel(BaseTuner):
             key if key.startswith("base_model.") else checkpoint.LAYER_PREFIX + key: tensor.shape
             for key, tensor in model.state_dict().items()
         }
+        copied = f".modules_to_save.{adapter_name}."  # with bias="all", their biases come twice
+        others.update(
+            {k.replace(copied, ".modules_to_save."): others[k] for k in list(others) if copied in k}
+        )
         checkpoint.check_tensors(state_dict, config, _features(layers), others, where)
         if not config.save_only_topk_weights:
             checkpoint.check_format(state_dict, config, where)

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +39,7 @@ from vblora_lab.shared_bank import (
     check_bank_fits,
     find_bank,
 )
-from vblora_lab.targets import resolve
+from vblora_lab.targets import modules_to_save, resolve
 
 Bank = str | os.PathLike[str] | Tensor
 
@@ -395,15 +395,33 @@ def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[V
     config, targets = resolve(base, config)
     config.inference_mode = not is_trainable
     features = {name: in_out_features(module) for name, module in targets.items()}
-    # PEFT's files name other weights as they are called in a model that carries this adapter alone.
+    others = _other_tensors(base, config, targets)
+    shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
+    checkpoint.check_tensors(tensors, config, features, shapes, where=folder)
+    return config, checkpoint.BANK_KEY in tensors
+
+
+def _other_tensors(
+    base: nn.Module, config: VBLoRAConfig, targets: Iterable[str]
+) -> dict[str, Tensor]:
+    """What PEFT could store of a base model beside bank and logits, by the keys of its files.
+
+    They are the names of a model that carries this adapter alone.
+    """
     others = {
         checkpoint.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor
         for name, tensor in base.state_dict().items()
     }
     for name in targets:
-        bias = f"{checkpoint.LAYER_PREFIX}{name}.bias"
-        if bias in others:
-            others[f"{checkpoint.LAYER_PREFIX}{name}.base_layer.bias"] = others.pop(bias)
-    shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
-    checkpoint.check_tensors(tensors, config, features, shapes, where=folder)
-    return config, checkpoint.BANK_KEY in tensors
+        prefix = f"{checkpoint.LAYER_PREFIX}{name}."
+        # Of an adapted output head, PEFT stores the weight too.
+        for part in ("weight", "bias"):
+            if prefix + part in others:
+                others[f"{prefix}base_layer.{part}"] = others.pop(prefix + part)
+    for name in modules_to_save(base, config):
+        prefix = f"{checkpoint.LAYER_PREFIX}{name}."
+        # With bias="all", PEFT stores the biases of such a module three times.
+        for key in [key for key in others if key.startswith(prefix) and key.endswith("bias")]:
+            for part in ("modules_to_save", "original_module"):
+                others[f"{prefix}{part}.{key.removeprefix(prefix)}"] = others[key]
+    return others

@@ -19,6 +19,7 @@ from peft import PeftModel
 from peft.tuners.vblora import VBLoRAModel as StockModel
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForTokenClassification
 
 import vblora_lab.peft as lab
 from vblora_lab import checkpoint
@@ -27,7 +28,17 @@ from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, 
 from vblora_lab.model import VBLoRAModel, adapted_layers
 from vblora_lab.selection import read_selection
 
-from .conftest import CASES, assert_close, assert_unchanged, scramble, state_of
+from .conftest import (
+    CASES,
+    SMALL,
+    VOCABULARY,
+    Case,
+    _tokens,
+    assert_close,
+    assert_unchanged,
+    scramble,
+    state_of,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 both_formats = pytest.mark.parametrize("only_topk", [False, True], ids=["full", "topk"])
@@ -195,6 +206,45 @@ def test_other_trained_parts_come_along(opt_case, tmp_path):
             PeftModel.from_pretrained(opt_case.base(), tmp_path),
         ):
             assert_close(opt_case.output(loaded), opt_case.output(model))
+
+
+def token_classifier():
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    return BertForTokenClassification(config)
+
+
+OTHER_PARTS = {
+    "all biases, and a head that has one": (
+        Case(token_classifier, {**SMALL, "task_type": "TOKEN_CLS"}, _tokens),
+        {"target_modules": ["query"], "bias": "all"},
+        "base_model.model.classifier.modules_to_save.bias",
+    ),
+    "an adapted output head": (
+        CASES["llama"],
+        {"target_modules": ["q_proj", "lm_head"]},
+        "base_model.model.lm_head.base_layer.weight",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("what", OTHER_PARTS)
+@pytest.mark.parametrize("with_ours", [True, False])
+def test_what_peft_stores_on_its_own_account_loads_too(what, with_ours, tmp_path):
+    case, changes, key = OTHER_PARTS[what]
+    model = case.ours(**changes)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter)
+    assert key in saved(model.eval(), tmp_path, with_ours=with_ours)
+    for load in (lab.from_pretrained, PeftModel.from_pretrained):
+        assert_close(case.output(load(case.base(), tmp_path).eval()), case.output(model), 1e-5)
 
 
 def test_several_adapters_save_and_load(opt_case, tmp_path):

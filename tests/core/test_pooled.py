@@ -311,9 +311,7 @@ def test_two_threads_at_once(model, opt_case):
             torch.testing.assert_close(one, first)
 
 
-def test_threads_that_come_at_the_same_moment_leave_the_pool_in_order(
-    model, opt_case, monkeypatch
-):
+def test_threads_that_come_at_the_same_moment_leave_the_pool_in_order(model, opt_case, monkeypatch):
     pool = model.base_model.pool
 
     def come_and_go():
