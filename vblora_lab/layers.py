@@ -128,7 +128,7 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         active = {name for name in self.active_adapters if name in self.topk}
         if plain is None or self._disable_adapters or self.merged:
             return None
-        if not active or active != matrices.keys() or any(map(self._drops, active)):
+        if not active or active != matrices.keys() or any(self._drops(a) for a in active):
             return None
         weight, bias = plain
         dtype = autocast_dtype(weight.device) or weight.dtype

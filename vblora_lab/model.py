@@ -707,6 +707,8 @@ def _pass_adapter_names(
     # Beam search repeats each sample, and some models flatten (batch, length) into rows: either
     # way the rows of one sample stay together.
     repeated = [name for name in names for _ in range(rows // len(names))]
+    if isinstance(module, ModulesToSaveWrapper):  # of which each adapter may have a copy or none
+        repeated = [n if n in module.modules_to_save else NO_ADAPTER for n in repeated]
     return args, {**kwargs, "adapter_names": repeated}
 
 

@@ -293,6 +293,21 @@ def test_generation_with_an_adapter_per_prompt(three, opt_case, beams):
         assert torch.equal(mixed[row, :length], expected[0])
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_a_batch_mixes_adapters_with_and_without_a_head_of_their_own(opt_case):
+    model = with_other(opt_case, opt_case.ours(modules_to_save=["lm_head"]))
+    scramble(model.eval())
+    tokens, names = opt_case.inputs(3), ["default", "other", "__base__"]
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.add_(1)
+        expected = [alone(model, n, tokens[i : i + 1])[0] for i, n in enumerate(names)]
+        for active in ("default", "other"):
+            model.set_adapter(active)
+            mixed = model(tokens, adapter_names=names).logits
+            for row, logits in enumerate(expected):
+                torch.testing.assert_close(mixed[row], logits, rtol=1e-4, atol=1e-4)
+
+
 def test_an_unknown_name_in_a_mixed_batch(three, opt_case):
     tokens, hooks = opt_case.inputs(2), hooks_of(three)
     for call in (three, three.generate):
