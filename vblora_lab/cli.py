@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VBLoRAError as error:
         print(f"vblora-lab: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full, a folder that can't be written
+        print(f"vblora-lab: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("vblora-lab: interrupted", file=sys.stderr)
         return 130

@@ -347,6 +347,8 @@ def compress_lora(
     for name, value, least in (("rounds", rounds, 1), ("steps", steps, 0)):
         if not isinstance(value, int) or value < least:
             raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed!r}: must be a whole number, at least 0 and below 2**63.")
     lora_config, factors, others = _read_lora(lora_adapter, adapter_name)
     config = VBLoRAConfig(
         r=max(len(A) for A, _ in factors.values()),
@@ -491,6 +493,10 @@ def _free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
                 raise CheckpointError(f"{path} holds a {kind} adapter; give a new folder.")
     elif os.path.lexists(folder):
         raise CheckpointError(f"{path} is a file; give a folder.")
+    above = next(parent for parent in folder.parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "can't be written to" if above.is_dir() else "is a file"
+        raise CheckpointError(f"{path} can't be made, since {above} {why}.")
     return folder
 
 

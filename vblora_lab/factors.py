@@ -57,10 +57,13 @@ def _equal_norms(A: Tensor, B: Tensor) -> Factors:
 
 
 def _singular_vectors(A: Tensor, B: Tensor) -> Factors:
-    """B A = U S V' becomes U sqrt(S) and sqrt(S) V', by way of matrices of size r."""
+    """B A = U S V' becomes U sqrt(S) and sqrt(S) V', by way of matrices of size r at most.
+
+    There are no more components than the smallest of r, in_features and out_features.
+    """
     Q_B, R_B = torch.linalg.qr(B.double())
     Q_A, R_A = torch.linalg.qr(A.double().T)
-    U, S, Vh = torch.linalg.svd(R_B @ R_A.T)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
     root = S.sqrt()
     return ((Vh @ Q_A.T) * root[:, None]).to(A.dtype), (Q_B @ U * root).to(B.dtype)
 

@@ -248,6 +248,8 @@ def test_nothing_is_overwritten_but_an_earlier_export(opt_case, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="is a file"):
         export_lora(model, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="can't be made, since .*file is a file"):
+        export_lora(model, tmp_path / "file" / "new" / "lora")
     with pytest.raises(CheckpointError, match=r"README\.md"):
         export_lora(model, tmp_path / "adapter")
     (tmp_path / "adapter" / "README.md").unlink()
@@ -461,6 +463,19 @@ def test_a_bank_of_all_sub_vectors_is_exact(balance, tmp_path):
     assert_close(same_base(x), lora(x), relative=1e-4)
 
 
+@pytest.mark.parametrize("balance", ["none", "norms", "svd"])
+def test_a_rank_above_the_size_of_a_layer(balance, tmp_path):
+    """Singular vectors are fewer then; the others keep components that add nothing."""
+    model = random_lora(tmp_path / "lora", r=150, target_modules=["up"])
+    count = 150 * (128 + 512) // 128
+    result = compress_lora(
+        tmp_path / "lora", count, 128, 1, tmp_path / "out", balance=balance, rounds=1, steps=0
+    )
+    assert result.config.r == 150
+    stock = PeftModel.from_pretrained(Wide(), tmp_path / "out")
+    assert relative_error(updates(stock, ["up"]), updates(model, ["up"])) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["opt", "gpt2"])
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 def test_a_model_s_adapter_with_biases_compresses(kind, tmp_path):
@@ -505,6 +520,7 @@ def test_what_can_t_be_compressed_is_told(opt_case, tmp_path):
     refused(ConfigError, "num_vectors=0", tmp_path / "lora", 0, 16, 1)
     refused(ConfigError, "balance='qr'.*'svd'", tmp_path / "lora", 8, 16, 2, balance="qr")
     refused(ConfigError, "rounds=0", tmp_path / "lora", 8, 16, 2, rounds=0)
+    refused(ConfigError, "seed=9223372036854775808", tmp_path / "lora", 8, 16, 2, seed=2**63)
     refused(CheckpointError, "no folder", tmp_path / "nowhere", 8, 16, 2)
 
     def of_peft(**changes):
@@ -536,3 +552,15 @@ def test_compressing_on_the_command_line(tmp_path, capsys):
     PeftModel.from_pretrained(Wide(), tmp_path / "out")
     assert cli.main([*arguments, *options[:3], "24"]) == 2
     assert "vector_length=24" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    random_lora(tmp_path / "lora")
+    monkeypatch.setattr("vblora_lab.convert.save_file", full)
+    options = ["--num-vectors", "4", "--vector-length", "64"]
+    assert cli.main(["compress-lora", str(tmp_path / "lora"), str(tmp_path / "out"), *options]) == 2
+    assert capsys.readouterr().err == "vblora-lab: [Errno 28] No space left on device\n"
+    assert not (tmp_path / "out").exists()
