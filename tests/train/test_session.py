@@ -207,6 +207,7 @@ def test_the_global_random_state_is_left_alone(base, task, config):
         ({"steps": 0}, "steps=0"),
         ({"batch_size": 2.5}, r"batch_size=2\.5"),
         ({"sample_count": -1}, "sample_count=-1"),
+        ({"seed": 2**32 + 5}, r"seed=4294967301 must be below 2\*\*32; 5 would do"),
     ],
 )
 def test_wrong_numbers_are_refused_by_name(base, task, config, wrong, message):

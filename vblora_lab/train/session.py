@@ -121,6 +121,8 @@ class TrainingSession(Driven):
             sample_count=sample_count, sample_every=sample_every, select_every=select_every,
             save_every=save_every,
         )  # fmt: skip
+        if seed >= 2**32:  # NumPy takes no larger ones
+            raise ConfigError(f"seed={seed!r} must be below 2**32; {seed % 2**32} would do")
         if resume and out is None:
             raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
