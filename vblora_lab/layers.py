@@ -118,6 +118,10 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         """
         return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
 
+    def _drops(self, adapter: str) -> bool:
+        """Whether inputs of an adapter are dropped now, as in training or Monte Carlo dropout."""
+        return self.dropout_p[adapter] > 0 and self.vblora_dropout[adapter].training
+
     def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None:
         """W + B A and the bias, for passes without gradients; None where a call does otherwise.
 
@@ -296,10 +300,6 @@ class Linear(VBLoRALayer):
             return None
         A, B_T = self._matrices(adapters[0], autocast)
         return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
-
-    def _drops(self, adapter: str) -> bool:
-        """Whether inputs of an adapter are dropped now, as in training or Monte Carlo dropout."""
-        return self.dropout_p[adapter] > 0 and self.vblora_dropout[adapter].training
 
     def _forward_mixed_batch(self, x: Tensor, output: Tensor, adapter_names: list[str]) -> Tensor:
         output = output.clone()

@@ -34,7 +34,7 @@ from vblora_lab.errors import (
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
 from vblora_lab.pooled import Pool
 from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
-from vblora_lab.targets import DEFAULT_TARGETS, own_modules, resolve
+from vblora_lab.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, VBLoRALayer]:
@@ -403,7 +403,8 @@ class VBLoRAModel(BaseTuner):
     def get_nb_savable_parameters(self, adapter: str = "default") -> tuple[int, int]:
         """Numbers that storing an adapter takes, counted in float32: (bank and logits, others).
 
-        A bank that isn't the adapter's own isn't stored. The others are biases and modules_to_save.
+        A bank that isn't the adapter's own isn't stored. The others are biases, modules_to_save,
+        and the base weight of an output head that is adapted by its name, which PEFT stores.
         Small integers of the top-k format count as the part of a float32 that they take.
         """
         config = self._config_of(adapter)
@@ -481,6 +482,11 @@ class VBLoRAModel(BaseTuner):
                 }
                 stored = module.adapter_state_dict(adapter, inner)  # type: ignore[call-arg]
                 tensors.update({prefix + key: tensor for key, tensor in stored.items()})
+        head = head_stored_whole(self.model, config)
+        for name, module in self.named_modules():
+            if isinstance(module, VBLoRALayer) and module.get_base_layer() is head:
+                whole = f"{name}.base_layer."
+                tensors.update({k: t for k, t in state_dict.items() if k.startswith(whole)})
         return list(tensors.values())
 
     # --- files; PEFT calls these with the PeftModel

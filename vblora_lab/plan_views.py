@@ -137,7 +137,7 @@ def size_rows(plan: Plan) -> Rows:
     ]
     if plan.other_parameters:
         other = f"{plan.other_parameters:,}"
-        rows.append(("  biases and modules_to_save", other, other))
+        rows.append(("  biases and whole modules", other, other))
     mark = {plan.save_only_topk_weights: "  (chosen)"}
     rows += [
         (

@@ -25,6 +25,7 @@ from vblora_lab.layers import LinearLayer, VBLoRALayer, adapter_dtype, in_out_fe
 from vblora_lab.targets import (
     Problem,
     examine,
+    head_stored_whole,
     modules_to_save,
     own_modules,
     vector_lengths,
@@ -113,7 +114,8 @@ class Plan:
         bank_parameters, logits_parameters: trained by VB-LoRA.
         other_parameters: trained besides, by any method: biases and modules_to_save.
         full_bytes, topk_bytes: of the tensors of the stored adapter, in either format.
-        other_bytes: the part of both that biases and modules_to_save take.
+        other_bytes: the part of both that biases and modules_to_save take, and the base weight of
+            an output head that is adapted by its name, which PEFT stores.
         lora_parameters, lora_bytes: the same for LoRA of rank r on the same modules, with the same
             other parameters; stored in float32.
         memory: that training would take.
@@ -327,6 +329,10 @@ def _others(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer
     biases = _biases(model, config, layers)
     in_place = _once(b for b in biases if isinstance(b, nn.Parameter) and id(b) not in replaced)
     stored = [*biases, *(t for module in saved for t in _stored_whole(module, config))]
+    head = head_stored_whole(model, config)
+    if head is not None and any(layer is head for layer in layers):
+        there = {id(bias) for bias in biases}
+        stored += [p for p in head.parameters() if id(p) not in there]
     return _Others([*copies, *in_place], copies, sum(tensor.nbytes for tensor in stored))
 
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 from peft import TaskType
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_VBLORA_TARGET_MODULES_MAPPING
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.constants import EMBEDDING_LAYER_NAMES, SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -178,6 +178,28 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Modu
         if wrapped or name in saved:
             inside += (name + ".",)
     return saved
+
+
+def head_stored_whole(model: nn.Module, config: VBLoRAConfig) -> nn.Module | None:
+    """The output head, if PEFT stores its base layer too since the config adapts it by that name.
+
+    That is a weight (vocabulary, hidden size), far larger than the adapter; it is left out by
+    save_pretrained(..., save_embedding_layers=False).
+
+    Args:
+        model: the base model, adapted already or not.
+        config: with target_modules filled in.
+    """
+    wanted = config.target_modules or ()
+    if isinstance(wanted, str):
+        hit = [name for name in own_modules(model) if re.fullmatch(wanted, name)]
+        named = {name.rpartition(".")[2] for name in hit}
+    else:
+        named = set(wanted)
+    if not isinstance(model, PreTrainedModel) or named.isdisjoint(EMBEDDING_LAYER_NAMES):
+        return None
+    head = model.get_output_embeddings()
+    return None if head is None else _unwrapped(head)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

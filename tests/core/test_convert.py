@@ -248,7 +248,7 @@ def test_nothing_is_overwritten_but_an_earlier_export(opt_case, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match="is a file"):
         export_lora(model, tmp_path / "file")
-    with pytest.raises(CheckpointError, match="can't be made, since .*file is a file"):
+    with pytest.raises(CheckpointError, match=r"can't be made, since .*file is a file"):
         export_lora(model, tmp_path / "file" / "new" / "lora")
     with pytest.raises(CheckpointError, match=r"README\.md"):
         export_lora(model, tmp_path / "adapter")

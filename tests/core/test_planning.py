@@ -40,7 +40,9 @@ from .test_families import FAMILIES
 from .test_targets import misfits
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Model has `tie_word_embeddings", "ignore:Could not find a config file"
+    "ignore:Model has `tie_word_embeddings",
+    "ignore:Could not find a config file",
+    "ignore:Setting `save_embedding_layers`",
 )
 WEIGHTS = "adapter_model.safetensors"
 FILE_BYTES = {
@@ -51,6 +53,8 @@ FILE_BYTES = {
     "head": {"modules_to_save": ["lm_head"]},
     "both": {"bias": "all", "modules_to_save": ["lm_head", "__NORM__"]},
     "some layers": {"layers_to_transform": [1]},
+    "adapted head": {"target_modules": ["lm_head"]},
+    "adapted head by an expression": {"target_modules": r".*lm_head", "bias": "all"},
 }
 NORMS = {"opt": "decoder.final_layer_norm", "llama": "model.norm", "gpt2": "ln_f"}
 NAMES = {
