@@ -28,7 +28,7 @@ from vblora_lab.plan_views import (
     parameter_bars,
     settings,
 )
-from vblora_lab.plots import BLUE, FAINT, INK, RULE, LabFigure
+from vblora_lab.plots import BLUE, FAINT, INK, RULE, LabFigure, literal
 
 if TYPE_CHECKING:
     from vblora_lab.planning import Plan
@@ -59,7 +59,9 @@ def plan_figure(plan: Plan, order: Iterable[str] = ()) -> Figure:
     verdict = "fits" if plan.fits else f"does not fit: {plan.problems[0].message}"
     title = f"{heading(plan)}: {verdict}"
     short = title if len(title) <= 110 else f"{title[:109]}…"
-    figure.suptitle(f"{short}\n{settings(plan)}", x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(
+        literal(f"{short}\n{settings(plan)}"), x=0.01, ha="left", fontsize=11, color=INK
+    )
     _draw_bars(figure.add_subplot(grid[0, 0]), parameter_bars(plan), "parameters")
     _draw_bars(figure.add_subplot(grid[0, 1]), byte_bars(plan), "bytes")
     _draw_modules(figure.add_subplot(grid[1, :]), rows)
@@ -102,12 +104,12 @@ def _draw_modules(axes: Axes, rows: list[ModuleRow]) -> None:
             axes.add_patch(cell)
         beside = row.note if len(row.note) <= 60 else f"{row.note[:59]}…"
         axes.text(
-            1.01, line, beside, transform=axes.get_yaxis_transform(), va="center", fontsize=8,
-            color=INK if ADAPTED in row.marks else FAINT,
+            1.01, line, literal(beside), transform=axes.get_yaxis_transform(), va="center",
+            fontsize=8, color=INK if ADAPTED in row.marks else FAINT,
         )  # fmt: skip
     sizes = [f" ({row.sizes})" if "→" in row.sizes else "" for row in rows]
     labels = [f"{'    ' * row.depth}{row.label}{s}" for row, s in zip(rows, sizes, strict=True)]
-    axes.set_yticks(range(len(rows)), labels, ha="left", fontsize=8.5)
+    axes.set_yticks(range(len(rows)), map(literal, labels), ha="left", fontsize=8.5)
     longest = max(map(len, labels), default=0)
     axes.tick_params(axis="y", length=0, pad=5.2 * longest, labelcolor=INK)
     axes.tick_params(axis="x", colors=FAINT, labelcolor=INK, labelsize=8.5)

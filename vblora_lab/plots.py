@@ -64,6 +64,11 @@ class LabFigure(Figure):
         return png.getvalue(), {"width": width, "height": height, "alt": self.alt}
 
 
+def literal(name: str) -> str:
+    """A name as Matplotlib has to be told it: what lies between two "$" would be a formula."""
+    return name.replace("$", r"\$")
+
+
 def smooth(losses: np.ndarray, over: int = SMOOTH_OVER) -> np.ndarray:
     """Mean of each loss and the `over - 1` before it (of as many as there are, at the start).
 
@@ -127,7 +132,7 @@ def _draw_losses(axes: Axes, trace: Losses, smooth_over: int) -> None:
         )  # fmt: skip
     axes.set(xlabel="training step", ylabel="loss (nats per token)")
     axes.set_title("Training loss", loc="left", color=INK)
-    axes.set_title(trace.base, loc="right", color=FAINT, fontsize=9)
+    axes.set_title(literal(trace.base), loc="right", color=FAINT, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.legend(labelcolor=INK, fontsize=9, edgecolor="none", framealpha=1.0)
@@ -143,11 +148,13 @@ def loss_curves(traces: Mapping[str, Losses], smooth_over: int = SMOOTH_OVER) ->
     figure, axes = _figure(8.0, 3.6)
     bases = {trace.base for trace in traces.values()}
     of_one = len(bases) == 1
-    axes.set_title(next(iter(bases)) if of_one else "", loc="right", color=FAINT, fontsize=9)
+    base = next(iter(bases)) if of_one else ""
+    axes.set_title(literal(base), loc="right", color=FAINT, fontsize=9)
     for (name, trace), (colour, dashes, mark) in zip(traces.items(), cycle(STYLES), strict=False):
+        of = "" if of_one or not trace.base else f" · {trace.base}"
         axes.plot(
             trace.steps, smooth(trace.losses, smooth_over), color=colour, linestyle=dashes,
-            linewidth=2, label=name if of_one or not trace.base else f"{name} · {trace.base}",
+            linewidth=2, label=literal(f"{name}{of}"),
         )  # fmt: skip
         axes.plot(
             trace.eval_steps, trace.eval_losses, color=colour, linestyle="none", marker=mark,
@@ -336,7 +343,7 @@ def entropy_by_layer(selection: Selection) -> Figure:
     most = float(np.log(selection.indices.shape[1]))
     axes.axhline(most, color=FAINT, linewidth=1, linestyle="--", label="equal shares")
     axes.set(ylabel="entropy (nats)", xlabel="layer", ylim=(-0.03 * most, 1.08 * (most or 1)))
-    axes.set_xticks(at, [name.removeprefix("layer ") for name in names])
+    axes.set_xticks(at, [literal(name.removeprefix("layer ")) for name in names])
     axes.set_title("How decided the mixtures are", loc="left", color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=4, loc="lower right",
                 bbox_to_anchor=(1.0, 1.0), borderpad=0)  # fmt: skip
@@ -347,7 +354,7 @@ def entropy_by_layer(selection: Selection) -> Figure:
 
 def layer_sharing(selection: Selection) -> Figure:
     """How much of what two layers take comes from the same bank vectors, see `sharing`."""
-    names = [name.removeprefix("layer ") for name in selection.sub_vectors.blocks[0]]
+    names = [literal(name.removeprefix("layer ")) for name in selection.sub_vectors.blocks[0]]
     figure, axes = _figure(5.4, 4.6)
     sharing = selection.sharing()
     image = axes.imshow(sharing, cmap=WEIGHTS, vmin=0, vmax=1)
@@ -402,8 +409,8 @@ def _label_rows(axes: Axes, sub_vectors: SubVectors, body: float) -> None:
         x, align, size = columns[level]
         if rows * inches_per_row > 1.2 * size / 72:
             axes.text(
-                x, first + (rows - 1) / 2, text, transform=across, fontsize=size, va="center",
-                ha=align, color=INK if level == 0 else FAINT,
+                x, first + (rows - 1) / 2, literal(text), transform=across, fontsize=size,
+                va="center", ha=align, color=INK if level == 0 else FAINT,
             )  # fmt: skip
         if first and level < 2:
             start = columns[level][0] if level == 0 else 0.0

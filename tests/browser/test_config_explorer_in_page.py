@@ -60,6 +60,41 @@ def test_every_field_has_a_labelled_control_with_help(explorer):
     assert missing == []
 
 
+def test_two_explorers_of_a_page_have_ids_and_radio_buttons_of_their_own(explorer):
+    checked = explorer.page.locator("input[type=radio]:checked")
+    alone = checked.count()
+    explorer.page.evaluate(
+        """async (source) => {  // a front end loads the file once for each widget
+          const again = new Blob([source], { type: "text/javascript" });
+          const { default: widget } = await import(URL.createObjectURL(again));
+          const el = document.body.appendChild(document.createElement("div"));
+          widget.render({ model: window.model, el });
+        }""",
+        explorer.widget._esm,
+    )
+    assert checked.count() == 2 * alone > 0
+    twice = """() => {
+      const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+      return ids.filter((id, i) => ids.indexOf(id) !== i);
+    }"""
+    assert explorer.page.evaluate(twice) == []
+
+
+def test_an_answer_of_the_kernel_leaves_a_number_alone_that_is_half_typed(explorer):
+    number = explorer.box("num_vectors").get_by_role("spinbutton")
+    number.press("Control+a")
+    for key in "1e3":
+        explorer.page.keyboard.press(key)
+        explorer.settle()
+        explorer.page.evaluate("model.load({ view: model.get('view') })")
+    assert number.input_value() == "1e3"
+    assert explorer.widget.config.num_vectors == 1000
+    number.press("Control+a")
+    number.press("Delete")
+    number.blur()
+    assert number.input_value() == "1000"
+
+
 def test_dragging_a_slider_moves_config_and_numbers(explorer):
     slider = explorer.slider("num_vectors")
     slider.scroll_into_view_if_needed()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from browser_lab import picture
 
 from vblora_lab.selection import Selection, SubVectors, row_groups
 from vblora_lab.widgets import BankHeatmap
@@ -378,6 +379,37 @@ def test_the_table_says_what_the_map_shows(open_page):
     assert page.get("pinned_row") == 23
 
 
+def test_a_button_of_the_table_keeps_the_focus_when_it_is_pressed(open_page):
+    page = open_page(BankHeatmap(selection_of()))
+    page.page.get_by_role("button", name="Table").click()
+    page.page.get_by_role("button", name="Next").focus()
+    page.page.keyboard.press("Enter")
+    page.settle()
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Enter")
+    page.settle()
+    assert page.get("pinned_row") == 20
+    pin = page.page.get_by_role("button", name="pin sub-vector 20")
+    assert pin.evaluate("button => button === document.activeElement")
+
+
+def test_a_long_name_is_cut_off_and_leaves_room_for_the_cells(open_page):
+    plain = selection_of(layers=2)
+    within = "encoder.very_long_name_of_a_block." * 4
+    names = tuple(f"layers.{i}.{within}{m}" for i in range(2) for m in ("query", "value"))
+    parts = (getattr(plain.sub_vectors, n) for n in ("module", "layer", *AFTER_LAYER))
+    selection = Selection(SubVectors(names, *parts), 32, plain.indices, plain.weights)
+    page = open_page(BankHeatmap(selection), width=700)
+    size = page.canvas.bounding_box()
+    columns = set()
+    for share in (0.7, 0.8, 0.9):
+        page.move(size["width"] * share, 20)
+        columns.add(page.readout.split(":")[0])
+    assert len(columns) == 3
+    page.press("ArrowDown")
+    assert within in page.readout
+
+
 HOSTILE = "layers.0.<img src=x onerror=window.harm=1>"
 
 
@@ -410,6 +442,10 @@ def test_the_bench_asks_and_shows_what_came_back(open_page):
     swap = bench.locator("fieldset", has_text="Swap")
     assert swap.get_by_role("button").is_disabled()  # until a row is pinned
     page.press("ArrowDown", "ArrowDown", "Enter")
+    for no_vector in ("", "1.5", "32"):
+        swap.get_by_label("take").fill(no_vector)
+        swap.get_by_role("button").click()
+    assert page.page.evaluate("window.model.sent") is None
     swap.get_by_label("take").fill("9")
     swap.get_by_role("button").click()
     weight = bench.locator("fieldset", has_text="weight")
@@ -491,6 +527,27 @@ def test_a_stored_page_hovers_scrubs_sorts_and_pins(stored):
     page.wait_for_function("document.querySelector('.vblora-scrub-text').textContent[5] === '0'")
     first = json.dumps("pinned: " + sentence(trace.selections[0][1], row))
     page.wait_for_function(f"document.querySelector('.vblora-readout').textContent === {first}")
+
+
+def test_a_stored_page_lights_what_is_pinned_now_and_not_what_was_when_it_was_stored(stored):
+    widget = BankHeatmap(selection_of())
+
+    def drawn(page):
+        page.locator(".vblora-stage canvas").evaluate("canvas => canvas.blur()")
+        page.evaluate("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        return picture(page.locator(".vblora-stage canvas"))
+
+    expected = {}
+    for row in (-1, 1):
+        widget.pinned_row = row
+        expected[row] = drawn(stored(widget))
+    widget.pinned_row = 20
+    page = stored(widget)
+    for row in (1, -1):
+        page.locator(".vblora-stage canvas").focus()
+        for key in ("ArrowDown", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        assert drawn(page) == expected[row]
 
 
 def test_a_stored_page_in_another_tells_its_height_and_is_as_dark_as_that_one(browser, tmp_path):

@@ -100,3 +100,19 @@ def test_the_table_has_the_numbers_of_the_chart(open_page):
     chart.append([101], [1.0])
     page.update(chart)
     assert "101\t1.000" in table.inner_text()
+
+
+def test_a_long_run_is_drawn_as_quickly_as_it_is_looked_at(open_page):
+    """The outline of what lies in a column of pixels is enough: stroking it all takes minutes."""
+    losses = np.random.default_rng(0).uniform(2, 3, 100_000)
+    losses[50_000] = 9
+    chart = LossChart(total_steps=len(losses))
+    chart.append(range(1, len(losses) + 1), losses.tolist())
+    page = open_page(chart)
+    top = """() => {  // how high the line reaches: its highest pixel in blue
+      const c = document.querySelector(".vblora-stage canvas");
+      const { data } = c.getContext("2d").getImageData(60, 0, c.width - 80, c.height);
+      for (let i = 0; i < data.length; i += 4)
+        if (data[i + 2] - data[i] > 30) return Math.floor(i / 4 / (c.width - 80));
+    }"""
+    assert page.page.evaluate(top) < 30  # one step of so many stands out

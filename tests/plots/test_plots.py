@@ -1,5 +1,6 @@
 """The figures show the numbers they were given, and every one of them."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from vblora_lab import plots
@@ -196,3 +198,21 @@ def test_figures_need_no_pyplot(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_between_dollars_is_no_formula(trace):
+    name = r"$\price{$"  # Matplotlib would refuse it
+    chosen = make_selection()
+    rows = chosen.sub_vectors
+    modules = tuple(f"{name}.{module}" for module in rows.modules)
+    chosen = dataclasses.replace(chosen, sub_vectors=dataclasses.replace(rows, modules=modules))
+    other = SimpleNamespace(**vars(trace) | {"base": name})
+    figures = [
+        plots.loss_curve(other), plots.loss_curves({name: other, "plain": trace}),
+        plots.selection_heatmap(chosen), plots.entropy_by_layer(chosen),
+        plots.layer_sharing(chosen),
+    ]  # fmt: skip
+    for figure in figures:
+        figure._repr_png_()
+    texts = {text.get_text() for text in figures[0].findobj(Text)}
+    assert plots.literal(name) in texts

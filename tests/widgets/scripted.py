@@ -86,6 +86,7 @@ class ScriptedSession:
         self._stop = threading.Event()
         self._go = threading.Event()
         self.asked = []
+        self.learning_rates = learning_rates
         self.thread = None
         type(self).made.append(self)
 
@@ -151,6 +152,7 @@ class ScriptedSession:
         self._go.set()
 
     def set_learning_rates(self, rates):
+        self.learning_rates = rates
         self.asked.append((rates.bank, rates.logits))
 
     def wait(self, timeout=None):

@@ -155,6 +155,9 @@ def test_buttons_pause_step_and_stop_and_sliders_change_rates(make_session, make
     assert not studio.bank_rate.disabled
     studio.bank_rate.value = 1e-4
     assert session.learning_rates == LearningRates(1e-4, 1e-1)
+    session.set_learning_rates(LearningRates(1e-3, 0))  # in a cell: its slider can't say that
+    studio.bank_rate.value = 1e-5
+    assert session.learning_rates == LearningRates(1e-5, 0)
     studio._stop_button.click()
     studio.wait(60)
     assert studio.status == "stopped" and "■ stopped" in shown(studio)
@@ -204,6 +207,8 @@ def test_a_run_that_cannot_be_read_is_a_sentence(make_studio, runs):
     studio.overlay.value = ("first",)
     assert "✕" in studio._message.value and "run.trace" in studio._message.value
     assert studio.loss_chart.other_names == []
+    studio.overlay.value = ()
+    assert studio._message.value == ""
 
 
 def test_smoothing_is_chosen(make_studio):

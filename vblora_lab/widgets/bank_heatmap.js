@@ -15,6 +15,7 @@ const USAGE = 46; // height of the bars, in CSS pixels like all lengths here
 const GAP = 8; // between bars and cells
 const AXIS = 40; // tick labels and the axis label
 const NARROW = 520; // a stage less wide than this leaves the modules' names out
+const LABELS = 0.24; // of the stage's width: what a name beside the rows may take at most
 const PAGE = 20; // rows of the table at a time
 const ROWS_BY = {
   layer: "layer", module: "module", matrix: "matrix A, B", strongest: "strongest bank vector",
@@ -129,10 +130,11 @@ class Data {
     return rows;
   }
 
-  /** The rows that are lit: all that share the chosen bank vector, or those that were selected. */
+  /** The rows that are lit: all that share the chosen bank vector, the pinned one, or those selected. */
   lit() {
-    const vector = this.model.get("lit_vector");
-    return vector >= 0 ? this.sharers(vector) : this.model.get("selected");
+    const [vector, pinned] = [this.model.get("lit_vector"), this.model.get("pinned_row")];
+    if (vector >= 0) return this.sharers(vector);
+    return pinned >= 0 && pinned < this.count ? [pinned] : this.model.get("selected");
   }
 
   /** Those of them that stand out while others fade: a pinned row alone lets none fade. */
@@ -208,8 +210,10 @@ class Heatmap {
     const wide = this.stage.clientWidth;
     const groups = this.model.get("groups");
     const levels = wide < NARROW ? [0] : [0, 1, 2];
-    const widest = (level) => !levels.includes(level) ? 0 : Math.ceil(Math.max(0, ...groups
-      .filter((g) => g[0] === level).map((g) => context.measureText(g[3]).width)));
+    const most = wide * LABELS; // a name that is longer is cut off: the read-out has it whole
+    const widest = (level) => !levels.includes(level) ? 0 : Math.ceil(groups
+      .filter((g) => g[0] === level)
+      .reduce((all, g) => Math.max(all, Math.min(most, context.measureText(g[3]).width)), 0));
     const secondAt = widest(0) + 12;
     const thirdAt = secondAt + widest(1) + 10;
     const [first, end] = this.window ?? [0, this.data.count];
@@ -217,7 +221,7 @@ class Heatmap {
     const [left, top] = [Math.max(labels, Math.ceil(context.measureText("summed weight").width) + 12), USAGE + GAP];
     const [width, height] = [wide - left - 14, this.model.get("height") - top - AXIS];
     Object.assign(this, {
-      groups, levels, levelAt: [0, secondAt, thirdAt], first, end, left, top, width, height,
+      groups, levels, most, levelAt: [0, secondAt, thirdAt], first, end, left, top, width, height,
       cellWidth: width / this.data.columns, cellHeight: height / (end - first),
     });
   }
@@ -292,7 +296,7 @@ class Heatmap {
       if (tall < (level === 0 ? 14 : 11.5)) continue; // no room for its name
       context.font = `${level === 0 ? 12 : 11}px ${this.colours.font}`;
       context.fillStyle = level === 0 ? this.colours.ink : this.colours.faint;
-      context.fillText(text, this.levelAt[level], y + tall / 2);
+      context.fillText(shortened(context, text, this.most), this.levelAt[level], y + tall / 2);
     }
     context.font = `12px ${this.colours.font}`;
     if (this.groups.length > 0) return;
@@ -632,6 +636,14 @@ class Heatmap {
   }
 }
 
+/** The text, or as much of its end as has room: names of modules differ there. */
+function shortened(context, text, room) {
+  if (context.measureText(text).width <= room) return text;
+  let from = 1;
+  while (from < text.length && context.measureText(`…${text.slice(from)}`).width > room) from++;
+  return `…${text.slice(from)}`;
+}
+
 function choose(model, trait, value) {
   model.set(trait, value);
   model.save_changes();
@@ -643,7 +655,6 @@ function toggle(model, trait, value) {
 
 // ---- controls -----------------------------------------------------------------------------------
 
-const PREFIX = Math.random().toString(36).slice(2); // each widget of a page loads this file anew
 let controls = 0; // so that each label has a control of its own
 
 function labelled(parent, text, tag, type = "") {
@@ -651,7 +662,7 @@ function labelled(parent, text, tag, type = "") {
   const label = make(field, "label", "", text);
   const control = make(field, tag);
   if (type) control.type = type;
-  control.id = `vblora-${PREFIX}-${controls++}`;
+  control.id = `${PREFIX}-${controls++}`;
   label.htmlFor = control.id;
   return { field, control };
 }
@@ -1121,6 +1132,15 @@ class Table {
     Object.assign(this, { model, data, map, open: false, page: 0 });
     this.box = make(root, "div", "vblora-table");
     this.box.hidden = true;
+    const bar = make(this.box, "div", "vblora-toolbar");
+    this.previous = button(bar, "Previous", () => this.turn(-1));
+    this.next = button(bar, "Next", () => this.turn(1));
+    this.body = make(this.box, "div");
+  }
+
+  turn(by) {
+    this.page += by;
+    this.draw();
   }
 
   toggle() {
@@ -1137,21 +1157,20 @@ class Table {
     this.page = bound(this.page, 0, pages - 1);
     const from = first + this.page * PAGE;
     const to = Math.min(from + PAGE, end);
-    this.box.replaceChildren();
-    const bar = make(this.box, "div", "vblora-toolbar");
-    const turn = (text, by, possible) => {
-      const made = button(bar, text, () => { this.page += by; this.draw(); });
-      made.disabled = !possible;
-    };
-    turn("Previous", -1, this.page > 0);
-    turn("Next", 1, this.page < pages - 1);
-    const table = make(this.box, "table");
+    this.previous.disabled = this.page === 0;
+    this.next.disabled = this.page >= pages - 1;
+    const held = this.body.querySelector(":focus")?.textContent;
+    this.body.replaceChildren();
+    const table = make(this.body, "table");
     make(table, "caption", "", `Sub-vectors ${from + 1} to ${to} of ${data.count}, by ${ROWS_BY[model.get("rows_by")]}`);
     const heads = make(make(table, "thead"), "tr");
     for (const text of ["sub-vector", "module", "matrix", "rank", "tile", "mixture: weight of bank vector", "entropy (nats)"])
       make(heads, "th", "", text).scope = "col";
     const body = make(table, "tbody");
-    for (let place = from; place < to; place++) this.line(body, data.rowAt[place]);
+    for (let place = from; place < to; place++) {
+      const pin = this.line(body, data.rowAt[place]);
+      if (pin.textContent === held) pin.focus(); // who presses a button keeps it
+    }
   }
 
   line(body, row) {
@@ -1166,6 +1185,7 @@ class Table {
     const mixture = data.mixture(row).map((m) => `${m.weight.toFixed(3)} of ${m.column}`).join(" + ");
     const cells = [model.get("modules")[module], "AB"[matrix], rank, tile, mixture, data.entropy[row].toFixed(3)];
     for (const text of cells) make(line, "td", "", String(text));
+    return pin;
   }
 }
 
@@ -1197,11 +1217,22 @@ class Bench {
     return set;
   }
 
+  /** A box for the number of a bank vector. */
+  number(set, text) {
+    const { control } = labelled(set, text, "input", "number");
+    return Object.assign(control, { min: "0", value: "0", required: true });
+  }
+
+  /** A button; the browser says what is wrong with the number, and asks for another. */
+  tryButton(set, number, question) {
+    return button(set, "Try", () => { if (number.reportValidity()) this.ask(question(number.valueAsNumber)); });
+  }
+
   buildSwap(set) {
     this.old = labelled(set, "instead of bank vector", "select").control;
-    this.new = labelled(set, "take", "input", "number").control;
-    this.swap = button(set, "Try", () => this.ask({
-      bench: "swap", row: this.row, old: Number(this.old.value), new: Number(this.new.value) }));
+    this.new = this.number(set, "take");
+    this.swap = this.tryButton(set, this.new, (vector) => ({
+      bench: "swap", row: this.row, old: Number(this.old.value), new: vector }));
   }
 
   buildWeight(set) {
@@ -1216,11 +1247,11 @@ class Bench {
   }
 
   buildOff(set) {
-    this.off = labelled(set, "bank vector", "input", "number").control;
+    this.off = this.number(set, "bank vector");
     this.instead = labelled(set, "and", "select").control;
     fillSelect(this.instead, { nothing: "put nothing in its place", next: "take the next best" });
-    this.switchOff = button(set, "Try", () => this.ask({
-      bench: "switch_off", vector: Number(this.off.value), next_best: this.instead.value === "next" }));
+    this.switchOff = this.tryButton(set, this.off, (vector) => ({
+      bench: "switch_off", vector, next_best: this.instead.value === "next" }));
   }
 
   get row() { return this.model.get("pinned_row"); }
@@ -1241,10 +1272,7 @@ class Bench {
     const lit = model.get("lit_vector");
     if (lit >= 0 && this.lastLit !== lit) this.off.value = String(lit);
     this.lastLit = lit;
-    for (const input of [this.new, this.off]) {
-      Object.assign(input, { min: "0", max: String(data.columns - 1) });
-      if (input.value === "") input.value = "0";
-    }
+    for (const input of [this.new, this.off]) input.max = String(data.columns - 1);
     for (const control of [this.old, this.new, this.swap, this.vector, this.weight, this.reweight])
       control.disabled = told.busy || !pinned;
     this.switchOff.disabled = told.busy;

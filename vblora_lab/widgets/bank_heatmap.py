@@ -476,7 +476,9 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
         if kind not in get_args(FigureKind):
             raise ValueError(f"kind={kind!r}: must be one of {', '.join(get_args(FigureKind))}.")
         figure = self._draw(kind)
-        figure.axes[0].set_title(self.base, loc="right", color=plots.FAINT, fontsize=9)
+        figure.axes[0].set_title(
+            plots.literal(self.base), loc="right", color=plots.FAINT, fontsize=9
+        )
         return figure
 
     def _draw(self, kind: FigureKind) -> Figure:
@@ -533,6 +535,8 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
                 for i, (facts, blocks) in enumerate(deltas)
             }
         state = {name: getattr(self, name) for name in self._own_traits()} | {"bench": {}}
+        if self.pinned_row >= 0 or self.lit_vector >= 0:
+            state["selected"] = []  # what they select, the page finds by itself
         png, _ = self.figure()._repr_png_()  # type: ignore[attr-defined]
         page = _PAGE.format(
             title=escape(title),

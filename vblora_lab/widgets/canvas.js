@@ -6,6 +6,9 @@ function numbers(ArrayType, view) {
   return new ArrayType(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
+/** Begins the ids in a widget: each widget of a page has a copy of this file, and so another one. */
+const PREFIX = `vblora-${Math.random().toString(36).slice(2)}`;
+
 /** A new element inside `parent`. */
 function make(parent, tag, className = "", text = "") {
   const element = document.createElement(tag);

@@ -12,7 +12,7 @@ const MARKS = { // sign in the rows -> class and meaning
   A: ["adapted", "adapted"], S: ["saved", "trained whole"], X: ["misfit", "named, but doesn't fit"],
   "~": ["mixed", "some of them"], "-": ["left", "left as it is"],
 };
-let views = 0; // radio buttons need a name of their own in each view
+let views = 0; // ids and radio buttons need names of their own in each view
 
 function draw(parent, tag, attributes = {}, text = "") {
   const element = document.createElementNS(SVG, tag);
@@ -47,7 +47,7 @@ function ranges(numbers) {
 class Explorer {
   constructor(model, el) {
     this.model = model;
-    this.id = `vblora-explorer-${++views}`;
+    this.id = `${PREFIX}-${++views}`;
     this.catalogue = model.get("catalogue");
     this.fields = { ...model.get("fields") };
     this.controls = []; // functions that bring a control in line with the fields
@@ -249,7 +249,8 @@ class Explorer {
     let drawn = null;
     const sync = () => {
       const value = this.fields[name];
-      if (exact.valueAsNumber !== value) exact.value = value;
+      const half = Number.isNaN(exact.valueAsNumber) && exact.matches(":focus"); // typed, as "1e"
+      if (exact.valueAsNumber !== value && !half) exact.value = value;
       range.value = place(value);
       range.setAttribute("aria-valuetext", String(value));
       range.style.setProperty("--vblora-share", `${place(value) / 10}%`);
@@ -535,7 +536,7 @@ class Explorer {
     this.cutNote = make(this.stage, "div", "vblora-note");
     const modules = this.section("What is adapted, and why not");
     this.legend = make(modules.head, "div", "vblora-legend");
-    this.table = make(modules, "table", "vblora-modules");
+    this.table = make(make(modules, "div", "vblora-module-list"), "table", "vblora-modules");
     const code = this.section("The config in Python");
     this.copied = make(code.head, "span", "vblora-count");
     this.copied.setAttribute("role", "status");

@@ -67,7 +67,7 @@ class LiveTraining(RunPanel):
             seed=seed,
         )
         super().__init__(driver, self.controls.box)
-        self._steer_rates(self.controls.rate_sliders)
+        self._steer_rates(*self.controls.rate_sliders)
         self._reset(total_steps=0)
         self._show_status("ready")
 
@@ -120,9 +120,6 @@ class LiveTraining(RunPanel):
         return self.wait() if wait else None
 
     # ---- the screen ----------------------------------------------------------------------------
-
-    def _learning_rates(self) -> LearningRates:
-        return self.controls.learning_rates()
 
     def _show_status(self, status: str) -> None:
         super()._show_status(status)

@@ -9,8 +9,9 @@ a page that is loaded again shows it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import anywidget
@@ -23,7 +24,7 @@ from vblora_lab.errors import SessionError
 from vblora_lab.frontend import Driver, detect
 from vblora_lab.plots import run_summary
 from vblora_lab.selection import Selection
-from vblora_lab.train import LearningRates, Trace, TrainingSession
+from vblora_lab.train import Trace, TrainingSession
 from vblora_lab.train.events import (
     Evaluated,
     Event,
@@ -307,27 +308,32 @@ class RunPanel(Pictured, ipywidgets.VBox):
         )
         self.add_class("vblora-panel")
 
-    def _steer_rates(self, sliders: Sequence[ipywidgets.FloatLogSlider]) -> None:
+    def _steer_rates(
+        self, bank: ipywidgets.FloatLogSlider, logits: ipywidgets.FloatLogSlider
+    ) -> None:
         """Let sliders change the rates of a run that goes on."""
-        for slider in sliders:
-            slider.observe(self._on(self._change_rates), "value")
+        for rate, slider in (("bank", bank), ("logits", logits)):
+            slider.observe(self._on(partial(self._change_rate, rate, slider)), "value")
 
-    def _learning_rates(self) -> LearningRates:
-        """What the sliders say."""
-        raise NotImplementedError
-
-    def _change_rates(self) -> None:
+    def _change_rate(self, rate: str, slider: ipywidgets.FloatLogSlider) -> None:
+        """This one alone: a cell, or another panel, may have changed the others."""
         if self.session and self.status in ("running", "paused"):
-            self.session.set_learning_rates(self._learning_rates())
+            rates = replace(self.session.learning_rates, **{rate: slider.value})
+            self.session.set_learning_rates(rates)
 
     def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
         """An action for a button, which has nobody to raise to."""
+        complaint = ""
 
         def on(_event: Any) -> None:
+            nonlocal complaint
             try:
                 action()
             except Exception as error:
-                self._message.value = readout.message(error)
+                self._message.value = complaint = readout.message(error)
+            else:
+                if complaint and self._message.value == complaint:
+                    self._message.value = ""  # it is settled
 
         return on
 

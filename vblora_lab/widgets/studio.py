@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from vblora_lab.errors import ConfigError
 from vblora_lab.frontend import Driver
 from vblora_lab.plots import SMOOTH_OVER, loss_curve, loss_curves
-from vblora_lab.train import LearningRates, Runs, Trace, TrainingSession
+from vblora_lab.train import Runs, Trace, TrainingSession
 from vblora_lab.train.events import Event
 from vblora_lab.train.exports import export_adapter, export_code, export_lora, export_trace
 from vblora_lab.train.folder import RunFolder
@@ -70,7 +70,7 @@ class TrainingStudio(RunPanel):
         super().__init__(driver, self._build_settings(session, folder))
         self.add_class("vblora-studio")
         self.session = session
-        self._steer_rates([self.bank_rate, self.logits_rate])
+        self._steer_rates(self.bank_rate, self.logits_rate)
         self.smoothing.observe(self._on(self._smooth), "value")
         self.overlay.observe(self._on(self._overlay), "value")
         self._reset(session.steps)
@@ -195,10 +195,6 @@ class TrainingStudio(RunPanel):
         # Rates are the session's arguments before the run, and the run's past after it.
         for slider in (self.bank_rate, self.logits_rate):
             slider.disabled = not under_way or self.driver == "foreground"
-
-    def _learning_rates(self) -> LearningRates:
-        other = self.session.learning_rates.other
-        return LearningRates(self.bank_rate.value, self.logits_rate.value, other)
 
     def _smooth(self) -> None:
         self.loss_chart.smooth_over = self.smoothing.value
