@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a hub name, a folder, or mini-opt (the default)",
     )
     explore.add_argument("--ip", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
-    explore.add_argument("--port", type=_at_least(1), default=8866, help="default: 8866")
+    explore.add_argument("--port", type=int, default=8866, help="default: 8866")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.set_defaults(run=_explore)
     return parser

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vblora_lab.errors import MissingExtraError
+from vblora_lab.errors import ConfigError, MissingExtraError
 
 VARIABLE = "VBLORA_LAB_MODEL"  # tells the page, which runs in a kernel of its own, what to show
 PAGE = Path(__file__).parent / "assets" / "explore" / "explore.ipynb"
@@ -34,9 +34,12 @@ def explore(
     Whoever opens the page needs the token in the address that is printed.
 
     Raises:
+        ConfigError: there is no such port.
         MissingExtraError: Voila is not installed.
         BaseModelError: there is no such model, or transformers can't build it.
     """
+    if not 0 < port < 2**16:
+        raise ConfigError(f"port={port}: must be from 1 to 65535, such as 8866")
     if importlib.util.find_spec("voila") is None:
         raise MissingExtraError('the page needs Voila: pip install "vblora-lab[app]"')
     from vblora_lab.bases import load_skeleton

@@ -44,6 +44,12 @@ def test_a_wrong_model_is_refused_before_anything_is_served(monkeypatch, tmp_pat
         explore.explore(str(tmp_path))
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_a_port_that_does_not_exist_is_refused(capsys, port):
+    assert main(["explore", f"--port={port}"]) == 2
+    assert f"port={port}: must be from 1 to 65535" in capsys.readouterr().err
+
+
 def test_the_selection_of_a_new_adapter_needs_no_weights(folder):
     skeleton = load_skeleton(folder)
     before = {name: p.shape for name, p in skeleton.named_parameters()}
