@@ -145,7 +145,7 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
         self.observe(lambda _: self._send_delta(), "module_shown")
         self.on_msg(self._on_message)
         if shown is not None:
-            self.show(shown)
+            self._show(shown)
         if evaluate is not None or self._session is not None:
             self._open_bench(evaluate if evaluate is not None else self._session)
 
@@ -168,8 +168,7 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
         """The changes on the bench; None without one."""
         return self._what_if
 
-    def show(self, shown: Selection | Trace | nn.Module | TrainingSession) -> None:
-        """Show something of any kind that the class takes."""
+    def _show(self, shown: Selection | Trace | nn.Module | TrainingSession) -> None:
         torch = sys.modules.get("torch")  # who has a model has torch
         self.base = ""
         if isinstance(shown, Selection):
