@@ -386,7 +386,10 @@ def churn_curve(selections: Sequence[tuple[int, Selection]]) -> Figure:
     latest = [now.churn(before) for before, now in pairwise(chosen)]
     since_first = [now.churn(chosen[0]) for now in chosen[1:]]
     axes.plot(steps[1:], since_first, color=ORANGE, linewidth=2, label="since the first")
-    axes.plot(steps[1:], latest, color=BLUE, linewidth=1.4, label="since the recorded one before")
+    axes.plot(
+        steps[1:], latest, color=BLUE, linewidth=1.4, linestyle="--",
+        label="since the recorded one before",
+    )  # fmt: skip
     axes.set(xlabel="training step", ylabel="sub-vectors with another choice", ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
