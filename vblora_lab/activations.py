@@ -37,8 +37,8 @@ def activation_bytes(model: nn.Module, config: VBLoRAConfig, batch_size: int, le
 
     Raises:
         ConfigError: batch_size or length isn't a whole number of 1 or more.
-        TargetError: no transformers model, or one that can't be run so (as OPT in transformers
-            5.2 to 5.17, which asks its mask for values).
+        TargetError: no transformers model, or one that can't be run so (as OPT in older
+            transformers, 5.17 still, which ask its mask for values).
     """
     for name, value in (("batch_size", batch_size), ("length", length)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
