@@ -30,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except VBLoRAError as error:
-        print(f"vblora-lab: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk that is full, a folder that can't be written
+    except (VBLoRAError, OSError) as error:  # OSError: a full disk, a folder that can't be written
         print(f"vblora-lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
