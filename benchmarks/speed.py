@@ -34,11 +34,11 @@ from torch import nn
 from transformers import AutoConfig, OPTConfig, OPTForCausalLM
 
 import vblora_lab
-from vblora_lab import fused
 from vblora_lab.admixture import admixture
 from vblora_lab.bases import share_weights
-from vblora_lab.pooled import mix_all
-from vblora_lab.train.captured import CapturedStep
+from vblora_lab.speed import kernels
+from vblora_lab.speed.captured import CapturedStep
+from vblora_lab.speed.pool import mix_all
 
 RESULTS = Path(__file__).parent / "results"
 CUDA = torch.cuda.is_available()
@@ -328,11 +328,11 @@ def admixture_of(layers: int, args: argparse.Namespace) -> dict:
 
     def only(enabled: bool) -> Callable[[], None]:
         def call() -> None:
-            fused.enabled, before = enabled, fused.enabled
+            kernels.enabled, before = enabled, kernels.enabled
             try:
                 pooled()
             finally:
-                fused.enabled = before
+                kernels.enabled = before
 
         return call
 
@@ -375,7 +375,7 @@ def captured_kernels(
     sources = [bank, *(part for pair in logits for part in pair)]
 
     def call() -> None:
-        mixed = fused.fused_admixture(logits, bank, topk, torch.float32)
+        mixed = kernels.fused_admixture(logits, bank, topk, torch.float32)
         torch.autograd.grad(mixed, sources, shaped)
 
     side = torch.cuda.Stream()

@@ -32,8 +32,8 @@ from vblora_lab.errors import (
     UnsupportedError,
 )
 from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
-from vblora_lab.pooled import Pool
 from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
+from vblora_lab.speed.pool import Pool
 from vblora_lab.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
 
 

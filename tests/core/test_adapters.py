@@ -12,11 +12,10 @@ import torch
 from peft.tuners.vblora import VBLoRAModel as StockModel
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, assert_unchanged, scramble, state_of
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, UnsupportedError, VBLoRAError
 from vblora_lab.model import VBLoRAModel
-
-from .conftest import CASES, assert_unchanged, scramble, state_of
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -22,13 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForTokenClassification
 
 import vblora_lab.peft as lab
-from vblora_lab import checkpoint
-from vblora_lab.config import VBLoRAConfig
-from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.model import VBLoRAModel, adapted_layers
-from vblora_lab.selection import read_selection
-
-from .conftest import (
+from tests.cases import (
     CASES,
     SMALL,
     VOCABULARY,
@@ -39,6 +33,11 @@ from .conftest import (
     scramble,
     state_of,
 )
+from vblora_lab import checkpoint
+from vblora_lab.config import VBLoRAConfig
+from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
+from vblora_lab.model import VBLoRAModel, adapted_layers
+from vblora_lab.selection import read_selection
 
 WEIGHTS = "adapter_model.safetensors"
 both_formats = pytest.mark.parametrize("only_topk", [False, True], ids=["full", "topk"])

@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, assert_close, scramble
 from vblora_lab import checkpoint, cli, convert
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.convert import compress_lora, export_lora
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
-
-from .conftest import CASES, assert_close, scramble
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

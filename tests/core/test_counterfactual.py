@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import vblora_lab.peft as lab
+from tests.cases import assert_close, scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.counterfactual import Counterfactual
 from vblora_lab.errors import CounterfactualError
 from vblora_lab.selection import read_selection
-
-from .conftest import assert_close, scramble
 
 TOLERANCE = 5e-5  # merged weights are rounded to float32; a change of a mixture shows at 1e-2
 

@@ -9,11 +9,10 @@ from peft import convert_to_lora
 from torch import nn
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.layers import Linear, VBLoRALayer
-
-from .conftest import CASES, assert_close, assert_unchanged, scramble, state_of
 
 
 def with_two_adapters(case):

@@ -13,12 +13,11 @@ from torch import nn
 from transformers import OPTForCausalLM
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, SMALL, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, MergeError
 from vblora_lab.layers import VBLoRALayer
 from vblora_lab.model import VBLoRAModel
-
-from .conftest import CASES, SMALL, assert_close, assert_unchanged, scramble, state_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft.tuners.vblora import VBLoRAModel as StockModel
 
-from .conftest import CASES, assert_close, scramble
+from tests.cases import CASES, assert_close, scramble
 
 
 def twins(case, **changes):

@@ -30,14 +30,14 @@ from transformers import (
 
 import vblora_lab
 import vblora_lab.peft as lab
+from tests.cases import CASES, SMALL, assert_unchanged, state_of
+from tests.tuner.test_families import FAMILIES
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import plan
 from vblora_lab.targets import resolve
 
-from .conftest import CASES, SMALL, assert_unchanged, state_of
-from .test_families import FAMILIES
-from .test_targets import misfits
+from tests.tuner.test_targets import misfits
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings",

@@ -12,13 +12,12 @@ from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 import vblora_lab
 import vblora_lab.peft as lab
+from tests.cases import scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning import plan
 from vblora_lab.presets import PRESETS, find_preset, list_presets
 from vblora_lab.targets import resolve
-
-from .conftest import scramble
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings", "ignore:Could not find a config file"

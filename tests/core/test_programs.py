@@ -17,11 +17,10 @@ from transformers import Trainer, TrainingArguments, set_seed
 from trl import SFTConfig, SFTTrainer
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, VOCABULARY, assert_close, scramble
 from vblora_lab import checkpoint
 from vblora_lab.bases import load_base
 from vblora_lab.model import VBLoRAModel
-
-from .conftest import CASES, VOCABULARY, assert_close, scramble
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROWS = torch.randint(VOCABULARY, (24, 7), generator=torch.Generator().manual_seed(2))

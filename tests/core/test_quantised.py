@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 import vblora_lab.peft as lab
+from tests.cases import assert_close, scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import MergeError
 from vblora_lab.layers import VBLoRALayer
-
-from .conftest import assert_close, scramble
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes isn't installed: no 4 and 8 bits")
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import vblora_lab.peft as lab
+from tests.cases import scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import SelectionError
 from vblora_lab.selection import Selection, SubVectors, read_selection, row_groups
-
-from .conftest import scramble
 
 
 def walk(model):

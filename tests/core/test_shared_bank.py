@@ -14,12 +14,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab import checkpoint
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.shared_bank import fingerprint
-
-from .conftest import CASES, assert_close, assert_unchanged, scramble, state_of
 
 WEIGHTS, FINGERPRINT = "adapter_model.safetensors", "vblora_bank.json"
 BANK = "base_model.vblora_vector_bank"

@@ -16,11 +16,10 @@ from transformers import (
 )
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, SMALL, assert_unchanged, state_of
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.targets import linear_modules, resolve, vector_lengths
-
-from .conftest import CASES, SMALL, assert_unchanged, state_of
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:Model has `tie_word_embeddings")

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.cases import scramble
 from vblora_lab.errors import SelectionError
 from vblora_lab.selection import read_selection
 from vblora_lab.updates import read_update
-
-from .conftest import scramble
 
 
 @pytest.mark.parametrize("grid", [64, 3])

@@ -18,10 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import OPTForCausalLM
 
 import vblora_lab.peft as lab
+from tests.cases import CASES, Case, assert_close, scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.layers import VBLoRALayer
-
-from .conftest import CASES, Case, assert_close, scramble
 
 
 def without_dropout() -> OPTForCausalLM:

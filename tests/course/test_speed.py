@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vblora_lab import fused
+from vblora_lab.speed import kernels
 
 from .notebook import FOLDER, definitions
 
@@ -61,12 +61,12 @@ def test_both_ways_to_mix_give_the_same_matrices_and_gradients(defined, draw):
 
 
 def test_the_switch_of_the_kernels_is_put_back(defined):
-    before = fused.enabled
-    assert defined["with_kernels"](False, lambda: fused.enabled)() is False
-    assert defined["with_kernels"](True, lambda: fused.enabled)() is True
+    before = kernels.enabled
+    assert defined["with_kernels"](False, lambda: kernels.enabled)() is False
+    assert defined["with_kernels"](True, lambda: kernels.enabled)() is True
     with pytest.raises(ZeroDivisionError):
         defined["with_kernels"](not before, lambda: 1 / 0)()
-    assert fused.enabled == before
+    assert kernels.enabled == before
 
 
 def test_it_reads_what_the_benchmark_writes(defined, tmp_path):

@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "CapturedStep": "captured",
-    "CapturingTrainer": "captured",
+    "CapturedStep": "capturing",
+    "CapturingTrainer": "capturing",
     "Comparison": "runs",
     "DamagedTrace": "trace_file",
     "Evaluated": "events",
@@ -98,7 +98,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from vblora_lab.train.callback import EventCallback, Steering
-    from vblora_lab.train.captured import CapturedStep, CapturingTrainer
+    from vblora_lab.train.capturing import CapturedStep, CapturingTrainer
     from vblora_lab.train.events import (
         Evaluated,
         Event,

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.callback import end_training
-from vblora_lab.train.captured import CapturingTrainer
+from vblora_lab.train.capturing import CapturingTrainer
 from vblora_lab.train.control import Interrupted
 from vblora_lab.train.events import Listener, Saved, SaveFailed
 from vblora_lab.train.folder import RunFolder

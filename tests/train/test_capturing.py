@@ -9,8 +9,8 @@ from transformers import OPTConfig, OPTForCausalLM, TrainingArguments
 
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.peft import get_peft_model
+from vblora_lab.speed.captured import _Graph, check_room, why_not
 from vblora_lab.train import CapturedStep, CapturingTrainer
-from vblora_lab.train.captured import _Graph, check_room, why_not
 from vblora_lab.train.prompts import Collator
 
 CUDA = torch.cuda.is_available()
@@ -134,7 +134,7 @@ def test_a_step_that_asks_the_device_stays_eager_and_trains(caplog):
 
 @on_gpu
 def test_no_more_graphs_than_allowed(monkeypatch, caplog):
-    monkeypatch.setattr("vblora_lab.train.captured.MAX_GRAPHS", 2)
+    monkeypatch.setattr("vblora_lab.speed.captured.MAX_GRAPHS", 2)
     lengths = [8, 12, 16, 20, 8]
     expected = eager_run(adapted().cuda(), lengths)
     model = adapted().cuda()

@@ -22,10 +22,9 @@ from transformers import (
 )
 
 import vblora_lab.peft as lab
+from tests.cases import SMALL, assert_close, scramble
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.planning import plan
-
-from .conftest import SMALL, assert_close, scramble
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Could not find a config file", "ignore:fan_in_fan_out", "ignore:.*`loss_type=None`"

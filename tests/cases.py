@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import peft
-import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -24,11 +23,6 @@ import vblora_lab.peft as lab
 from vblora_lab.config import VBLoRAConfig
 
 VOCABULARY = 40
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
 
 
 class TwoLinear(nn.Module):
@@ -131,17 +125,6 @@ CASES = {
     "llama": Case(llama, {**SMALL, "target_modules": "all-linear"}, _tokens),
     "gpt2": Case(gpt2, {**SMALL, "target_modules": ["c_attn", "c_proj"]}, _tokens),
 }
-
-
-@pytest.fixture(params=CASES)
-def case(request) -> Case:
-    """Each kind of base model in turn."""
-    return CASES[request.param]
-
-
-@pytest.fixture
-def opt_case() -> Case:
-    return CASES["opt"]
 
 
 def scramble(model: nn.Module) -> None:

@@ -35,8 +35,8 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from vblora_lab import fused
 from vblora_lab.admixture import admixture, choose, mix
+from vblora_lab.speed import kernels
 
 _version = attrgetter("_version")
 
@@ -64,7 +64,7 @@ class PooledLayer(Protocol):
 class Matrices(NamedTuple):
     """A (r, in_features) and the transpose of B, (r, out_features).
 
-    There may be rows of zeros at their ends (see `fused.fused_admixture`).
+    There may be rows of zeros at their ends (see `kernels.fused_admixture`).
     """
 
     A: Tensor
@@ -105,8 +105,8 @@ def mix_all(
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; mixing itself happens in that of the logits.
     """
-    if fused.usable([part for pair in logits for part in pair], bank, topk):
-        sub_vectors = fused.fused_admixture(logits, bank, topk, dtype)
+    if kernels.usable([part for pair in logits for part in pair], bank, topk):
+        sub_vectors = kernels.fused_admixture(logits, bank, topk, dtype)
     else:
         sub_vectors = _side_by_side(logits, bank, topk).to(dtype)
     length = bank.shape[1]

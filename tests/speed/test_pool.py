@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.core.conftest import CASES, SMALL, assert_close, scramble
-from tests.core.test_families import FAMILIES, IDS
-from vblora_lab import pooled
+from tests.cases import CASES, SMALL, assert_close, scramble
+from tests.tuner.test_families import FAMILIES, IDS
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.config import VBLoRAConfig
 from vblora_lab.layers import Linear
 from vblora_lab.peft import get_peft_model
-from vblora_lab.pooled import mix_all
+from vblora_lab.speed import pool as pooled
+from vblora_lab.speed.pool import mix_all
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from vblora_lab import fused
 from vblora_lab.admixture import admixture
-from vblora_lab.pooled import mix_all
+from vblora_lab.speed import kernels
+from vblora_lab.speed.pool import mix_all
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
-kernels = pytest.mark.skipif(
+with_kernels = pytest.mark.skipif(
     not CUDA and not INTERPRETED, reason="run interpreted, by test_all_of_this_file_interpreted"
 )
 
@@ -73,12 +73,12 @@ SHAPES = [  # r, tiles of (A, B) per layer, num_vectors, vector_length, topk
 ]
 
 
-@kernels
+@with_kernels
 @pytest.mark.parametrize(("r", "tiles", "num_vectors", "length", "topk"), SHAPES)
 def test_matrices_and_gradients_are_those_of_the_formula(r, tiles, num_vectors, length, topk):
     layers = logits_of_layers(r, tiles, num_vectors)
     bank = bank_of(num_vectors, length)
-    assert fused.usable([part for pair in layers for part in pair], bank, topk)
+    assert kernels.usable([part for pair in layers for part in pair], bank, topk)
     matrices = mix_all(layers, bank, topk, torch.float32)
     assert "Admixture" in str(matrices[0].A.grad_fn.next_functions[0][0].next_functions)
 
@@ -100,13 +100,13 @@ def test_matrices_and_gradients_are_those_of_the_formula(r, tiles, num_vectors, 
             assert relative(one, other.double()) < 1e-5
 
 
-@kernels
+@with_kernels
 def test_half_precision_results_are_the_rounded_ones():
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     exact = mix_all(layers, bank, 2, torch.float32)
     rounded = mix_all(layers, bank, 2, torch.bfloat16)
     for padded, other in zip(rounded[0], exact[0], strict=True):
-        assert padded.shape[0] == fused.ALIGNED
+        assert padded.shape[0] == kernels.ALIGNED
         assert not padded[2:].any()
         one = padded[:2]
         assert one.dtype == torch.bfloat16
@@ -116,22 +116,22 @@ def test_half_precision_results_are_the_rounded_ones():
             assert torch.equal(one, other.bfloat16())
 
 
-@kernels
+@with_kernels
 def test_gradients_of_half_precision_results():
     """The rows of zeros have gradients, too, which go nowhere."""
     layers, bank = logits_of_layers(3, [(2, 3), (1, 1)], 40), bank_of(40, 8)
     sources = [bank, *(part for pair in layers for part in pair)]
     slope = bank_of(8, 8).detach().repeat(1, 7).view(8, 7, 8)
-    half = fused.fused_admixture(layers, bank, 2, torch.bfloat16)
+    half = kernels.fused_admixture(layers, bank, 2, torch.bfloat16)
     assert half.shape == (8, 7, 8)
     got = torch.autograd.grad((half * slope.bfloat16()).sum(), sources)
-    single = fused.fused_admixture(layers, bank, 2, torch.float32)
+    single = kernels.fused_admixture(layers, bank, 2, torch.float32)
     expected = torch.autograd.grad((single * slope.bfloat16()[:3]).sum(), sources)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-@kernels
+@with_kernels
 def test_the_order_of_sums_can_be_fixed():
     layers, bank = logits_of_layers(4, [(6, 6)] * 4, 8), bank_of(8, 32)
     torch.use_deterministic_algorithms(True)
@@ -146,7 +146,7 @@ def test_the_order_of_sums_can_be_fixed():
         assert relative(one, other.double()) < 1e-5
 
 
-@kernels
+@with_kernels
 def test_what_is_frozen_gets_no_gradient():
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     for part in layers[0]:
@@ -162,7 +162,7 @@ def test_what_is_frozen_gets_no_gradient():
     assert layers[0][0].grad.norm() > 0
 
 
-@kernels
+@with_kernels
 def test_broken_logits_show():
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     layers[0][0].data[1, 0, 7] = float("nan")
@@ -171,7 +171,7 @@ def test_broken_logits_show():
     assert int(matrices.A.isnan().sum()) == 8
 
 
-@kernels
+@with_kernels
 def test_logits_of_a_top_k_file():
     layers, bank = logits_of_layers(1, [(1, 1)], 40), bank_of(40, 8)
     logits = torch.full((1, 1, 40), -torch.inf, device=DEVICE)
@@ -181,7 +181,7 @@ def test_logits_of_a_top_k_file():
     torch.testing.assert_close(A[0], expected, rtol=1e-6, atol=1e-6)
 
 
-@kernels
+@with_kernels
 def test_a_changed_place_is_seen():
     """The table of addresses is kept from step to step, and must follow the parameters."""
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
@@ -191,13 +191,13 @@ def test_a_changed_place_is_seen():
     assert torch.equal(again, first.flip(0))
 
 
-@kernels
+@with_kernels
 def test_it_can_be_turned_off(monkeypatch):
     layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
     parts = [part for pair in layers for part in pair]
-    assert fused.usable(parts, bank, 2)
-    assert not fused.usable([part.transpose(0, 1) for part in parts], bank, 2)
-    assert not fused.usable(parts, bank, fused.MAX_TOPK + 1)
-    assert not fused.usable([part.double() for part in parts], bank, 2)
-    monkeypatch.setattr(fused, "enabled", False)
-    assert not fused.usable(parts, bank, 2)
+    assert kernels.usable(parts, bank, 2)
+    assert not kernels.usable([part.transpose(0, 1) for part in parts], bank, 2)
+    assert not kernels.usable(parts, bank, kernels.MAX_TOPK + 1)
+    assert not kernels.usable([part.double() for part in parts], bank, 2)
+    monkeypatch.setattr(kernels, "enabled", False)
+    assert not kernels.usable(parts, bank, 2)
