@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-import vblora_lab.peft as lab
-from vblora_lab.config import VBLoRAConfig
+import vblora_lab.tuner.peft as lab
+from vblora_lab.tuner.config import VBLoRAConfig
 
 VOCABULARY = 40
 

@@ -72,14 +72,14 @@ ROOMS = {
         "The method",
         "The config with its 15 fields, the adapted layers, the model that holds them, and the "
         "few functions that all of it comes down to.",
-        ("config", "layers", "model"),
+        ("tuner.config", "tuner.layer", "tuner.model"),
         ("admixture",),
     ),
     "peft": Room(
         "Adapters and PEFT",
         "Making, loading and storing adapters with PEFT's own classes and files, and the way to "
         "LoRA and back.",
-        ("peft", "convert"),
+        ("tuner.peft", "convert"),
     ),
     "planning": Room(
         "Before training",

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "VBLoRAConfig": "config",
-    "VBLoRALayer": "layers",
-    "VBLoRAModel": "model",
-    "Linear": "layers",
-    "add_adapter": "peft",
-    "get_peft_model": "peft",
-    "from_pretrained": "peft",
-    "register": "peft",
-    "save_with_bank": "peft",
-    "unregister": "peft",
-    "using": "peft",
+    "VBLoRAConfig": "tuner.config",
+    "VBLoRALayer": "tuner.layer",
+    "VBLoRAModel": "tuner.model",
+    "Linear": "tuner.layer",
+    "add_adapter": "tuner.peft",
+    "get_peft_model": "tuner.peft",
+    "from_pretrained": "tuner.peft",
+    "register": "tuner.peft",
+    "save_with_bank": "tuner.peft",
+    "unregister": "tuner.peft",
+    "using": "tuner.peft",
     "Plan": "planning",
     "plan": "planning",
     "PRESETS": "presets",
@@ -120,15 +120,20 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from vblora_lab.bases import Base, load_base
-    from vblora_lab.config import VBLoRAConfig
     from vblora_lab.convert import Compression, compress_lora, export_lora
     from vblora_lab.course import check, hint, solution
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
     from vblora_lab.diagnosis import doctor
-    from vblora_lab.layers import Linear, VBLoRALayer
-    from vblora_lab.model import VBLoRAModel
-    from vblora_lab.peft import (
+    from vblora_lab.planning import Plan, plan
+    from vblora_lab.presets import PRESETS
+    from vblora_lab.selection import Selection, SubVectors, read_selection
+    from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
+    from vblora_lab.train.compare import compare
+    from vblora_lab.tuner.config import VBLoRAConfig
+    from vblora_lab.tuner.layer import Linear, VBLoRALayer
+    from vblora_lab.tuner.model import VBLoRAModel
+    from vblora_lab.tuner.peft import (
         add_adapter,
         from_pretrained,
         get_peft_model,
@@ -137,11 +142,6 @@ if TYPE_CHECKING:
         unregister,
         using,
     )
-    from vblora_lab.planning import Plan, plan
-    from vblora_lab.presets import PRESETS
-    from vblora_lab.selection import Selection, SubVectors, read_selection
-    from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
-    from vblora_lab.train.compare import compare
     from vblora_lab.widgets import (
         BankHeatmap,
         ConfigExplorer,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, TargetError
-from vblora_lab.peft import get_peft_model
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 
 
 def activation_bytes(model: nn.Module, config: VBLoRAConfig, batch_size: int, length: int) -> int:

@@ -14,8 +14,8 @@ from vblora_lab import __version__
 from vblora_lab.errors import VBLoRAError
 
 if TYPE_CHECKING:
-    from vblora_lab.config import VBLoRAConfig
     from vblora_lab.train import Trace
+    from vblora_lab.tuner.config import VBLoRAConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,8 +251,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
     """The config that the options, and a preset, describe."""
-    from vblora_lab.config import VBLoRAConfig
     from vblora_lab.presets import find_preset
+    from vblora_lab.tuner.config import VBLoRAConfig
 
     given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
     for name in ("target_modules", "exclude_modules"):

@@ -26,15 +26,15 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vblora_lab import checkpoint
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.checkpoint import BANK_KEY, LAYER_PREFIX, LOGITS
-from vblora_lab.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import CheckpointError, ConfigError
 from vblora_lab.factors import BALANCES, Errors, Factors, SubVectorProblem, errors
-from vblora_lab.model import VBLoRAModel
-from vblora_lab.peft import using
-from vblora_lab.targets import check_tiles
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
+from vblora_lab.tuner.model import VBLoRAModel
+from vblora_lab.tuner.peft import using
+from vblora_lab.tuner.targets import check_tiles
 
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 Source = nn.Module | str | os.PathLike[str]
@@ -119,7 +119,7 @@ def vblora_factors(tensors: Mapping[str, Tensor], config: VBLoRAConfig) -> dict[
     Returns:
         The matrices by the layer's name, in float32 or finer.
     """
-    tensors = checkpoint.unpacked(tensors, config.num_vectors)
+    tensors = formats.unpacked(tensors, config.num_vectors)
     bank = _float32_at_least(tensors[BANK_KEY])
     factors = {}
     for key in tensors:
@@ -181,8 +181,8 @@ def _subfolder(folder: str | os.PathLike[str], adapter_name: str) -> Path:
 
 def _read_folder(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
     """The config and tensors of a stored VB-LoRA adapter, once they are known to fit together."""
-    config = checkpoint.read_config(folder)
-    tensors = checkpoint.read_tensors(folder)
+    config = formats.read_config(folder)
+    tensors = formats.read_tensors(folder)
     if BANK_KEY not in tensors:
         raise CheckpointError(
             f"{folder} holds no vector bank: it shares another adapter's. Load both, and export "
@@ -191,12 +191,12 @@ def _read_folder(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     features = _features(shapes, config.vector_length)
     others = {key: shape for key, shape in shapes.items() if "vblora_" not in key}
-    checkpoint.check_tensors(tensors, config, features, others, str(folder))
+    formats.check_tensors(tensors, config, features, others, str(folder))
     return config, tensors
 
 
 def _features(
-    shapes: Mapping[str, checkpoint.Shape], vector_length: int
+    shapes: Mapping[str, formats.Shape], vector_length: int
 ) -> dict[str, tuple[int, int]]:
     """(in_features, out_features) of each layer of a file, from the tiles that its logits have."""
     tiles: dict[str, list[int]] = {}
@@ -269,7 +269,7 @@ class Compression:
         folder = _free_folder(path, PeftType.VBLORA)
         tensors = self.tensors
         if self.config.save_only_topk_weights:
-            tensors = checkpoint.packed(tensors, self.config.topk)
+            tensors = formats.packed(tensors, self.config.topk)
         _write(folder, self.config, tensors)
         return Path(path)
 
@@ -371,9 +371,9 @@ def compress_lora(
     fit = problem.refine(fits[balance], steps)
     tensors = _vblora_tensors(*problem.bank_and_logits(fit))
     by_module, overall = errors(vblora_factors(tensors, config), problem.factors, factors)
-    sub_vectors = checkpoint.count_sub_vectors(features.values(), config.r, vector_length)
+    sub_vectors = formats.count_sub_vectors(features.values(), config.r, vector_length)
     full_bytes, topk_bytes = (
-        checkpoint.vblora_stored_bytes(sub_vectors, num_vectors, vector_length, topk, only_topk)
+        formats.vblora_stored_bytes(sub_vectors, num_vectors, vector_length, topk, only_topk)
         for only_topk in (False, True)
     )
     result = Compression(
@@ -383,8 +383,7 @@ def compress_lora(
         errors=by_module,
         overall=overall,
         lora_bytes=sum(
-            checkpoint.lora_stored_bytes([features[name]], len(A))
-            for name, (A, _) in factors.items()
+            formats.lora_stored_bytes([features[name]], len(A)) for name, (A, _) in factors.items()
         ),
         full_bytes=full_bytes,
         topk_bytes=topk_bytes,
@@ -416,13 +415,13 @@ def _read_lora(
     else:
         folder = _subfolder(source, adapter_name)
         where = str(folder)
-        checkpoint.read_fields(folder)  # says what is wrong with the config
+        formats.read_fields(folder)  # says what is wrong with the config
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (ValueError, TypeError, KeyError) as error:  # whatever its own checks raise
             raise CheckpointError(f"{folder / CONFIG_NAME} can't be read: {error}.") from error
         _check_is_lora(config, where)
-        tensors = checkpoint.read_tensors(folder)
+        tensors = formats.read_tensors(folder)
     config = cast(LoraConfig, config)
     factors, others = {}, {}
     for key, tensor in tensors.items():
@@ -488,7 +487,7 @@ def _free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
                 f"{path} holds other files ({', '.join(sorted(strangers)[:3])}); give a new folder."
             )
         if CONFIG_NAME in found:
-            kind = checkpoint.read_fields(folder)["peft_type"]
+            kind = formats.read_fields(folder)["peft_type"]
             if kind != peft_type:
                 raise CheckpointError(f"{path} holds a {kind} adapter; give a new folder.")
     elif os.path.lexists(folder):

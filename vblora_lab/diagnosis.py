@@ -204,7 +204,7 @@ def _assets() -> Check:
 def _peft() -> Check:
     """Whether PEFT loads and takes this package's classes, which new releases of both can break."""
     try:
-        seam = importlib.import_module("vblora_lab.peft")
+        seam = importlib.import_module("vblora_lab.tuner.peft")
         with seam.using():
             pass
     except Exception as error:  # whatever an import may raise

@@ -83,9 +83,9 @@ def untrained_selection(skeleton: Any, config: Any, seed: int = 0) -> Any:
     import torch
     from torch import nn
 
-    from vblora_lab.model import adapted_layers
-    from vblora_lab.peft import get_peft_model
     from vblora_lab.selection import read_selection
+    from vblora_lab.tuner.model import adapted_layers
+    from vblora_lab.tuner.peft import get_peft_model
 
     model = get_peft_model(copy.deepcopy(skeleton), config)
     generator = torch.Generator().manual_seed(seed)

@@ -18,11 +18,12 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from vblora_lab import checkpoint, plan_views
-from vblora_lab.config import VBLoRAConfig, as_vblora_config
+from vblora_lab import plan_views
 from vblora_lab.errors import ConfigError, TargetError
-from vblora_lab.layers import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
-from vblora_lab.targets import (
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.layer import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
+from vblora_lab.tuner.targets import (
     Problem,
     examine,
     head_stored_whole,
@@ -217,14 +218,14 @@ def plan(
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
-    sub_vectors = checkpoint.count_sub_vectors(features, config.r, config.vector_length)
+    sub_vectors = formats.count_sub_vectors(features, config.r, config.vector_length)
     bank = config.num_vectors * config.vector_length
     logits = sub_vectors * config.num_vectors
     float_bytes = _float_bytes(found.targets.values())
     others = _others(model, config, found.targets.values())
     full, topk = (
         others.stored_bytes
-        + checkpoint.vblora_stored_bytes(
+        + formats.vblora_stored_bytes(
             sub_vectors, config.num_vectors, config.vector_length, config.topk, only, float_bytes
         )
         for only in (False, True)
@@ -254,8 +255,8 @@ def plan(
         full_bytes=full,
         topk_bytes=topk,
         other_bytes=others.stored_bytes,
-        lora_parameters=checkpoint.lora_parameters(features, config.r) + other_parameters,
-        lora_bytes=checkpoint.lora_stored_bytes(features, config.r) + others.stored_bytes,
+        lora_parameters=formats.lora_parameters(features, config.r) + other_parameters,
+        lora_bytes=formats.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(
             weights=sum(t.nbytes for t in everything),
             adapter=adapter + sum(p.nbytes for p in others.copies),
@@ -290,7 +291,7 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
     size_in, size_out = in_out_features(layer)
     length, r = config.vector_length, config.r
     divides = size_in % length == 0 and size_out % length == 0
-    sub_vectors = checkpoint.count_sub_vectors([(size_in, size_out)], r, length) if divides else 0
+    sub_vectors = formats.count_sub_vectors([(size_in, size_out)], r, length) if divides else 0
     return Target(
         name=name,
         kind=type(layer).__name__,
@@ -300,14 +301,14 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
         tiles_B=(size_out // length, r) if divides else None,
         sub_vectors=sub_vectors,
         logits=sub_vectors * config.num_vectors,
-        lora_parameters=checkpoint.lora_parameters([(size_in, size_out)], r),
+        lora_parameters=formats.lora_parameters([(size_in, size_out)], r),
     )
 
 
 def _float_bytes(layers: Iterable[LinearLayer]) -> int:
     """Bytes of a number of the adapter; the bank ends up in the dtype of the last layer's."""
     dtypes = [adapter_dtype(layer.weight.dtype) for layer in layers]
-    return dtypes[-1].itemsize if dtypes else checkpoint.FLOAT32_BYTES
+    return dtypes[-1].itemsize if dtypes else formats.FLOAT32_BYTES
 
 
 # --- what is trained and stored besides bank and logits

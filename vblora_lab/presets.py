@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.errors import ConfigError
+from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
 
 
 @dataclass(frozen=True)

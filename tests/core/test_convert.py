@@ -11,12 +11,13 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, scramble
-from vblora_lab import checkpoint, cli, convert
-from vblora_lab.config import VBLoRAConfig
+from vblora_lab import cli, convert
 from vblora_lab.convert import compress_lora, export_lora
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.config import VBLoRAConfig
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -123,7 +124,7 @@ def test_the_config_is_the_one_that_peft_writes(opt_case, tmp_path):
         assert not fields.pop("exclude_modules")  # None or an empty list
     assert found == expected
     shapes = [
-        {key: tensor.shape for key, tensor in checkpoint.read_tensors(tmp_path / name).items()}
+        {key: tensor.shape for key, tensor in formats.read_tensors(tmp_path / name).items()}
         for name in ("lora", "by_peft")
     ]
     assert shapes[0] == shapes[1]
@@ -434,7 +435,7 @@ def test_equal_arguments_give_equal_adapters(tmp_path):
         compress_lora(tmp_path / "lora", 16, 16, 3, rounds=3, steps=5, seed=seed)
         for seed in (0, 0, 1)
     ]
-    key = checkpoint.BANK_KEY
+    key = formats.BANK_KEY
     assert all(torch.equal(results[0].tensors[k], t) for k, t in results[1].tensors.items())
     assert not torch.equal(results[0].tensors[key], results[2].tensors[key])
 

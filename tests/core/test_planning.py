@@ -29,15 +29,14 @@ from transformers import (
 )
 
 import vblora_lab
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, SMALL, assert_unchanged, state_of
 from tests.tuner.test_families import FAMILIES
-from vblora_lab.config import VBLoRAConfig
+from tests.tuner.test_targets import misfits
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import plan
-from vblora_lab.targets import resolve
-
-from tests.tuner.test_targets import misfits
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.targets import resolve
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings",

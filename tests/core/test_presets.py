@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 import vblora_lab
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import scramble
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning import plan
 from vblora_lab.presets import PRESETS, find_preset, list_presets
-from vblora_lab.targets import resolve
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.targets import resolve
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings", "ignore:Could not find a config file"

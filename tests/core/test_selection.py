@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import scramble
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import SelectionError
 from vblora_lab.selection import Selection, SubVectors, read_selection, row_groups
+from vblora_lab.tuner.config import VBLoRAConfig
 
 
 def walk(model):

@@ -10,11 +10,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.cases import CASES, SMALL, assert_close, scramble
 from tests.tuner.test_families import FAMILIES, IDS
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.config import VBLoRAConfig
-from vblora_lab.layers import Linear
-from vblora_lab.peft import get_peft_model
 from vblora_lab.speed import pool as pooled
 from vblora_lab.speed.pool import mix_all
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import Linear
+from vblora_lab.tuner.peft import get_peft_model
 
 
 @pytest.fixture

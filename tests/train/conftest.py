@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from vblora_lab.bases import load_base
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import load_task
+from vblora_lab.tuner.config import VBLoRAConfig
 
 
 @pytest.fixture(scope="session")

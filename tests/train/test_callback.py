@@ -4,7 +4,6 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from vblora_lab.bases import share_weights
-from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train import (
     Evaluated,
@@ -20,6 +19,7 @@ from vblora_lab.train import (
     write_samples,
 )
 from vblora_lab.train.prompts import Collator, encode_all
+from vblora_lab.tuner.peft import get_peft_model
 
 
 def users_trainer(base, task, config, folder, callback, **arguments):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM, TrainingArguments
 
-from vblora_lab.config import VBLoRAConfig
-from vblora_lab.peft import get_peft_model
 from vblora_lab.speed.captured import _Graph, check_room, why_not
 from vblora_lab.train import CapturedStep, CapturingTrainer
 from vblora_lab.train.prompts import Collator
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 
 CUDA = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not CUDA, reason="CUDA graphs need a CUDA GPU")

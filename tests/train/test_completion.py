@@ -5,9 +5,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from vblora_lab.bases import share_weights
-from vblora_lab.peft import get_peft_model
 from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.prompts import IGNORED, Collator, encode_all
+from vblora_lab.tuner.peft import get_peft_model
 
 
 @pytest.fixture

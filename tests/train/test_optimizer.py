@@ -4,8 +4,8 @@ import pytest
 
 from vblora_lab.bases import share_weights
 from vblora_lab.errors import ConfigError
-from vblora_lab.peft import get_peft_model
 from vblora_lab.train import LearningRates, make_optimizer
+from vblora_lab.tuner.peft import get_peft_model
 
 
 def test_bank_logits_and_the_rest_have_their_own_rates(base, config):

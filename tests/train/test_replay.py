@@ -24,7 +24,7 @@ RUN = {"steps": 6, "batch_size": 2, "eval_examples": 2, "sample_count": 1}
 
 @pytest.fixture(scope="module")
 def recorded(base, task, tmp_path_factory):
-    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.tuner.config import VBLoRAConfig
 
     out = tmp_path_factory.mktemp("run")
     config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])
@@ -60,7 +60,7 @@ def test_a_replay_tells_what_the_session_told(recorded, driver):
 
 
 def test_all_drivers_give_the_same_losses_bit_for_bit(recorded, base, task):
-    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.tuner.config import VBLoRAConfig
 
     trace, _, path = recorded
     config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])

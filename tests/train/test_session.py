@@ -10,7 +10,6 @@ import torch
 from vblora_lab.bases import share_weights
 from vblora_lab.data import load_task
 from vblora_lab.errors import ConfigError, SessionError, TargetError
-from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train import (
     Evaluated,
@@ -23,6 +22,7 @@ from vblora_lab.train import (
     TrainingSession,
 )
 from vblora_lab.train.prompts import Collator, encode_all
+from vblora_lab.tuner.peft import get_peft_model
 
 SMALL = {"batch_size": 2, "eval_examples": 2, "sample_count": 1}
 
@@ -34,7 +34,7 @@ def trained(session):
 @pytest.fixture(scope="module")
 def finished(base, task):
     """One run of six steps and everything it said."""
-    from vblora_lab.config import VBLoRAConfig
+    from vblora_lab.tuner.config import VBLoRAConfig
 
     config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])
     events = []

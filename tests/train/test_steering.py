@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, SessionError
-from vblora_lab.peft import add_adapter
 from vblora_lab.train import (
     Evaluated,
     Finished,
@@ -21,6 +19,8 @@ from vblora_lab.train import (
     Stepped,
     TrainingSession,
 )
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import add_adapter
 
 SMALL = {"batch_size": 2, "eval_examples": 0, "sample_count": 0}
 LONG = 60  # seconds to wait for what must come

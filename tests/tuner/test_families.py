@@ -21,10 +21,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import SMALL, assert_close, scramble
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.planning import plan
+from vblora_lab.tuner.config import VBLoRAConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Could not find a config file", "ignore:fan_in_fan_out", "ignore:.*`loss_type=None`"

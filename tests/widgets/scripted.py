@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from vblora_lab.config import VBLoRAConfig
-from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import Selection, read_selection
 from vblora_lab.train.events import (
     Evaluated,
@@ -23,6 +21,8 @@ from vblora_lab.train.events import (
     Started,
     Stepped,
 )
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 
 
 def small_opt(layers=2):

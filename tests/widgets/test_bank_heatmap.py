@@ -10,10 +10,10 @@ import torch
 import traitlets
 from scripted import reweighted, selection_of, small_opt
 
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import SelectionError, SessionError
-from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 from vblora_lab.updates import read_update
 from vblora_lab.widgets import BankHeatmap
 

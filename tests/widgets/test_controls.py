@@ -9,12 +9,12 @@ from scripted import small_opt
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from vblora_lab.bases import load_base
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning import plan
 from vblora_lab.presets import PRESETS
-from vblora_lab.targets import resolve
 from vblora_lab.train import LearningRates
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.targets import resolve
 from vblora_lab.widgets.controls import WITH_CONTROL, Controls
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from vblora_lab.bases import Base
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, SessionError, TargetError
 from vblora_lab.train import LearningRates
+from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import BankHeatmap, LiveTraining
 from vblora_lab.widgets.run_panel import SHOW_EVERY
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from vblora_lab.bases import Base, load_base
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError, SessionError
 from vblora_lab.plots import smooth
 from vblora_lab.train import LearningRates, Runs, Trace, TrainingSession
+from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import TrainingStudio
 
 STEPS = 5

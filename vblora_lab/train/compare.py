@@ -15,11 +15,8 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from vblora_lab.bases import MINI_OPT, Base, load_base, share_weights
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError
-from vblora_lab.model import VBLoRAModel
-from vblora_lab.peft import get_peft_model
 from vblora_lab.planning import plan
 from vblora_lab.selection import SubVectors
 from vblora_lab.train.events import Listener, Started
@@ -27,6 +24,9 @@ from vblora_lab.train.generate import measure
 from vblora_lab.train.optimizer import LearningRates
 from vblora_lab.train.runs import Comparison, Result, Runs
 from vblora_lab.train.session import TrainingSession
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.model import VBLoRAModel
+from vblora_lab.tuner.peft import get_peft_model
 
 
 def _vblora(model: nn.Module, config: VBLoRAConfig) -> nn.Module:

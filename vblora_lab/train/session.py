@@ -20,10 +20,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
 
 from vblora_lab.bases import Base, load_base, share_weights
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
-from vblora_lab.peft import get_peft_model
 from vblora_lab.selection import read_selection
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.completion import completion_logits
@@ -51,6 +49,8 @@ from vblora_lab.train.runs import TRACE
 from vblora_lab.train.trace import Trace, TraceRecorder
 from vblora_lab.train.trace_file import TraceWriter
 from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 
 _ONE_AT_A_TIME = threading.Lock()
 """Held by the session that trains: two would draw from the same random numbers."""

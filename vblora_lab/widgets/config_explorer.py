@@ -23,13 +23,13 @@ from transformers import PretrainedConfig
 
 from vblora_lab import plan_views
 from vblora_lab.bases import Base, load_skeleton, skeleton_of
-from vblora_lab.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError
-from vblora_lab.layers import in_out_features
 from vblora_lab.plan_plots import plan_figure
 from vblora_lab.planning import Plan, Target, base_of, plan
 from vblora_lab.presets import PRESETS
-from vblora_lab.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.layer import in_out_features
+from vblora_lab.tuner.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 

@@ -10,11 +10,11 @@ from typing import Any
 import ipywidgets
 from torch import nn
 
-from vblora_lab.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.errors import ConfigError
 from vblora_lab.presets import PRESETS
-from vblora_lab.targets import examine, resolve, vector_lengths
 from vblora_lab.train import LearningRates
+from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
+from vblora_lab.tuner.targets import examine, resolve, vector_lengths
 
 BANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from vblora_lab.bases import Base, load_base
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
 from vblora_lab.frontend import Driver
 from vblora_lab.train import LearningRates, Trace, TrainingSession
+from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import Controls
 from vblora_lab.widgets.run_panel import RunPanel

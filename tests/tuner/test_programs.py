@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments, set_seed
 from trl import SFTConfig, SFTTrainer
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, VOCABULARY, assert_close, scramble
-from vblora_lab import checkpoint
 from vblora_lab.bases import load_base
-from vblora_lab.model import VBLoRAModel
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.model import VBLoRAModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROWS = torch.randint(VOCABULARY, (24, 7), generator=torch.Generator().manual_seed(2))
@@ -70,7 +70,7 @@ def fields(folder):
 
 
 def is_compact(folder):
-    return checkpoint.is_topk_format(load_file(folder / WEIGHTS))
+    return formats.is_topk_format(load_file(folder / WEIGHTS))
 
 
 def output(model):
@@ -150,7 +150,7 @@ def test_the_best_model_is_loaded_at_the_end(only_topk, tmp_path):
     stored = load_file(best / WEIGHTS)
     found = peft.get_peft_model_state_dict(trainer.model)
     if only_topk:
-        stored = checkpoint.packed(stored, 3)
+        stored = formats.packed(stored, 3)
     assert found.keys() == stored.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in stored.items())
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-5)

@@ -21,7 +21,7 @@ from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForTokenClassification
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import (
     CASES,
     SMALL,
@@ -33,11 +33,11 @@ from tests.cases import (
     scramble,
     state_of,
 )
-from vblora_lab import checkpoint
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.model import VBLoRAModel, adapted_layers
 from vblora_lab.selection import read_selection
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.model import VBLoRAModel, adapted_layers
 
 WEIGHTS = "adapter_model.safetensors"
 both_formats = pytest.mark.parametrize("only_topk", [False, True], ids=["full", "topk"])
@@ -113,7 +113,7 @@ def test_every_size_of_index_loads_both_ways(num_vectors, written_by, tmp_path):
             parameter.data[..., 0] = 8
     tensors = saved(writer, tmp_path, with_ours=written_by == "ours")
     indices = tensors["base_model.model.first.vblora_logits_A_topk_indices"]
-    assert indices.dtype == checkpoint.index_dtype(num_vectors)
+    assert indices.dtype == formats.index_dtype(num_vectors)
     assert indices[..., 0].unique().tolist() == [num_vectors - 1]
     for load in (lab.from_pretrained, PeftModel.from_pretrained):
         loaded = load(case.base(), tmp_path)
@@ -181,7 +181,7 @@ def check(load):
 
 check(PeftModel.from_pretrained)
 assert "vblora_lab" not in sys.modules
-from vblora_lab.peft import from_pretrained
+from vblora_lab.tuner.peft import from_pretrained
 check(from_pretrained)
 print("checked")
 """
@@ -358,10 +358,10 @@ def test_a_peft_adapter_with_a_name_that_matches_nothing_loads(opt_case, tmp_pat
     [(255, torch.uint8), (256, torch.int16), (2**15 - 1, torch.int16), (2**15, torch.int32)],
 )
 def test_indices_take_the_smallest_type_that_peft_takes(num_vectors, dtype):
-    assert checkpoint.index_dtype(num_vectors) == dtype
+    assert formats.index_dtype(num_vectors) == dtype
     logits = torch.zeros(2, num_vectors)
     logits[:, -1] = 1  # the largest index
-    indices, weights = checkpoint.pack(logits, 2)
+    indices, weights = formats.pack(logits, 2)
     assert indices.dtype == dtype
     assert indices[:, 0].long().tolist() == [num_vectors - 1] * 2
     assert weights.shape == (2, 1)
@@ -379,11 +379,11 @@ def test_packing_keeps_the_choice_at_any_precision(dtype, num_vectors, topk, pea
     """The mixture that a file gives is that of the logits, in float64, as far as float32 can."""
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(20, num_vectors, generator=generator) * peak).to(dtype)
-    indices, weights = checkpoint.pack(logits, topk)
-    assert indices.dtype == checkpoint.index_dtype(num_vectors)
+    indices, weights = formats.pack(logits, topk)
+    assert indices.dtype == formats.index_dtype(num_vectors)
     assert weights.dtype == torch.float32
     assert weights.shape == (20, topk - 1)
-    rebuilt = checkpoint.unpack(indices, weights, num_vectors)
+    rebuilt = formats.unpack(indices, weights, num_vectors)
     assert rebuilt.dtype == torch.float32
     assert (rebuilt.isfinite().sum(-1) == topk).all()
     assert rebuilt.isneginf().sum() == 20 * (num_vectors - topk)
@@ -416,7 +416,7 @@ def test_files_never_give_nan_in_peft_however_peaked_the_logits(topk):
     logits = peaked_logits(topk)
     rounded = logits.topk(topk).values.softmax(-1)[:, :-1]
     assert (rounded.sum(-1) > 1).any(), "no case in which PEFT's own files fail"
-    indices, weights = checkpoint.pack(logits, topk)
+    indices, weights = formats.pack(logits, topk)
     assert not peft_s_logits(indices, weights, 10).isnan().any()
     shift = (weights - rounded).abs().max()
     assert 0 < shift < 1e-6
@@ -427,7 +427,7 @@ def test_files_never_give_nan_in_peft_however_peaked_the_logits(topk):
 
 def test_a_choice_outside_the_bank_is_refused():
     with pytest.raises(CheckpointError, match="num_vectors=5"):
-        checkpoint.unpack(torch.tensor([[1, 5]]), torch.tensor([[0.5]]), 5)
+        formats.unpack(torch.tensor([[1, 5]]), torch.tensor([[0.5]]), 5)
 
 
 # --- sizes

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
-from vblora_lab import checkpoint
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
-from vblora_lab.shared_bank import fingerprint
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.banks import fingerprint
+from vblora_lab.tuner.config import VBLoRAConfig
 
 WEIGHTS, FINGERPRINT = "adapter_model.safetensors", "vblora_bank.json"
 BANK = "base_model.vblora_vector_bank"
@@ -172,7 +172,7 @@ def test_its_files_hold_no_bank_and_find_it(opt_case, first, only_topk, tmp_path
     stored = load_file(tmp_path / "task" / WEIGHTS)
     assert BANK not in stored
     assert BANK in load_file(tmp_path / WEIGHTS)
-    assert checkpoint.is_topk_format(stored) == only_topk
+    assert formats.is_topk_format(stored) == only_topk
     assert (tmp_path / "task" / FINGERPRINT).is_file()
     assert not (tmp_path / FINGERPRINT).exists()
     tuner = first.base_model
@@ -376,7 +376,7 @@ def test_trainer_trains_and_resumes_the_second_task(opt_case, only_topk, tmp_pat
     # A checkpoint is complete in itself: all logits, and the bank.
     stored = load_file(tmp_path / "checkpoint-2" / "task" / WEIGHTS)
     assert torch.equal(stored[BANK], before)
-    assert not checkpoint.is_topk_format(stored)
+    assert not formats.is_topk_format(stored)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     ends = dict(unbroken.model.named_parameters())
     for name, parameter in resumed.model.named_parameters():
@@ -385,7 +385,7 @@ def test_trainer_trains_and_resumes_the_second_task(opt_case, only_topk, tmp_pat
     resumed.model.save_pretrained(tmp_path / "final")
     stored = load_file(tmp_path / "final" / "task" / WEIGHTS)
     assert BANK not in stored
-    assert checkpoint.is_topk_format(stored) == only_topk
+    assert formats.is_topk_format(stored) == only_topk
 
 
 # --- other ways to a bank

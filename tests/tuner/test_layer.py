@@ -8,11 +8,11 @@ import torch
 from peft import convert_to_lora
 from torch import nn
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
-from vblora_lab.layers import Linear, VBLoRALayer
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import Linear, VBLoRALayer
 
 
 def with_two_adapters(case):

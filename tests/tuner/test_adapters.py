@@ -11,11 +11,11 @@ import pytest
 import torch
 from peft.tuners.vblora import VBLoRAModel as StockModel
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_unchanged, scramble, state_of
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, UnsupportedError, VBLoRAError
-from vblora_lab.model import VBLoRAModel
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.model import VBLoRAModel
 
 HALVES = [torch.bfloat16, torch.float16]
 

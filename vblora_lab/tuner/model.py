@@ -22,8 +22,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor, nn
 
-from vblora_lab import checkpoint
-from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import (
     CheckpointError,
     ConfigError,
@@ -31,10 +29,12 @@ from vblora_lab.errors import (
     TargetError,
     UnsupportedError,
 )
-from vblora_lab.layers import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
-from vblora_lab.shared_bank import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.speed.pool import Pool
-from vblora_lab.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
+from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.layer import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
+from vblora_lab.tuner.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, VBLoRALayer]:
@@ -436,14 +436,14 @@ class VBLoRAModel(BaseTuner):
     def lora_stored_bytes(self, adapter: str = "default") -> int:
         """Bytes of the tensors of a float32 LoRA adapter of the same rank on the same layers."""
         config = self._config_of(adapter)
-        return checkpoint.lora_stored_bytes(self._features(adapter).values(), config.r)
+        return formats.lora_stored_bytes(self._features(adapter).values(), config.r)
 
     def _vblora_bytes(self, adapter: str, only_topk: bool, float_bytes: int) -> int:
         config = self._config_of(adapter)
-        sub_vectors = checkpoint.count_sub_vectors(
+        sub_vectors = formats.count_sub_vectors(
             self._features(adapter).values(), config.r, config.vector_length
         )
-        return checkpoint.vblora_stored_bytes(
+        return formats.vblora_stored_bytes(
             sub_vectors,
             config.num_vectors,
             config.vector_length,
@@ -503,18 +503,18 @@ class VBLoRAModel(BaseTuner):
         logits = {
             key: tensor
             for key, tensor in state_dict.items()
-            if key.endswith(tuple(f".{name}.{adapter_name}" for name in checkpoint.LOGITS))
+            if key.endswith(tuple(f".{name}.{adapter_name}" for name in formats.LOGITS))
         }
-        result = checkpoint.packed(logits, config.topk) if config.save_only_topk_weights else logits
+        result = formats.packed(logits, config.topk) if config.save_only_topk_weights else logits
         # The bank is in the state dict once per layer; the file has it once, under the model.
-        bank = f"{checkpoint.BANK_KEY}.{adapter_name}"
+        bank = f"{formats.BANK_KEY}.{adapter_name}"
         result[bank] = state_dict[bank]
         result.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
         return result
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        for suffix in (checkpoint.INDICES, checkpoint.WEIGHTS):
+        for suffix in (formats.INDICES, formats.WEIGHTS):
             if key.endswith(f".{adapter_name}{suffix}"):
                 return key.removesuffix(f".{adapter_name}{suffix}") + suffix
         return super()._remove_adapter_name_from_key(key, adapter_name)
@@ -531,23 +531,23 @@ class VBLoRAModel(BaseTuner):
         where = f"the file of {adapter_name!r}"
         others = {
             # A model that PEFT injected layers into without wrapping it has no prefix; files have.
-            key if key.startswith("base_model.") else checkpoint.LAYER_PREFIX + key: tensor.shape
+            key if key.startswith("base_model.") else formats.LAYER_PREFIX + key: tensor.shape
             for key, tensor in model.state_dict().items()
         }
         copied = f".modules_to_save.{adapter_name}."  # with bias="all", their biases come twice
         others.update(
             {k.replace(copied, ".modules_to_save."): others[k] for k in list(others) if copied in k}
         )
-        checkpoint.check_tensors(state_dict, config, _features(layers), others, where)
+        formats.check_tensors(state_dict, config, _features(layers), others, where)
         if not config.save_only_topk_weights:
-            checkpoint.check_format(state_dict, config, where)
+            formats.check_format(state_dict, config, where)
         # The other way round it passes: HF Trainer loads its checkpoints, which hold all logits,
         # into an adapter that is to be stored in the top-k format in the end.
         banks = next(iter(layers.values())).vblora_vector_bank
         _check_bank(banks, adapter_name, state_dict, where)
-        full = checkpoint.unpacked(state_dict, config.num_vectors)
+        full = formats.unpacked(state_dict, config.num_vectors)
         if banks.is_shared(adapter_name):
-            full.pop(checkpoint.BANK_KEY, None)  # the very same is there, for other adapters too
+            full.pop(formats.BANK_KEY, None)  # the very same is there, for other adapters too
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
@@ -568,15 +568,15 @@ class VBLoRAModel(BaseTuner):
         weights = folder / SAFETENSORS_WEIGHTS_NAME
         if name is None or not weights.is_file():  # the adapter is deleted, or nothing is stored
             return config
-        going_on = checkpoint.is_training_checkpoint(folder, name)
+        going_on = formats.is_training_checkpoint(folder, name)
         (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
         if going_on and config.save_only_topk_weights and self._put_back_logits(name, weights):
             config = copy.copy(config)
             config.save_only_topk_weights = False
         if not going_on and name in self.vblora_vector_bank.fingerprints:
-            tensors = checkpoint.read_to_rewrite(weights)
-            tensors.pop(checkpoint.BANK_KEY, None)
-            checkpoint.rewrite(weights, tensors)
+            tensors = formats.read_to_rewrite(weights)
+            tensors.pop(formats.BANK_KEY, None)
+            formats.rewrite(weights, tensors)
             write_fingerprint(folder, self.vblora_vector_bank.fingerprint_of(name))
         return config
 
@@ -586,12 +586,12 @@ class VBLoRAModel(BaseTuner):
         if not all(layer.logits_are_complete[adapter_name] for layer in layers.values()):
             return False  # there are no more than these
         logits = {
-            f"{checkpoint.LAYER_PREFIX}{layer_name}.{name}": getattr(layer, name)[adapter_name].data
+            f"{formats.LAYER_PREFIX}{layer_name}.{name}": getattr(layer, name)[adapter_name].data
             for layer_name, layer in layers.items()
-            for name in checkpoint.LOGITS
+            for name in formats.LOGITS
         }
         config = self._config_of(adapter_name)
-        stored = checkpoint.read_to_rewrite(weights)
+        stored = formats.read_to_rewrite(weights)
         if not self._is_top_k_of(stored, logits, adapter_name):
             warnings.warn(
                 f"{weights} keeps only the top {config.topk} logits, since this process doesn't "
@@ -600,9 +600,9 @@ class VBLoRAModel(BaseTuner):
                 stacklevel=2,
             )
             return False
-        suffixes = (checkpoint.INDICES, checkpoint.WEIGHTS)
+        suffixes = (formats.INDICES, formats.WEIGHTS)
         rest = {key: tensor for key, tensor in stored.items() if not key.endswith(suffixes)}
-        checkpoint.rewrite(weights, {**rest, **logits})
+        formats.rewrite(weights, {**rest, **logits})
         return True
 
     def _is_top_k_of(
@@ -612,12 +612,12 @@ class VBLoRAModel(BaseTuner):
         each parameter (FSDP, ZeRO-3), or where somebody saved another state dict.
         """
         config = self._config_of(adapter_name)
-        shapes = checkpoint.expected_shapes(config, self._features(adapter_name), only_topk=False)
+        shapes = formats.expected_shapes(config, self._features(adapter_name), only_topk=False)
         if any(type(t) is not Tensor or t.shape != shapes[key] for key, t in logits.items()):
             return False
         return all(
             key in stored and torch.equal(stored[key], tensor.to("cpu"))
-            for key, tensor in checkpoint.packed(logits, config.topk).items()
+            for key, tensor in formats.packed(logits, config.topk).items()
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -636,10 +636,10 @@ def _check_bank(
         CheckpointError: the adapter would be left with a random bank, or a load into one adapter
             would change others.
     """
-    bank = state_dict.get(checkpoint.BANK_KEY)
+    bank = state_dict.get(formats.BANK_KEY)
     if bank is None and adapter_name not in banks.fingerprints:
         raise CheckpointError(
-            f"{where} doesn't fit this model: {checkpoint.BANK_KEY} is missing. If the adapter "
+            f"{where} doesn't fit this model: {formats.BANK_KEY} is missing. If the adapter "
             "was trained on the bank of another, load it with vblora_lab.from_pretrained(model, "
             "folder, bank=...)."
         )

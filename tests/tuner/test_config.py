@@ -8,8 +8,8 @@ import numpy as np
 import peft
 import pytest
 
-from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import ConfigError
+from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 
 
 def test_fields_and_defaults_are_those_of_peft():

@@ -23,14 +23,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from vblora_lab import quantised
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import InferenceOnlyError, MergeError, TargetError
-from vblora_lab.shared_bank import VectorBanks
 from vblora_lab.speed import kernels
 from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
 from vblora_lab.speed.pool import Fold, Matrices, Pool, autocast_dtype
+from vblora_lab.tuner import quantised
+from vblora_lab.tuner.banks import VectorBanks
+from vblora_lab.tuner.config import VBLoRAConfig
 
 LinearLayer = nn.Linear | Conv1D
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters

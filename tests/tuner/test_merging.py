@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import OPTForCausalLM
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, SMALL, assert_close, assert_unchanged, scramble, state_of
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, MergeError
-from vblora_lab.layers import VBLoRALayer
-from vblora_lab.model import VBLoRAModel
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import VBLoRALayer
+from vblora_lab.tuner.model import VBLoRAModel
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-import vblora_lab.peft as lab
-from vblora_lab.config import VBLoRAConfig
+import vblora_lab.tuner.peft as lab
 from vblora_lab.convert import export_lora
 from vblora_lab.selection import read_selection
+from vblora_lab.tuner.config import VBLoRAConfig
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Largest relative difference of two ways to compute the same thing in a dtype.

@@ -35,8 +35,8 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.admixture import choose
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.tuner.config import VBLoRAConfig
 
 BANK_KEY = "base_model.vblora_vector_bank"
 LAYER_PREFIX = "base_model.model."

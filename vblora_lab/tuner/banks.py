@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vblora_lab.checkpoint import BANK_KEY, read_tensors
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.formats import BANK_KEY, read_tensors
 
 FINGERPRINT_NAME = "vblora_bank.json"
 

@@ -27,19 +27,19 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from vblora_lab import checkpoint
-from vblora_lab.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.layers import in_out_features
-from vblora_lab.model import VBLoRAModel, check_adapter_name, restored_on_error
-from vblora_lab.shared_bank import (
+from vblora_lab.tuner import formats
+from vblora_lab.tuner.banks import (
     FINGERPRINT_NAME,
     VectorBanks,
     bank_of_folder,
     check_bank_fits,
     find_bank,
 )
-from vblora_lab.targets import modules_to_save, resolve
+from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.layer import in_out_features
+from vblora_lab.tuner.model import VBLoRAModel, check_adapter_name, restored_on_error
+from vblora_lab.tuner.targets import modules_to_save, resolve
 
 Bank = str | os.PathLike[str] | Tensor
 
@@ -382,9 +382,9 @@ def _check_accepts(model: PeftModel, adapter_name: str) -> None:
 
 def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VBLoRAConfig, bool]:
     """The config of a stored adapter, once its file is known to fit; whether it has a bank."""
-    config = checkpoint.read_config(folder)
-    tensors = checkpoint.read_tensors(folder)
-    checkpoint.check_format(tensors, config, folder)
+    config = formats.read_config(folder)
+    tensors = formats.read_tensors(folder)
+    formats.check_format(tensors, config, folder)
     if is_trainable and config.save_only_topk_weights:
         raise InferenceOnlyError(
             f"{folder} can't be trained: it stores only the top {config.topk} logits of each "
@@ -397,8 +397,8 @@ def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[V
     features = {name: in_out_features(module) for name, module in targets.items()}
     others = _other_tensors(base, config, targets)
     shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
-    checkpoint.check_tensors(tensors, config, features, shapes, where=folder)
-    return config, checkpoint.BANK_KEY in tensors
+    formats.check_tensors(tensors, config, features, shapes, where=folder)
+    return config, formats.BANK_KEY in tensors
 
 
 def _other_tensors(
@@ -409,17 +409,17 @@ def _other_tensors(
     They are the names of a model that carries this adapter alone.
     """
     others = {
-        checkpoint.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor
+        formats.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor
         for name, tensor in base.state_dict().items()
     }
     for name in targets:
-        prefix = f"{checkpoint.LAYER_PREFIX}{name}."
+        prefix = f"{formats.LAYER_PREFIX}{name}."
         # Of an adapted output head, PEFT stores the weight too.
         for part in ("weight", "bias"):
             if prefix + part in others:
                 others[f"{prefix}base_layer.{part}"] = others.pop(prefix + part)
     for name in modules_to_save(base, config):
-        prefix = f"{checkpoint.LAYER_PREFIX}{name}."
+        prefix = f"{formats.LAYER_PREFIX}{name}."
         # With bias="all", PEFT stores the biases of such a module three times.
         for key in [key for key in others if key.startswith(prefix) and key.endswith("bias")]:
             for part in ("modules_to_save", "original_module"):

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import OPTForCausalLM
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, Case, assert_close, scramble
-from vblora_lab.config import VBLoRAConfig
-from vblora_lab.layers import VBLoRALayer
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import VBLoRALayer
 
 
 def without_dropout() -> OPTForCausalLM:

@@ -15,11 +15,11 @@ from transformers import (
     OPTForSequenceClassification,
 )
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, SMALL, assert_unchanged, state_of
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import ConfigError, TargetError
-from vblora_lab.targets import linear_modules, resolve, vector_lengths
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.targets import linear_modules, resolve, vector_lengths
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:Model has `tie_word_embeddings")
@@ -265,7 +265,7 @@ def test_an_unknown_architecture_needs_target_modules():
 
 def test_a_failure_half_way_is_taken_back(opt_case, monkeypatch):
     """Whatever breaks in the middle of an injection, such as memory, leaves the model as it was."""
-    from vblora_lab.layers import VBLoRALayer
+    from vblora_lab.tuner.layer import VBLoRALayer
 
     update_layer, calls = VBLoRALayer.update_layer, []
 

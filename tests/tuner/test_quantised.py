@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-import vblora_lab.peft as lab
+import vblora_lab.tuner.peft as lab
 from tests.cases import assert_close, scramble
-from vblora_lab.config import VBLoRAConfig
 from vblora_lab.errors import MergeError
-from vblora_lab.layers import VBLoRALayer
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import VBLoRALayer
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes isn't installed: no 4 and 8 bits")
 
@@ -308,7 +308,7 @@ def test_peft_still_cannot_merge_into_quantised_weights(kind):
 
 
 def test_peft_back_end_still_misreads_a_packed_weight():
-    """What `vblora_lab.quantised.dequantised` undoes first; only some CPUs pack."""
+    """What `vblora_lab.tuner.quantised.dequantised` undoes first; only some CPUs pack."""
     layer = quantised_base("nf4").first.eval()
     expected = dequantised(layer)
     with torch.no_grad():
