@@ -79,7 +79,7 @@ ROOMS = {
         "Adapters and PEFT",
         "Making, loading and storing adapters with PEFT's own classes and files, and the way to "
         "LoRA and back.",
-        ("tuner.peft", "convert"),
+        ("tuner.peft", "convert.export"),
     ),
     "planning": Room(
         "Before training",

@@ -26,9 +26,9 @@ _HOMES = {
     "Plan": "planning",
     "plan": "planning",
     "PRESETS": "presets",
-    "Compression": "convert",
-    "compress_lora": "convert",
-    "export_lora": "convert",
+    "Compression": "convert.export",
+    "compress_lora": "convert.export",
+    "export_lora": "convert.export",
     "Selection": "selection",
     "SubVectors": "selection",
     "read_selection": "selection",
@@ -120,7 +120,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from vblora_lab.bases import Base, load_base
-    from vblora_lab.convert import Compression, compress_lora, export_lora
+    from vblora_lab.convert.export import Compression, compress_lora, export_lora
     from vblora_lab.course import check, hint, solution
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo

@@ -335,14 +335,14 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _export_lora(args: argparse.Namespace) -> int:
-    from vblora_lab.convert import export_lora
+    from vblora_lab.convert.export import export_lora
 
     print(f"LoRA adapter in {export_lora(args.adapter, args.out)}")
     return 0
 
 
 def _compress_lora(args: argparse.Namespace) -> int:
-    from vblora_lab.convert import compress_lora
+    from vblora_lab.convert.export import compress_lora
 
     result = compress_lora(
         args.adapter,

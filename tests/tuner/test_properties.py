@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import vblora_lab.tuner.peft as lab
-from vblora_lab.convert import export_lora
+from vblora_lab.convert.export import export_lora
 from vblora_lab.selection import read_selection
 from vblora_lab.tuner.config import VBLoRAConfig
 

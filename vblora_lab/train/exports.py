@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vblora_lab.bases import MINI_OPT
-from vblora_lab.convert import export_lora as lora_of
+from vblora_lab.convert.export import export_lora as lora_of
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.plan_views import as_code

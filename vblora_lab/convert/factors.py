@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vblora_lab.admixture import mix
-from vblora_lab.fitting import Fit, fit_bank
+from vblora_lab.convert.fitting import Fit, fit_bank
 
 Factors = tuple[Tensor, Tensor]  # A (r, in_features) and B (out_features, r)
 

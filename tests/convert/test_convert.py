@@ -13,8 +13,9 @@ from torch import nn
 
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, scramble
-from vblora_lab import cli, convert
-from vblora_lab.convert import compress_lora, export_lora
+from vblora_lab import cli
+from vblora_lab.convert import export
+from vblora_lab.convert.export import compress_lora, export_lora
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -207,7 +208,7 @@ def test_peft_s_own_conversion_decomposes_and_agrees(opt_case):
     model = trained(opt_case)
     _, tensors = peft.convert_to_lora(model, rank=2)
     full = peft.get_peft_model_state_dict(model)
-    expected = convert.vblora_factors(full, model.peft_config["default"])
+    expected = export.vblora_factors(full, model.peft_config["default"])
     for name, (A, B) in expected.items():
         stem = f"base_model.model.{name}"
         found = tensors[f"{stem}.lora_B.weight"] @ tensors[f"{stem}.lora_A.weight"]
@@ -559,7 +560,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     random_lora(tmp_path / "lora")
-    monkeypatch.setattr("vblora_lab.convert.save_file", full)
+    monkeypatch.setattr("vblora_lab.convert.export.save_file", full)
     options = ["--num-vectors", "4", "--vector-length", "64"]
     assert cli.main(["compress-lora", str(tmp_path / "lora"), str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err == "vblora-lab: [Errno 28] No space left on device\n"

@@ -4,8 +4,8 @@ from itertools import combinations
 
 import torch
 
-from vblora_lab.factors import BALANCES, SubVectorProblem, _squared_difference
-from vblora_lab.fitting import Fit, best_bank, choose_for, fit_bank
+from vblora_lab.convert.factors import BALANCES, SubVectorProblem, _squared_difference
+from vblora_lab.convert.fitting import Fit, best_bank, choose_for, fit_bank
 
 
 def data(count=40, length=5, num_vectors=7):

@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vblora_lab.admixture import low_rank_matrices
+from vblora_lab.convert.factors import BALANCES, Errors, Factors, SubVectorProblem, errors
 from vblora_lab.errors import CheckpointError, ConfigError
-from vblora_lab.factors import BALANCES, Errors, Factors, SubVectorProblem, errors
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
