@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from vblora_lab.selection import Selection, SubVectors
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.widgets import BankHeatmap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "browser"))

@@ -97,7 +97,7 @@ ROOMS = {
     "reading": Room(
         "What the bank does",
         "Reading an adapter as plain arrays, and changing it to see what happens.",
-        ("selection", "updates", "counterfactual"),
+        ("inspection.selection", "inspection.updates", "inspection.counterfactual"),
     ),
     "widgets": Room(
         "Widgets and figures",

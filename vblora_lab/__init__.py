@@ -29,12 +29,12 @@ _HOMES = {
     "Compression": "convert.export",
     "compress_lora": "convert.export",
     "export_lora": "convert.export",
-    "Selection": "selection",
-    "SubVectors": "selection",
-    "read_selection": "selection",
-    "Counterfactual": "counterfactual",
-    "Update": "updates",
-    "read_update": "updates",
+    "Selection": "inspection.selection",
+    "SubVectors": "inspection.selection",
+    "read_selection": "inspection.selection",
+    "Counterfactual": "inspection.counterfactual",
+    "Update": "inspection.updates",
+    "read_update": "inspection.updates",
     "Base": "bases",
     "load_base": "bases",
     "Task": "data",
@@ -125,9 +125,9 @@ if TYPE_CHECKING:
     from vblora_lab.data import Task, load_task
     from vblora_lab.demo import run_demo
     from vblora_lab.diagnosis import doctor
+    from vblora_lab.inspection.selection import Selection, SubVectors, read_selection
     from vblora_lab.planning import Plan, plan
     from vblora_lab.presets import PRESETS
-    from vblora_lab.selection import Selection, SubVectors, read_selection
     from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
     from vblora_lab.train.compare import compare
     from vblora_lab.tuner.config import VBLoRAConfig

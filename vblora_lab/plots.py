@@ -19,10 +19,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-from vblora_lab.selection import row_groups
+from vblora_lab.inspection.selection import row_groups
 
 if TYPE_CHECKING:
-    from vblora_lab.selection import Selection, SubVectors
+    from vblora_lab.inspection.selection import Selection, SubVectors
     from vblora_lab.train.trace import Trace
 
 INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vblora_lab.errors import DataError
-from vblora_lab.selection import Selection, SubVectors
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.train import (
     DamagedTrace,
     Evaluated,

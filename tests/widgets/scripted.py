@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from vblora_lab.selection import Selection, read_selection
+from vblora_lab.inspection.selection import Selection, read_selection
 from vblora_lab.train.events import (
     Evaluated,
     Finished,

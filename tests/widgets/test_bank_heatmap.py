@@ -11,10 +11,10 @@ import traitlets
 from scripted import reweighted, selection_of, small_opt
 
 from vblora_lab.errors import SelectionError, SessionError
-from vblora_lab.selection import read_selection
+from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.updates import read_update
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
-from vblora_lab.updates import read_update
 from vblora_lab.widgets import BankHeatmap
 
 VALUES = {"indices", "weights", "usage", "entropy", "layer_entropy", "sharing"}

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vblora_lab.bases import label_of
-from vblora_lab.selection import SubVectors, read_selection
+from vblora_lab.inspection.selection import SubVectors, read_selection
 from vblora_lab.train.events import (
     Evaluated,
     Finished,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from vblora_lab.selection import Selection, SubVectors
+from vblora_lab.inspection.selection import Selection, SubVectors
 
 Reason = Literal["completed", "stopped", "failed"]
 

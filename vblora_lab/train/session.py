@@ -22,7 +22,7 @@ from transformers import Trainer
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
-from vblora_lab.selection import read_selection
+from vblora_lab.inspection.selection import read_selection
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.control import Interrupted

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vblora_lab.selection import Selection
+from vblora_lab.inspection.selection import Selection
 from vblora_lab.train.events import (
     Evaluated,
     Event,

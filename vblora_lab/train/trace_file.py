@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from vblora_lab.errors import DataError, SessionError
-from vblora_lab.selection import Selection, SubVectors
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.train.events import Event, Finished, Sample, Selected, Started, Stepped
 
 VERSION = 1

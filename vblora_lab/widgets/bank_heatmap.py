@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from vblora_lab import plots
 from vblora_lab.errors import SelectionError, SessionError
-from vblora_lab.selection import (
+from vblora_lab.inspection.selection import (
     ColumnsBy,
     RowsBy,
     Selection,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vblora_lab.bases import Base
-    from vblora_lab.counterfactual import Counterfactual
     from vblora_lab.data import Task
+    from vblora_lab.inspection.counterfactual import Counterfactual
     from vblora_lab.train import Outcome, Trace, TrainingSession
 
     Evaluate = Callable[[], Outcome | tuple[float, str]] | TrainingSession | tuple[Base, Task]
@@ -352,7 +352,7 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
             self.delta_blocks, self.delta = blocks, facts
 
     def _delta_of(self, module: int) -> tuple[dict[str, Any], bytes]:
-        from vblora_lab.updates import read_update
+        from vblora_lab.inspection.updates import read_update
 
         name = self._frames[-1].sub_vectors.modules[module]
         update = read_update(self._model, name, self._adapter_name)  # type: ignore[arg-type]
@@ -373,7 +373,7 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
             raise TypeError(
                 "evaluate needs a live model: BankHeatmap(model, evaluate) or BankHeatmap(session)."
             )
-        from vblora_lab.counterfactual import Counterfactual
+        from vblora_lab.inspection.counterfactual import Counterfactual
 
         self._evaluate = _as_function(self._model, evaluate)
         self._what_if = Counterfactual(self._model, self._adapter_name)

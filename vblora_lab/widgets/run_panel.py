@@ -22,8 +22,8 @@ from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import SessionError
 from vblora_lab.frontend import Driver, detect
+from vblora_lab.inspection.selection import Selection
 from vblora_lab.plots import run_summary
-from vblora_lab.selection import Selection
 from vblora_lab.train import Trace, TrainingSession
 from vblora_lab.train.events import (
     Evaluated,

@@ -9,7 +9,7 @@ import torch
 import vblora_lab.tuner.peft as lab
 from tests.cases import scramble
 from vblora_lab.errors import SelectionError
-from vblora_lab.selection import Selection, SubVectors, read_selection, row_groups
+from vblora_lab.inspection.selection import Selection, SubVectors, read_selection, row_groups
 from vblora_lab.tuner.config import VBLoRAConfig
 
 

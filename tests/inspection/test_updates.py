@@ -5,8 +5,8 @@ import pytest
 
 from tests.cases import scramble
 from vblora_lab.errors import SelectionError
-from vblora_lab.selection import read_selection
-from vblora_lab.updates import read_update
+from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.updates import read_update
 
 
 @pytest.mark.parametrize("grid", [64, 3])
