@@ -12,7 +12,7 @@ from vblora_lab import PRESETS, VBLoRAConfig, cli, get_peft_model, load_base
 from vblora_lab.bases import load_skeleton
 from vblora_lab.cli import main
 from vblora_lab.errors import BaseModelError
-from vblora_lab.planning import plan
+from vblora_lab.planning.plan import plan
 
 
 def printed_json(capsys, *arguments):

@@ -84,8 +84,8 @@ ROOMS = {
     "planning": Room(
         "Before training",
         "What a config would do to a model, and configs to start from.",
-        ("planning", "presets"),
-        ("presets",),
+        ("planning.plan", "planning.presets"),
+        ("planning.presets",),
     ),
     "training": Room(
         "Training",

@@ -23,9 +23,9 @@ _HOMES = {
     "save_with_bank": "tuner.peft",
     "unregister": "tuner.peft",
     "using": "tuner.peft",
-    "Plan": "planning",
-    "plan": "planning",
-    "PRESETS": "presets",
+    "Plan": "planning.plan",
+    "plan": "planning.plan",
+    "PRESETS": "planning.presets",
     "Compression": "convert.export",
     "compress_lora": "convert.export",
     "export_lora": "convert.export",
@@ -126,8 +126,8 @@ if TYPE_CHECKING:
     from vblora_lab.demo import run_demo
     from vblora_lab.diagnosis import doctor
     from vblora_lab.inspection.selection import Selection, SubVectors, read_selection
-    from vblora_lab.planning import Plan, plan
-    from vblora_lab.presets import PRESETS
+    from vblora_lab.planning.plan import Plan, plan
+    from vblora_lab.planning.presets import PRESETS
     from vblora_lab.train import Comparison, LearningRates, Runs, Trace, TrainingSession
     from vblora_lab.train.compare import compare
     from vblora_lab.tuner.config import VBLoRAConfig

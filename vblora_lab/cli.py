@@ -236,8 +236,8 @@ def _plan(args: argparse.Namespace) -> int:
     import torch
 
     from vblora_lab.bases import load_skeleton
-    from vblora_lab.planning import plan
-    from vblora_lab.presets import list_presets
+    from vblora_lab.planning.plan import plan
+    from vblora_lab.planning.presets import list_presets
 
     if args.preset == "list":
         print(list_presets())
@@ -251,7 +251,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
     """The config that the options, and a preset, describe."""
-    from vblora_lab.presets import find_preset
+    from vblora_lab.planning.presets import find_preset
     from vblora_lab.tuner.config import VBLoRAConfig
 
     given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
@@ -265,7 +265,7 @@ def _config(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
 def _train(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.errors import DataError
-    from vblora_lab.presets import list_presets
+    from vblora_lab.planning.presets import list_presets
     from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
 
     if args.preset == "list":

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.plan_views import (
+from vblora_lab.planning.views import (
     ABSENT,
     ADAPTED,
     LEFT,
@@ -31,7 +31,7 @@ from vblora_lab.plan_views import (
 from vblora_lab.plots import BLUE, FAINT, INK, RULE, LabFigure, literal
 
 if TYPE_CHECKING:
-    from vblora_lab.planning import Plan
+    from vblora_lab.planning.plan import Plan
 
 # Fill, hatch and meaning of each mark: the hatch says the same as the colour.
 STYLES = {

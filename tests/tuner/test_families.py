@@ -23,7 +23,7 @@ from transformers import (
 
 import vblora_lab.tuner.peft as lab
 from tests.cases import SMALL, assert_close, scramble
-from vblora_lab.planning import plan
+from vblora_lab.planning.plan import plan
 from vblora_lab.tuner.config import VBLoRAConfig
 
 pytestmark = pytest.mark.filterwarnings(

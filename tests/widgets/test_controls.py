@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from vblora_lab.bases import load_base
 from vblora_lab.errors import ConfigError
-from vblora_lab.planning import plan
-from vblora_lab.presets import PRESETS
+from vblora_lab.planning.plan import plan
+from vblora_lab.planning.presets import PRESETS
 from vblora_lab.train import LearningRates
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.targets import resolve

@@ -12,7 +12,7 @@ MOST_BYTES, LEAST_RANK, LEAST_VECTORS = 20_000, 4, 64
 
 def _check_config(answer: Any) -> None:
     from vblora_lab.bases import load_skeleton
-    from vblora_lab.planning import plan
+    from vblora_lab.planning.plan import plan
     from vblora_lab.tuner.config import VBLoRAConfig
 
     if not isinstance(answer, VBLoRAConfig):

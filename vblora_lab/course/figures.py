@@ -15,7 +15,7 @@ from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 
 if TYPE_CHECKING:
     from vblora_lab.course.paper import Table
-    from vblora_lab.planning import Plan
+    from vblora_lab.planning.plan import Plan
     from vblora_lab.train.repeats import Repeats
 
 # Apart in lightness as well as in hue, and each with its own dashes: readable in grey.

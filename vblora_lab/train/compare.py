@@ -18,7 +18,7 @@ from vblora_lab.bases import MINI_OPT, Base, load_base, share_weights
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError
 from vblora_lab.inspection.selection import SubVectors
-from vblora_lab.planning import plan
+from vblora_lab.planning.plan import plan
 from vblora_lab.train.events import Listener, Started
 from vblora_lab.train.generate import measure
 from vblora_lab.train.optimizer import LearningRates

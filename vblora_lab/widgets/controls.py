@@ -11,7 +11,7 @@ import ipywidgets
 from torch import nn
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.presets import PRESETS
+from vblora_lab.planning.presets import PRESETS
 from vblora_lab.train import LearningRates
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.tuner.targets import examine, resolve, vector_lengths

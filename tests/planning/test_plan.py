@@ -34,7 +34,7 @@ from tests.cases import CASES, SMALL, assert_unchanged, state_of
 from tests.tuner.test_families import FAMILIES
 from tests.tuner.test_targets import misfits
 from vblora_lab.errors import ConfigError, TargetError
-from vblora_lab.planning import plan
+from vblora_lab.planning.plan import plan
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.targets import resolve
 

@@ -14,8 +14,8 @@ import vblora_lab
 import vblora_lab.tuner.peft as lab
 from tests.cases import scramble
 from vblora_lab.errors import ConfigError
-from vblora_lab.planning import plan
-from vblora_lab.presets import PRESETS, find_preset, list_presets
+from vblora_lab.planning.plan import plan
+from vblora_lab.planning.presets import PRESETS, find_preset, list_presets
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.targets import resolve
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from vblora_lab.planning import Plan, Skipped, Target
+    from vblora_lab.planning.plan import Plan, Skipped, Target
     from vblora_lab.tuner.config import VBLoRAConfig
 
 Item = TypeVar("Item", bound="Target | Skipped")

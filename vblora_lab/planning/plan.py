@@ -18,8 +18,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from vblora_lab import plan_views
 from vblora_lab.errors import ConfigError, TargetError
+from vblora_lab.planning import views
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.layer import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
@@ -172,10 +172,10 @@ class Plan:
         return json.dumps(values, indent=2)
 
     def __str__(self) -> str:
-        return plan_views.as_text(self)
+        return views.as_text(self)
 
     def _repr_html_(self) -> str:
-        return plan_views.as_html(self)
+        return views.as_html(self)
 
 
 def plan(
@@ -274,7 +274,7 @@ def _activations(
     if batch_size is None or length is None:
         return {}
     # Here, since tensors without memory take a second to import, and few plans need them.
-    from vblora_lab.activations import activation_bytes
+    from vblora_lab.planning.activations import activation_bytes
 
     count = activation_bytes(model, config, batch_size, length) if fits else None
     return {"batch": (batch_size, length), "activations": count}
