@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import inspect
 import os
@@ -57,7 +58,7 @@ class Room:
     Attributes:
         title: its heading.
         intro: what the names on it are for.
-        homes: modules of public names, as `vblora_lab._HOMES` has them.
+        homes: modules of public names, as the package's ``__init__.pyi`` has them.
         whole: modules that are shown with all that they document.
     """
 
@@ -91,8 +92,17 @@ ROOMS = {
         "Training",
         "Base models, tasks, sessions, and what is kept of a run. A session says all that "
         "happens as events.",
-        ("bases", "data", "train", "train.compare"),
-        ("train.events",),
+        (
+            "bases",
+            "data",
+            "train.session",
+            "train.optimizer",
+            "train.probe",
+            "train.compare",
+            "runs.runs",
+            "runs.trace",
+        ),
+        ("runs.events",),
     ),
     "reading": Room(
         "What the bank does",
@@ -278,6 +288,17 @@ def _title(notebook: Path) -> str:
     return nbformat.read(notebook, as_version=4).cells[0].source.partition("\n")[0].strip("# ")
 
 
+def homes() -> dict[str, str]:
+    """The module in which each public name lives, in the order of the package's stub."""
+    stub = ast.parse(Path(vblora_lab.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return {
+        alias.name: str(node.module)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
 def reference() -> dict[str, str]:
     """The Markdown of each page of the reference.
 
@@ -286,7 +307,7 @@ def reference() -> dict[str, str]:
     """
     rooms = {home: page for page, room in ROOMS.items() for home in room.homes}
     names: dict[str, list[str]] = {page: [] for page in ROOMS}
-    for name, home in vblora_lab._HOMES.items():
+    for name, home in homes().items():
         if home not in rooms:
             raise ValueError(f"{name} lives in vblora_lab.{home}, which is in no room of ROOMS.")
         names[rooms[home]].append(name)

@@ -65,7 +65,7 @@ COLAB_STARTUP = "import google.colab.output\n"
 
 # Runs after the last cell of a notebook.
 COLAB_PROOF = """
-from vblora_lab.frontend import detect
+from vblora_lab.runs.frontend import detect
 assert (detect().name, detect().driver) == ("colab", "foreground"), detect()
 panels = [value for value in globals().values() if type(value).__name__ == "LiveTraining"]
 assert all(panel.driver == "foreground" for panel in panels)

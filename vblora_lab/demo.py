@@ -11,8 +11,8 @@ from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
 from vblora_lab.plots import loss_curve, selection_heatmap
+from vblora_lab.runs.progress import ProgressBar
 from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
-from vblora_lab.train.progress import ProgressBar
 from vblora_lab.tuner.config import VBLoRAConfig
 
 STEPS = 280

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from vblora_lab import __version__
 from vblora_lab.errors import ConfigError
-from vblora_lab.frontend import VARIABLE, detect, has_thread_fault
+from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault
 
 Status = Literal["ok", "warning", "error"]
 

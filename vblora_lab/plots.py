@@ -23,7 +23,7 @@ from vblora_lab.inspection.selection import row_groups
 
 if TYPE_CHECKING:
     from vblora_lab.inspection.selection import Selection, SubVectors
-    from vblora_lab.train.trace import Trace
+    from vblora_lab.runs.trace import Trace
 
 INK, FAINT, RULE = "#1f2933", "#5f6b7a", "#c9d1d9"
 BLUE, ORANGE = "#1d6fa5", "#c2570c"

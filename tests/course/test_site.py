@@ -128,6 +128,6 @@ def test_a_widget_without_a_form_is_refused(tmp_path):
 
 def test_a_public_name_without_a_room_is_found(monkeypatch):
     assert ".. autoclass:: VBLoRAConfig\n" in make_site.reference()["api/method.md"]
-    monkeypatch.setitem(lab._HOMES, "novelty", "attic")
+    monkeypatch.setattr(make_site, "homes", lambda: {"novelty": "attic"})
     with pytest.raises(ValueError, match=r"novelty lives in vblora_lab\.attic, which"):
         make_site.reference()

@@ -10,7 +10,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from vblora_lab.inspection.selection import Selection, read_selection
-from vblora_lab.train.events import (
+from vblora_lab.runs.events import (
     Evaluated,
     Finished,
     Paused,

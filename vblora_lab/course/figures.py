@@ -16,7 +16,7 @@ from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 if TYPE_CHECKING:
     from vblora_lab.course.paper import Table
     from vblora_lab.planning.plan import Plan
-    from vblora_lab.train.repeats import Repeats
+    from vblora_lab.runs.repeats import Repeats
 
 # Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
 STYLES = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from vblora_lab.train.repeats import Repeats
-from vblora_lab.train.runs import Result
+from vblora_lab.runs.repeats import Repeats
+from vblora_lab.runs.runs import Result
 
 QUALITY = Path(__file__).resolve().parents[1] / "assets" / "course" / "quality.csv"
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vblora_lab.bases import label_of
 from vblora_lab.inspection.selection import SubVectors, read_selection
-from vblora_lab.train.events import (
+from vblora_lab.runs.events import (
     Evaluated,
     Finished,
     Listener,

@@ -19,10 +19,10 @@ from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError
 from vblora_lab.inspection.selection import SubVectors
 from vblora_lab.planning.plan import plan
-from vblora_lab.train.events import Listener, Started
+from vblora_lab.runs.events import Listener, Started
+from vblora_lab.runs.runs import Comparison, Result, Runs
 from vblora_lab.train.generate import measure
 from vblora_lab.train.optimizer import LearningRates
-from vblora_lab.train.runs import Comparison, Result, Runs
 from vblora_lab.train.session import TrainingSession
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.model import VBLoRAModel

@@ -13,8 +13,8 @@ from vblora_lab.convert.export import export_lora as lora_of
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.planning.views import as_code
-from vblora_lab.train.folder import ADAPTER, RunFolder
-from vblora_lab.train.runs import SETTINGS, TRACE
+from vblora_lab.runs.folder import RunFolder
+from vblora_lab.runs.layout import ADAPTER, SETTINGS, TRACE
 
 if TYPE_CHECKING:
     from vblora_lab.train.session import TrainingSession

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from vblora_lab.data import Example
 from vblora_lab.data.grammar import Domain
 from vblora_lab.data.metrics import bleu, slot_error_rate, slot_errors
-from vblora_lab.train.events import Sample
+from vblora_lab.runs.events import Sample
 from vblora_lab.train.prompts import prompt
 
 

@@ -23,11 +23,9 @@ from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
 from vblora_lab.inspection.selection import read_selection
-from vblora_lab.train.callback import EventCallback, Steering, describe
-from vblora_lab.train.completion import completion_logits
-from vblora_lab.train.control import Interrupted
-from vblora_lab.train.driving import Driven
-from vblora_lab.train.events import (
+from vblora_lab.runs.control import Interrupted
+from vblora_lab.runs.driving import Driven
+from vblora_lab.runs.events import (
     Event,
     Finished,
     Listener,
@@ -39,15 +37,17 @@ from vblora_lab.train.events import (
     Selected,
     Started,
 )
-from vblora_lab.train.folder import ADAPTER, RunFolder
+from vblora_lab.runs.folder import RunFolder
+from vblora_lab.runs.layout import ADAPTER, TRACE
+from vblora_lab.runs.trace import Trace, TraceRecorder
+from vblora_lab.runs.trace_file import TraceWriter
+from vblora_lab.train.callback import EventCallback, Steering, describe
+from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
 from vblora_lab.train.prompts import encode_all
-from vblora_lab.train.runs import TRACE
-from vblora_lab.train.trace import Trace, TraceRecorder
-from vblora_lab.train.trace_file import TraceWriter
 from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model

@@ -15,12 +15,12 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.errors import BatchTooLargeError, ConfigError
+from vblora_lab.runs.control import Interrupted
+from vblora_lab.runs.events import Listener, Saved, SaveFailed
+from vblora_lab.runs.folder import RunFolder
 from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.callback import end_training
 from vblora_lab.train.capturing import CapturingTrainer
-from vblora_lab.train.control import Interrupted
-from vblora_lab.train.events import Listener, Saved, SaveFailed
-from vblora_lab.train.folder import RunFolder
 from vblora_lab.train.guard import Guard, largest_that_fits
 from vblora_lab.train.locked import unlocked
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of

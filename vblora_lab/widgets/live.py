@@ -10,7 +10,7 @@ from typing import Any
 from vblora_lab.bases import Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
-from vblora_lab.frontend import Driver
+from vblora_lab.runs.frontend import Driver
 from vblora_lab.train import LearningRates, Trace, TrainingSession
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import readout

@@ -16,7 +16,7 @@ from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
 if TYPE_CHECKING:
-    from vblora_lab.train.trace import Trace
+    from vblora_lab.runs.trace import Trace
 
 THIS_RUN = "this run"
 CHUNK = 512

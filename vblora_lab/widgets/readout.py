@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vblora_lab.errors import VBLoRAError
 
 if TYPE_CHECKING:
-    from vblora_lab.train.events import Sample
+    from vblora_lab.runs.events import Sample
 
 NOTHING = "—"  # stands where there is no number yet
 

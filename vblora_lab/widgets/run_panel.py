@@ -21,11 +21,9 @@ from matplotlib.figure import Figure
 from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import SessionError
-from vblora_lab.frontend import Driver, detect
 from vblora_lab.inspection.selection import Selection
 from vblora_lab.plots import run_summary
-from vblora_lab.train import Trace, TrainingSession
-from vblora_lab.train.events import (
+from vblora_lab.runs.events import (
     Evaluated,
     Event,
     Finished,
@@ -38,6 +36,8 @@ from vblora_lab.train.events import (
     Started,
     Stepped,
 )
+from vblora_lab.runs.frontend import Driver, detect
+from vblora_lab.train import Trace, TrainingSession
 from vblora_lab.widgets import readout
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source

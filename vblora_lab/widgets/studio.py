@@ -12,12 +12,12 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.frontend import Driver
 from vblora_lab.plots import SMOOTH_OVER, loss_curve, loss_curves
+from vblora_lab.runs.events import Event
+from vblora_lab.runs.folder import RunFolder
+from vblora_lab.runs.frontend import Driver
 from vblora_lab.train import Runs, Trace, TrainingSession
-from vblora_lab.train.events import Event
 from vblora_lab.train.exports import export_adapter, export_code, export_lora, export_trace
-from vblora_lab.train.folder import RunFolder
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import group
 from vblora_lab.widgets.loss_chart import THIS_RUN

@@ -7,11 +7,11 @@ from types import ModuleType, SimpleNamespace
 import nbformat
 import pytest
 
-from vblora_lab import frontend
 from vblora_lab.errors import ConfigError, VBLoRAError
-from vblora_lab.frontend import detect
+from vblora_lab.runs import frontend
+from vblora_lab.runs.frontend import detect
 
-PRINT = "from vblora_lab.frontend import detect\nprint(detect().name, detect().driver)"
+PRINT = "from vblora_lab.runs.frontend import detect\nprint(detect().name, detect().driver)"
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from vblora_lab.errors import ConfigError, SessionError
-from vblora_lab.train.runs import SETTINGS, read_json
-
-ADAPTER = "adapter"
-RATES = "rates.json"
+from vblora_lab.runs.layout import RATES, SETTINGS, read_json
 
 
 class RunFolder:

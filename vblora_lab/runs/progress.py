@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vblora_lab.train.events import Evaluated, Event, Finished, SaveFailed, Started, Stepped
+from vblora_lab.runs.events import Evaluated, Event, Finished, SaveFailed, Started, Stepped
 
 
 class ProgressBar:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vblora_lab.errors import SessionError
-from vblora_lab.frontend import Driver, detect
-from vblora_lab.train.control import Control
-from vblora_lab.train.events import Event, Finished, Listener, Paused, Reason, Resumed
-from vblora_lab.train.trace import Trace, TraceRecorder
+from vblora_lab.runs.control import Control
+from vblora_lab.runs.events import Event, Finished, Listener, Paused, Reason, Resumed
+from vblora_lab.runs.frontend import Driver, detect
+from vblora_lab.runs.trace import Trace, TraceRecorder
 
 
 class Driven(ABC):

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.train.driving import Driven
-from vblora_lab.train.events import Finished, Listener, Stepped
-from vblora_lab.train.trace import Trace
+from vblora_lab.runs.driving import Driven
+from vblora_lab.runs.events import Finished, Listener, Stepped
+from vblora_lab.runs.trace import Trace
 
 
 class Replay(Driven):

@@ -73,7 +73,7 @@ def test_all_drivers_give_the_same_losses_bit_for_bit(recorded, base, task):
 def test_a_replay_needs_no_torch(recorded):
     script = f"""
 import sys
-from vblora_lab.train import Replay, Stepped
+from vblora_lab.runs import Replay, Stepped
 told = []
 trace = Replay({str(recorded[2])!r}, listeners=[told.append]).run()
 assert not {{"torch", "transformers", "peft"}} & set(sys.modules)

@@ -32,7 +32,7 @@ import numpy as np
 
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.inspection.selection import Selection, SubVectors
-from vblora_lab.train.events import Event, Finished, Sample, Selected, Started, Stepped
+from vblora_lab.runs.events import Event, Finished, Sample, Selected, Started, Stepped
 
 VERSION = 1
 _MAGIC = b"VBLTRACE"

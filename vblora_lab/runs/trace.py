@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from vblora_lab.inspection.selection import Selection
-from vblora_lab.train.events import (
+from vblora_lab.runs.events import (
     Evaluated,
     Event,
     Finished,
@@ -21,7 +21,7 @@ from vblora_lab.train.events import (
     Started,
     Stepped,
 )
-from vblora_lab.train.trace_file import read_events, write_events
+from vblora_lab.runs.trace_file import read_events, write_events
 
 Kind = TypeVar("Kind", bound=Event)
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from vblora_lab import VBLoRAConfig, load_base
 from vblora_lab.errors import ConfigError, DataError, SessionError
+from vblora_lab.runs.folder import RunFolder
 from vblora_lab.train import Saved, SaveFailed, Stepped, Trace, TrainingSession
-from vblora_lab.train.folder import RunFolder
 
 RUN = {"steps": 6, "batch_size": 2, "eval_examples": 0, "sample_count": 0, "save_every": 2}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vblora_lab.train.runs import Comparison, Result, caption
-from vblora_lab.train.tables import as_html, as_text, number
+from vblora_lab.runs.runs import Comparison, Result, caption
+from vblora_lab.tables import as_html, as_text, number
 
 
 @dataclass(frozen=True, eq=False)

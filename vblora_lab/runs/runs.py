@@ -15,16 +15,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vblora_lab.errors import DataError, SessionError
-from vblora_lab.train.tables import as_html, as_text, number
-from vblora_lab.train.trace import Trace
+from vblora_lab.runs.layout import ADAPTER, RESULT, SETTINGS, TRACE, read_json
+from vblora_lab.runs.trace import Trace
+from vblora_lab.tables import as_html, as_text, number
 
 if TYPE_CHECKING:
-    from vblora_lab.train.session import TrainingSession
+    from peft import PeftModel
 
-TRACE, SETTINGS, RESULT = "run.trace", "run.json", "result.json"
+
 NAME = re.compile(r"\w[\w .+-]*")
 
 
@@ -129,7 +130,20 @@ class Run:
 
         For VB-LoRA: `vblora_lab.from_pretrained(base_model, run.adapter)`.
         """
-        return self.folder / "adapter"
+        return self.folder / ADAPTER
+
+
+class EndedRun(Protocol):
+    """What `Runs.keep` needs of a session."""
+
+    model: PeftModel
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def trace(self) -> Trace: ...
 
 
 class Runs:
@@ -172,7 +186,7 @@ class Runs:
             )
         return self.folder / name
 
-    def keep(self, name: str, session: TrainingSession, result: Result | None = None) -> Run:
+    def keep(self, name: str, session: EndedRun, result: Result | None = None) -> Run:
         """Keep a run that was made without ``out``: trace, settings, and adapter or model.
 
         Raises `SessionError` as `place` does, and for a session that has not ended.
@@ -182,7 +196,7 @@ class Runs:
             raise SessionError(
                 f"this session is {session.status}; only one that is completed or stopped is kept"
             )
-        from vblora_lab.train.folder import ADAPTER, RunFolder
+        from vblora_lab.runs.folder import RunFolder
 
         folder = RunFolder(place)
         folder.open(session.settings)
@@ -196,7 +210,7 @@ class Runs:
 
     def note(self, name: str, result: Result) -> None:
         """Write down what a run that is here came to, in place of what was noted before."""
-        from vblora_lab.train.folder import RunFolder
+        from vblora_lab.runs.folder import RunFolder
 
         with RunFolder(self.folder / name).writing(RESULT) as aside:
             aside.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
@@ -233,13 +247,3 @@ class Runs:
 
     def _repr_html_(self) -> str:
         return self.compare()._repr_html_() if len(self) else html.escape(repr(self))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds, nothing if there is none; raises `DataError` for other contents."""
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} can't be read as JSON: {error}") from error

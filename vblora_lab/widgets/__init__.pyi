@@ -1,0 +1,5 @@
+from .bank_heatmap import BankHeatmap as BankHeatmap
+from .config_explorer import ConfigExplorer as ConfigExplorer
+from .live import LiveTraining as LiveTraining
+from .loss_chart import LossChart as LossChart
+from .studio import TrainingStudio as TrainingStudio
