@@ -113,7 +113,7 @@ ROOMS = {
         "Widgets and figures",
         "Widgets for Jupyter, and the same as figures that stay.",
         ("widgets",),
-        ("plots",),
+        ("plots.run", "plots.bank", "plots.plan"),
     ),
     "course": Room(
         "Course and machine",

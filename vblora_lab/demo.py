@@ -10,7 +10,8 @@ from typing import Any
 from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
-from vblora_lab.plots import loss_curve, selection_heatmap
+from vblora_lab.plots.bank import selection_heatmap
+from vblora_lab.plots.run import loss_curve
 from vblora_lab.runs.progress import ProgressBar
 from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
 from vblora_lab.tuner.config import VBLoRAConfig

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vblora_lab import plots
-from vblora_lab.inspection.selection import Selection, SubVectors
+from vblora_lab.inspection.selection import Selection, SubVectors, row_groups
 
 
 def make_selection(layers=2, modules=("self_attn.q_proj", "fc1"), pieces=3, num_vectors=16, k=2):
@@ -129,7 +129,7 @@ def test_every_cell_of_3456_rows_is_visible_in_the_png():
 
 def test_rows_of_two_modules_with_one_ending_keep_their_longer_names():
     selection = make_selection(layers=1, modules=("attn.c_proj", "mlp.c_proj", "mlp.c_fc"))
-    groups = plots.row_groups(selection.sub_vectors)
+    groups = row_groups(selection.sub_vectors)
     assert [g.text for g in groups if g.level == 1] == ["attn.c_proj", "mlp.c_proj", "c_fc"]
     assert [(g.first, g.rows) for g in groups if g.level == 0] == [(0, 18)]
     assert [(g.first, g.rows) for g in groups if g.level == 2] == [(i, 3) for i in range(0, 18, 3)]
@@ -141,7 +141,7 @@ def test_modules_outside_any_layer_stand_alone():
         modules=("head", "tail"), module=rows.module, layer=np.full(len(rows), -1, np.int32),
         matrix=rows.matrix, rank=rows.rank, tile=rows.tile,
     )  # fmt: skip
-    groups = plots.row_groups(nowhere)
+    groups = row_groups(nowhere)
     assert [g.text for g in groups if g.level == 0] == ["", ""]
     assert [g.text for g in groups if g.level == 1] == ["head", "tail"]
 

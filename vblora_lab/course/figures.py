@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.plots import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
+from vblora_lab.plots.style import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
 
 if TYPE_CHECKING:
     from vblora_lab.course.paper import Table

@@ -23,10 +23,10 @@ from transformers import PretrainedConfig
 
 from vblora_lab.bases import Base, load_skeleton, skeleton_of
 from vblora_lab.errors import ConfigError
-from vblora_lab.plan_plots import plan_figure
 from vblora_lab.planning import views
 from vblora_lab.planning.plan import Plan, Target, base_of, plan
 from vblora_lab.planning.presets import PRESETS
+from vblora_lab.plots.plan import plan_figure
 from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.layer import in_out_features
 from vblora_lab.tuner.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules

@@ -11,7 +11,7 @@ import numpy as np
 import traitlets
 from matplotlib.figure import Figure
 
-from vblora_lab.plots import SMOOTH_OVER, loss_curve, loss_curves, smooth
+from vblora_lab.plots.run import SMOOTH_OVER, loss_curve, loss_curves, smooth
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 

@@ -22,7 +22,7 @@ from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import SessionError
 from vblora_lab.inspection.selection import Selection
-from vblora_lab.plots import run_summary
+from vblora_lab.plots.run import run_summary
 from vblora_lab.runs.events import (
     Evaluated,
     Event,

@@ -12,7 +12,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.plots import SMOOTH_OVER, loss_curve, loss_curves
+from vblora_lab.plots.run import SMOOTH_OVER, loss_curve, loss_curves
 from vblora_lab.runs.events import Event
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.frontend import Driver

@@ -28,7 +28,7 @@ from vblora_lab.planning.views import (
     parameter_bars,
     settings,
 )
-from vblora_lab.plots import BLUE, FAINT, INK, RULE, LabFigure, literal
+from vblora_lab.plots.style import BLUE, FAINT, INK, RULE, LabFigure, literal
 
 if TYPE_CHECKING:
     from vblora_lab.planning.plan import Plan
@@ -127,6 +127,3 @@ def _draw_modules(axes: Axes, rows: list[ModuleRow]) -> None:
         handles=handles, ncols=len(handles), fontsize=8.5, frameon=False, labelcolor=INK,
         loc="lower left", bbox_to_anchor=(0, 1.0), borderpad=0,
     )  # fmt: skip
-
-
-__all__ = ["plan_figure"]
