@@ -30,10 +30,10 @@ from safetensors import safe_open
 from torch import nn
 
 from vblora_lab import load_base, load_task
+from vblora_lab.app.demo import BATCH_SIZE, LEARNING_RATES, STEPS, demo_config
 from vblora_lab.bases import Base, share_weights
 from vblora_lab.course.measured import QUALITY
 from vblora_lab.data import Task
-from vblora_lab.demo import BATCH_SIZE, LEARNING_RATES, STEPS, demo_config
 from vblora_lab.train import LearningRates, make_trainer, measure
 from vblora_lab.train.compare import prepare
 from vblora_lab.train.prompts import IGNORED, Collator, encode_all

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from vblora_lab import Trace, load_base
+from vblora_lab.app.demo import ProgressBar
 from vblora_lab.cli import main
-from vblora_lab.demo import ProgressBar
 from vblora_lab.train import Stepped
 
 FILES = {"adapter", "loss.png", "selection.png", "run.trace", "summary.json"}
@@ -104,7 +104,7 @@ def test_an_interrupt_ends_the_demo_quietly_and_leaves_nothing(tmp_path, capsys,
             if isinstance(event, Stepped):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("vblora_lab.demo.ProgressBar", Interrupting)
+    monkeypatch.setattr("vblora_lab.app.demo.ProgressBar", Interrupting)
     assert main(["demo", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("vblora-lab: interrupted\n")
     assert not list(tmp_path.iterdir())

@@ -118,7 +118,7 @@ ROOMS = {
     "course": Room(
         "Course and machine",
         "The exercises of the notebooks, the demo, and what this machine can do.",
-        ("course", "demo", "diagnosis"),
+        ("course", "app.demo", "app.doctor"),
     ),
     "errors": Room("Errors", "What is raised, and what it tells.", whole=("errors",)),
 }

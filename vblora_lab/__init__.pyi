@@ -1,5 +1,7 @@
 __version__: str
 
+from .app.demo import run_demo as run_demo
+from .app.doctor import doctor as doctor
 from .bases import Base as Base
 from .bases import load_base as load_base
 from .convert.export import Compression as Compression
@@ -10,8 +12,6 @@ from .course import hint as hint
 from .course import solution as solution
 from .data import Task as Task
 from .data import load_task as load_task
-from .demo import run_demo as run_demo
-from .diagnosis import doctor as doctor
 from .inspection.counterfactual import Counterfactual as Counterfactual
 from .inspection.selection import Selection as Selection
 from .inspection.selection import SubVectors as SubVectors

@@ -327,7 +327,10 @@ def _is_expression(text: str) -> bool:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from vblora_lab.demo import STEPS, run_demo  # torch and matplotlib only when they are needed
+    from vblora_lab.app.demo import (  # torch and matplotlib only when they are needed
+        STEPS,
+        run_demo,
+    )
 
     run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
     print(f"Left in {args.out}: adapter/, loss.png, selection.png, run.trace, summary.json")
@@ -358,7 +361,7 @@ def _compress_lora(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from vblora_lab.diagnosis import doctor
+    from vblora_lab.app.doctor import doctor
 
     result = doctor()
     print(result.to_json() if args.json else result)
@@ -366,7 +369,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _explore(args: argparse.Namespace) -> int:
-    from vblora_lab.explore import explore
+    from vblora_lab.app.explore import explore
 
     explore(args.model, ip=args.ip, port=args.port, browser=not args.no_browser)
     return 0

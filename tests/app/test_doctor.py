@@ -14,9 +14,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from vblora_lab import diagnosis, doctor
+from vblora_lab import doctor
+from vblora_lab.app import doctor as diagnosis
+from vblora_lab.app.doctor import Check, Diagnosis
 from vblora_lab.cli import main
-from vblora_lab.diagnosis import Check, Diagnosis
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import vblora_lab
-from vblora_lab import VBLoRAConfig, explore, plan
+from vblora_lab import VBLoRAConfig, plan
+from vblora_lab.app import explore
 from vblora_lab.bases import load_skeleton
 from vblora_lab.cli import main
 from vblora_lab.errors import BaseModelError, MissingExtraError

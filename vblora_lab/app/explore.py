@@ -16,7 +16,7 @@ from typing import Any
 from vblora_lab.errors import ConfigError, MissingExtraError
 
 VARIABLE = "VBLORA_LAB_MODEL"  # tells the page, which runs in a kernel of its own, what to show
-PAGE = Path(__file__).parent / "assets" / "explore" / "explore.ipynb"
+PAGE = Path(__file__).parents[1] / "assets" / "explore" / "explore.ipynb"
 MOST_CELLS = 20_000_000  # of a heatmap: sub-vectors times bank vectors; logits of 80 MB
 
 

@@ -22,12 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from vblora_lab import __version__
 from vblora_lab.errors import ConfigError
 from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault
 
 Status = Literal["ok", "warning", "error"]
 
+VERSION = metadata.version("vblora-lab")
 PYTHON = (3, 11)  # the oldest supported
 GIB = 1 << 30
 ENOUGH_MEMORY = 1 * GIB  # the first notebook takes about 0.75 GiB (docs/platforms/binder.md)
@@ -71,7 +71,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "vblora_lab": __version__,
+            "vblora_lab": VERSION,
             "can_run": self.can_run,
             "checks": [asdict(check) for check in self.checks],
         }
@@ -90,7 +90,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         width = max(len(check.name) for check in self.checks)
-        lines = [f"vblora_lab {__version__}"]
+        lines = [f"vblora_lab {VERSION}"]
         for check in self.checks:
             head = f"{SIGNS[check.status]} {check.name:<{width}}  "
             lines += textwrap.wrap(
@@ -106,7 +106,7 @@ class Diagnosis:
         rows = "".join(_row(check) for check in self.checks)
         return (
             '<div style="max-width:60em;line-height:1.5">'
-            f"<b>vblora_lab {__version__}</b>: {html.escape(self.verdict)}"
+            f"<b>vblora_lab {VERSION}</b>: {html.escape(self.verdict)}"
             '<table style="margin:.6em 0;border-collapse:collapse;color:inherit">'
             f"{rows}</table></div>"
         )
@@ -189,7 +189,7 @@ def _torch() -> Check:
 
 
 def _assets() -> Check:
-    folder = Path(__file__).parent / "assets" / "mini-opt"
+    folder = Path(__file__).parents[1] / "assets" / "mini-opt"
     missing = [
         name
         for name in ("config.json", "model.safetensors", "tokenizer.json")

@@ -1,0 +1,33 @@
+"""`load_task`: one of the lab's own domains, generated from a seed, a CSV file, or the E2E data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vblora_lab.data.csv_file import read_csv
+from vblora_lab.data.domains import DOMAINS, RESTAURANTS, get_domain
+from vblora_lab.data.e2e import load_e2e
+from vblora_lab.data.task import Task, make_task, split_examples
+from vblora_lab.errors import DataError
+
+
+def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
+    """A task by domain name ("restaurants", "hotels", "museums", "films") or from a CSV file.
+
+    "e2e" is the data set of the E2E challenge, from the hub or its cache.
+
+    seed: draws the generated task, or how the CSV file's MRs are split. Raises `DataError` for an
+    unknown name, for a file that is not in the E2E format, and where the hub is out of reach.
+    """
+    if str(name) in DOMAINS:
+        return make_task(get_domain(str(name)), seed=seed)
+    if str(name) == "e2e":
+        return load_e2e()
+    path = Path(name)
+    if path.suffix.lower() == ".csv" or path.exists():
+        return split_examples(path.stem, RESTAURANTS, read_csv(path), seed=seed)
+    raise DataError(
+        f"no task is called {str(name)!r}, and there is no such CSV file; "
+        f"choose one of {sorted(DOMAINS)}, 'e2e' (from the hub), or the path of a file with the "
+        "columns mr and ref"
+    )
