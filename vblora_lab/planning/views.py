@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from vblora_lab.planning.plan import Plan, Skipped, Target
+    from vblora_lab.planning.record import PlanRecord, Skipped, Target
     from vblora_lab.tuner.config import VBLoRAConfig
 
 Item = TypeVar("Item", bound="Target | Skipped")
@@ -31,7 +31,7 @@ ACTIVATIONS_NOTE = (
 INCOMPLETE_NOTE = "It doesn't fit as it is: sizes count only the modules that can be cut."
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: PlanRecord) -> str:
     """The plan in lines of at most 100 characters, as far as the names allow."""
     lines = [f"{heading(plan)}: {'fits' if plan.fits else 'does NOT fit'}", settings(plan)]
     for problem in plan.problems:
@@ -49,7 +49,7 @@ def as_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def as_html(plan: Plan) -> str:
+def as_html(plan: PlanRecord) -> str:
     """The plan as a self-contained block, in the page's own colours."""
     verdict = "fits" if plan.fits else "<b>does not fit</b>"
     parts = [f"<div><b>{_escaped(heading(plan))}</b>: {verdict}</div>"]
@@ -76,25 +76,25 @@ def as_html(plan: Plan) -> str:
 # --- what is said, whatever the form
 
 
-def heading(plan: Plan) -> str:
+def heading(plan: PlanRecord) -> str:
     return f"VB-LoRA plan for {plan.model}"
 
 
-def settings(plan: Plan) -> str:
+def settings(plan: PlanRecord) -> str:
     return (
         f"r={plan.r}, topk={plan.topk}, one bank of {plan.num_vectors} vectors of length "
         f"{plan.vector_length}"
     )
 
 
-def adapted(plan: Plan) -> str:
+def adapted(plan: PlanRecord) -> str:
     return f"Adapted: {_count(len(plan.targets), 'module')} (tiles of one, counts of all in a line)"
 
 
 TARGET_HEAD = ("module", "in -> out", "tiles of A", "of B", "sub-vectors", "logits")
 
 
-def target_rows(plan: Plan) -> Rows:
+def target_rows(plan: PlanRecord) -> Rows:
     """One row for modules that differ in their layer alone; counts are sums over the layers."""
     rows: Rows = []
     for name, group in groups_by_size(plan):
@@ -112,12 +112,12 @@ def target_rows(plan: Plan) -> Rows:
     return rows
 
 
-def groups_by_size(plan: Plan) -> list[tuple[str, list[Target]]]:
+def groups_by_size(plan: PlanRecord) -> list[tuple[str, list[Target]]]:
     """The targets, with those together that differ in their layer alone."""
     return grouped(plan.targets, lambda t: (t.kind, t.in_features, t.out_features))
 
 
-def skipped_rows(plan: Plan) -> Rows:
+def skipped_rows(plan: PlanRecord) -> Rows:
     """One row, name and reason, for modules that differ in their layer alone."""
     groups = grouped(plan.skipped, lambda skipped: (skipped.kind, skipped.reason))
     return [(name, _why(group[0])) for name, group in groups]
@@ -128,7 +128,7 @@ def _why(skipped: Skipped) -> str:
     return f"{skipped.kind} {skipped.reason.removeprefix('kind ')}" if is_kind else skipped.reason
 
 
-def size_rows(plan: Plan) -> Rows:
+def size_rows(plan: PlanRecord) -> Rows:
     lora = plan.lora_parameters - plan.other_parameters
     rows: Rows = [
         ("trained parameters", f"{plan.trained_parameters:,}", f"{plan.lora_parameters:,}"),
@@ -150,7 +150,7 @@ def size_rows(plan: Plan) -> Rows:
     return rows
 
 
-def memory_rows(plan: Plan) -> Rows:
+def memory_rows(plan: PlanRecord) -> Rows:
     memory = plan.memory
     rows = [
         (f"base weights ({plan.base_parameters:,} parameters)", memory.weights),
@@ -167,7 +167,7 @@ def memory_rows(plan: Plan) -> Rows:
     return [(name, f"{value:,}", readable(value)) for name, value in rows]
 
 
-def memory_note(plan: Plan) -> str:
+def memory_note(plan: PlanRecord) -> str:
     """What is counted as training memory, and what isn't."""
     return MEMORY_NOTE if plan.memory.activations is None else ACTIVATIONS_NOTE
 
@@ -221,7 +221,7 @@ class Bar(NamedTuple):
     is_chosen: bool  # what the config gives; the others are there to compare
 
 
-def parameter_bars(plan: Plan) -> list[Bar]:
+def parameter_bars(plan: PlanRecord) -> list[Bar]:
     """Parameters: trained by VB-LoRA and by LoRA, and what the base model has."""
     values = [
         ("VB-LoRA, trained", plan.trained_parameters, True),
@@ -231,7 +231,7 @@ def parameter_bars(plan: Plan) -> list[Bar]:
     return [Bar(label, value, f"{value:,}", chosen) for label, value, chosen in values]
 
 
-def byte_bars(plan: Plan) -> list[Bar]:
+def byte_bars(plan: PlanRecord) -> list[Bar]:
     """Bytes: of the stored adapter in both formats, of a stored LoRA, and of the base weights."""
     only_topk = plan.save_only_topk_weights
     values = [
@@ -282,7 +282,7 @@ class ModuleRow(NamedTuple):
     note: str
 
 
-def module_rows(plan: Plan, order: Iterable[str] = ()) -> list[ModuleRow]:
+def module_rows(plan: PlanRecord, order: Iterable[str] = ()) -> list[ModuleRow]:
     """All modules with a weight matrix as a tree, those that differ in their layer as one line.
 
     Args:
