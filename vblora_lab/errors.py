@@ -1,6 +1,31 @@
 """Exceptions of vblora_lab: each names the field, the value and what would be right."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 from typing import Any
+
+
+def nearest(wrong: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like a wrong one, whatever the case of its letters.
+
+    Args:
+        wrong: what was given instead of a name.
+        known: the names that there are.
+        cutoff: how like it must be, from 0 (anything) to 1; see `difflib.get_close_matches`.
+    """
+    by_lower_case: dict[str, str] = {}
+    for name in known:
+        by_lower_case.setdefault(name.lower(), name)
+    close = difflib.get_close_matches(str(wrong).lower(), by_lower_case, n=1, cutoff=cutoff)
+    return by_lower_case[close[0]] if close else None
+
+
+def did_you_mean(wrong: object, known: Iterable[str]) -> str:
+    """A hint to put behind a sentence, " Did you mean 'x'?"; empty if no known name is near."""
+    near = nearest(wrong, known)
+    return "" if near is None else f" Did you mean {near!r}?"
 
 
 class VBLoRAError(Exception):
