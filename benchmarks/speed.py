@@ -38,7 +38,7 @@ from vblora_lab.admixture import admixture
 from vblora_lab.bases import share_weights
 from vblora_lab.speed import kernels
 from vblora_lab.speed.captured import CapturedStep
-from vblora_lab.speed.pool import mix_all
+from vblora_lab.speed.mixing import mix_all
 
 RESULTS = Path(__file__).parent / "results"
 CUDA = torch.cuda.is_available()

@@ -10,7 +10,7 @@ import torch
 
 from vblora_lab.admixture import admixture
 from vblora_lab.speed import kernels
-from vblora_lab.speed.pool import mix_all
+from vblora_lab.speed.mixing import mix_all
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -201,3 +201,12 @@ def test_it_can_be_turned_off(monkeypatch):
     assert not kernels.usable([part.double() for part in parts], bank, 2)
     monkeypatch.setattr(kernels, "enabled", False)
     assert not kernels.usable(parts, bank, 2)
+
+
+@with_kernels
+def test_tables_that_were_made_under_inference_mode_serve_training():
+    layers, bank = logits_of_layers(2, [(2, 3)], 40), bank_of(40, 8)
+    with torch.inference_mode():
+        mix_all(layers, bank, 2, torch.float32)
+    got = gradients(layers, bank, mix_all(layers, bank, 2, torch.float32))
+    assert all(torch.isfinite(gradient).all() for gradient in got)

@@ -10,8 +10,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.cases import CASES, SMALL, assert_close, scramble
 from tests.tuner.test_families import FAMILIES, IDS
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.speed import pool as pooled
-from vblora_lab.speed.pool import mix_all
+from vblora_lab.speed import blocks, mixing
+from vblora_lab.speed.mixing import Matrices, mix_all
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import Linear
 from vblora_lab.tuner.peft import get_peft_model
@@ -192,20 +193,20 @@ def test_generation_sees_a_layer_change_in_its_midst(model, opt_case, change, al
 def test_weights_are_folded_from_the_second_token_on(model, opt_case, monkeypatch):
     """A later token costs no more calls than the base model's; the first pays."""
     calls = []
-    folded = pooled.Pool.folded
+    folded = MatrixPool.folded
 
     def spy(pool, name):
         result = folded(pool, name)
         calls.append(result is not None)
         return result
 
-    monkeypatch.setattr(pooled.Pool, "folded", spy)
+    monkeypatch.setattr(MatrixPool, "folded", spy)
     model.generate(opt_case.inputs(2), max_new_tokens=5, min_new_tokens=5, do_sample=False)
     layers = len(model.base_model.pool.layers["default"])
     assert calls == [True] * 4 * layers  # the first token mixes, and asks nobody
     pool = model.base_model.pool
     assert not pool.folds
-    assert not pool._matrices
+    assert not pool.blocks
 
 
 def test_dropout_is_not_folded_away(opt_case, monkeypatch):
@@ -213,7 +214,7 @@ def test_dropout_is_not_folded_away(opt_case, monkeypatch):
     model = opt_case.ours(vblora_dropout=0.5).train()
     monkeypatch.setattr(torch.nn.functional, "linear", None)  # what a folded layer would call
     layer = model.get_submodule("base_model.model.model.decoder.layers.0.fc1")
-    matrices = {"default": pooled.Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
+    matrices = {"default": Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
     assert layer.fold(matrices) is None
     assert layer.eval().fold(matrices) is not None
 
@@ -234,14 +235,14 @@ def test_dropout_alone_in_training_mode_drops_as_in_peft(opt_case):
         assert_close(one, other, 1e-5)
     assert not torch.allclose(*outputs[0])
     layer = ours.get_submodule("base_model.model.model.decoder.layers.0.fc1")
-    matrices = {"default": pooled.Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
+    matrices = {"default": Matrices(torch.zeros(2, 16), torch.zeros(2, 32))}
     assert layer.fold(matrices) is None
 
 
 def test_folding_is_left_where_memory_is_short(model, opt_case, monkeypatch):
     tokens, options = opt_case.inputs(2), {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(tokens, **options)
-    monkeypatch.setattr(pooled, "_to_spare", lambda device: 0)
+    monkeypatch.setattr(blocks, "spare_bytes", lambda device: 0)
     monkeypatch.setattr(Linear, "fold", None)  # calling it would fail
     assert torch.equal(model.generate(tokens, **options), expected)
 
@@ -330,7 +331,7 @@ def test_threads_that_come_at_the_same_moment_leave_the_pool_in_order(model, opt
     finally:
         sys.setswitchinterval(interval)
     mixed = []
-    monkeypatch.setattr(pooled, "mix_all", lambda *a: mixed.append(len(a[0])) or mix_all(*a))
+    monkeypatch.setattr(blocks, "mix_all", lambda *a: mixed.append(len(a[0])) or mix_all(*a))
     with torch.no_grad():
         opt_case.output(model)
     assert mixed == [len(pool.layers["default"])]  # all layers in one call
@@ -339,7 +340,7 @@ def test_threads_that_come_at_the_same_moment_leave_the_pool_in_order(model, opt
 @pytest.mark.parametrize("small", [0, 2**23])
 def test_many_logits_and_few_give_the_same(monkeypatch, small):
     """Above SMALL, logits aren't laid side by side: chosen layer by layer, and mixed at once."""
-    monkeypatch.setattr(pooled, "SMALL", small)
+    monkeypatch.setattr(mixing, "SMALL", small)
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape):

@@ -21,7 +21,7 @@ from vblora_lab.planning import views
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.layer import LinearLayer, VBLoRALayer, adapter_dtype, in_out_features
+from vblora_lab.tuner.layer import VBLoRALayer
 from vblora_lab.tuner.targets import (
     examine,
     head_stored_whole,
@@ -29,6 +29,7 @@ from vblora_lab.tuner.targets import (
     own_modules,
     vector_lengths,
 )
+from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
 ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
 

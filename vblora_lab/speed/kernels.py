@@ -13,7 +13,7 @@ layer keeps them, and their gradient is written once:
 
 Atomic additions come in any order, so the last digits of the bank's gradient vary from run to run.
 After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order instead, which
-takes longer. `fused.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the
+takes longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the
 reference back.
 """
 
@@ -108,9 +108,10 @@ class _Admixture(torch.autograd.Function):
         out[rows:].zero_()
         indices = torch.empty(rows, topk, dtype=torch.int32, device=bank.device)
         weights = torch.empty(rows, topk, dtype=torch.float32, device=bank.device)
-        _forward_kernel[(rows,)](
-            addresses, bank, out, indices, weights, **_constants(num_vectors, length, topk)
-        )
+        with torch.cuda.device_of(bank):  # Triton launches on the current device
+            _forward_kernel[(rows,)](
+                addresses, bank, out, indices, weights, **_constants(num_vectors, length, topk)
+            )
         ctx.save_for_backward(bank, indices, weights, places)
         ctx.shapes = [part.shape for part in parts]
         return out.view(padded_r, rows // r, length)
@@ -128,18 +129,19 @@ class _Admixture(torch.autograd.Function):
         # One buffer for the gradients of all logits: each part's is a piece of it.
         shape = (rows if logits_need else 0, num_vectors)
         grad_logits = torch.empty(shape, dtype=torch.float32, device=bank.device)
-        _backward_kernel[(rows,)](
-            grad,
-            bank,
-            indices,
-            weights,
-            places,
-            grad_logits,
-            bank if grad_bank is None else grad_bank,
-            LOGITS=logits_need,
-            BANK=in_any_order,
-            **_constants(num_vectors, length, topk),
-        )
+        with torch.cuda.device_of(bank):
+            _backward_kernel[(rows,)](
+                grad,
+                bank,
+                indices,
+                weights,
+                places,
+                grad_logits,
+                bank if grad_bank is None else grad_bank,
+                LOGITS=logits_need,
+                BANK=in_any_order,
+                **_constants(num_vectors, length, topk),
+            )
         if bank_needs and grad_bank is None:
             shares = weights.unsqueeze(-1) * grad.float().unsqueeze(1)
             grad_bank = torch.zeros_like(bank).index_add_(
@@ -153,6 +155,7 @@ class _Admixture(torch.autograd.Function):
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a step of training may use tables that were made under it
 def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where the logits of each sub-vector lie, and where their gradient goes.
 

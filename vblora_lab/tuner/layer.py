@@ -13,83 +13,36 @@ Attribute and parameter names are PEFT's, so that PEFT's code saves and loads th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.errors import InferenceOnlyError, MergeError, TargetError
+from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
+from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
-from vblora_lab.speed.pool import Fold, Matrices, Pool, autocast_dtype
-from vblora_lab.tuner import quantised
+from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.wrapped import WrappedLinear, device_of
 
-LinearLayer = nn.Linear | Conv1D
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
 
 
-def in_out_features(module: nn.Module) -> tuple[int, int]:
-    """Input and output size of an nn.Linear (quantised ones are such too) or a Conv1D.
-
-    Raises:
-        TargetError: the module is of another kind.
-    """
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):  # Conv1D is a linear layer that stores its weight (in, out)
-        in_features, out_features = module.weight.shape
-        return in_features, out_features
-    raise TargetError(
-        f"a module of type {type(module).__name__} can't be adapted: only torch.nn.Linear and "
-        "transformers Conv1D can."
-    )
-
-
-def device_of(layer: nn.Module) -> torch.device:
-    """Where a layer computes: where its weight is, unless accelerate has put that aside (offload).
-
-    A weight that is put aside is on "meta" between passes, and a hook says where it comes back to.
-    """
-    device = cast(Tensor, layer.weight).device
-    hook = getattr(layer, "_hf_hook", None)
-    for each in getattr(hook, "hooks", [hook]):  # there may be several in one
-        back_to = getattr(each, "execution_device", None)
-        if device.type == "meta" and back_to is not None:
-            return torch.device(back_to)
-    return device
-
-
-def adapter_dtype(base: torch.dtype, autocast_adapter_dtype: bool = True) -> torch.dtype:
-    """The dtype that an adapter has on a base weight of some dtype.
-
-    That of the weight, but float32 where the weight is quantised, and float32 at least unless
-    autocast_adapter_dtype is False.
-    """
-    if not base.is_floating_point or base.itemsize == 1:  # quantised, or float8
-        return torch.float32
-    return torch.promote_types(base, torch.float32) if autocast_adapter_dtype else base
-
-
-class VBLoRALayer(nn.Module, BaseTunerLayer):
+class VBLoRALayer(WrappedLinear):
     """What any VB-LoRA layer holds: its logits per adapter, and the bank it shares."""
 
     adapter_layer_names = ("vblora_logits_A", "vblora_logits_B", "vblora_vector_bank")
     other_param_names = ("r", "topk", "vblora_dropout", "dropout_p", "logits_are_complete")
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.in_features, self.out_features = in_out_features(self.get_base_layer())
-        # PEFT's name: None for a plain layer. Its get_model_status reads it here.
-        self.quantization_backend = quantised.backend_of(self.get_base_layer())
+        super().__init__(base_layer)
         self.r: dict[str, int] = {}
         self.topk: dict[str, int] = {}
         self.vblora_dropout = nn.ModuleDict()
@@ -98,15 +51,12 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         self.vblora_logits_B = nn.ParameterDict()
         # False once logits were loaded that only know their top k (see _load_from_state_dict).
         self.logits_are_complete: dict[str, bool] = {}
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        self._weight_before_merge: Tensor | quantised.SetAside | None = None
         # Where the layers of a model get their matrices from, and this one's name there.
-        self.pool, self.name_in_pool = Pool(), ""
+        self.pool, self.name_in_pool = MatrixPool(), ""
 
-    def base_weight(self) -> nn.Parameter:
-        """The weight that is adapted, as stored: (out, in), (in, out) in a Conv1D, or packed."""
-        return cast(nn.Parameter, self.get_base_layer().weight)
+    def has_adapter(self, adapter: str) -> bool:
+        """Whether this layer carries an adapter."""
+        return adapter in self.topk
 
     def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Those of A (r, in_tiles, num_vectors) and of B (out_tiles, r, num_vectors)."""
@@ -118,6 +68,14 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         The one bank may lie on another device when the model is spread over several.
         """
         return self.vblora_vector_bank[adapter].to(self.vblora_logits_A[adapter].device)
+
+    def places(self, adapter: str) -> list[Place]:
+        """Where the tensors are kept that the matrices and the folded weight are made of."""
+        base = self.get_base_layer()._parameters
+        logits = (self.vblora_logits_A, self.vblora_logits_B)
+        banks = [(each._parameters, adapter) for each in (*logits, self.vblora_vector_bank)]
+        # A weight that isn't there as a parameter is of a kind that is never folded.
+        return [*banks, *([(base, "weight")] if "weight" in base else [])]
 
     def _drops(self, adapter: str) -> bool:
         """Whether inputs of an adapter are dropped now, as in training or Monte Carlo dropout."""
@@ -140,12 +98,6 @@ class VBLoRALayer(nn.Module, BaseTunerLayer):
         for A, B_T in matrices.values():
             weight = torch.addmm(weight.to(A.dtype), B_T.t(), A)
         return weight.to(dtype), None if bias is None else bias.to(dtype)
-
-    def get_base_weight(self) -> Tensor:
-        """The weight that is adapted as floating point numbers: dequantised where it has to be."""
-        if self.quantization_backend is not None:
-            return quantised.dequantised(self.get_base_layer(), self.quantization_backend)
-        return self.base_weight().data
 
     def update_layer(
         self,
@@ -246,8 +198,6 @@ class Linear(VBLoRALayer):
         config: VBLoRAConfig,
     ) -> None:
         super().__init__(base_layer)
-        # Conv1D stores its weight (in, out): the update is transposed before it is merged.
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, vblora_vector_bank, config)
 
@@ -269,46 +219,58 @@ class Linear(VBLoRALayer):
             if folded is not None:
                 return F.linear(x, *folded)
         adapter_names = kwargs.pop("adapter_names", None)
-        if self._disable_adapters and self.merged:
-            self.unmerge()
         if self._disable_adapters or self.merged_adapters:
-            return self.base_layer(x, *args, **kwargs)
-        base_layer = self.base_layer
-        plain = None if args or kwargs or adapter_names is not None else frozen_weight(base_layer)
+            return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
-        if type(base_layer) in (nn.Linear, Conv1D):  # other kinds may have reasons of their own
+        if type(self.base_layer) in (
+            nn.Linear,
+            Conv1D,
+        ):  # other kinds may have reasons of their own
             x = self.pool.cast_input(x, autocast)
-        if plain is not None:
-            output = self._in_one_call(x, *plain, autocast)
+        if adapter_names is not None:
+            return self._forward_mixed_batch(x, adapter_names, *args, **kwargs)
+        if not args and not kwargs:
+            output = self._forward_in_one_call(x, autocast)
             if output is not None:
                 return output
-        output = base_output = base_layer(x, *args, **kwargs)
-        if adapter_names is not None:
-            return self._forward_mixed_batch(x, base_output, adapter_names)
-        for adapter in self.active_adapters:
-            if adapter in self.topk:
-                output = self._add_update(output, x, adapter)
-        return output.to(base_output.dtype)
+        return self._forward_in_steps(x, *args, **kwargs)
 
-    def _in_one_call(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: torch.dtype | None
-    ) -> Tensor | None:
-        """The whole forward pass of the common case (see `frozen_linear`); None for any other."""
-        adapters = [name for name in self.active_adapters if name in self.topk]
-        if len(adapters) != 1 or not kernels.applies() or x.dtype != weight.dtype:
-            return None
-        if self._drops(adapters[0]):
-            return None
-        A, B_T = self._matrices(adapters[0], autocast)
-        return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
+    def _forward_base_alone(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The adapters are off, or in the base weight already."""
+        if self._disable_adapters and self.merged:
+            self.unmerge()
+        return cast(Tensor, self.base_layer(x, *args, **kwargs))
 
-    def _forward_mixed_batch(self, x: Tensor, output: Tensor, adapter_names: list[str]) -> Tensor:
-        output = output.clone()
+    def _forward_mixed_batch(
+        self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Each sample has the update of its own adapter, or none."""
+        output = self.base_layer(x, *args, **kwargs).clone()
         for adapter in dict.fromkeys(adapter_names):
             if adapter in self.topk:
                 rows = [i for i, name in enumerate(adapter_names) if name == adapter]
                 output[rows] = self._add_update(output[rows], x[rows], adapter).to(output.dtype)
-        return output
+        return cast(Tensor, output)
+
+    def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
+        """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
+        plain = frozen_weight(self.base_layer)
+        adapters = [name for name in self.active_adapters if name in self.topk]
+        if plain is None or len(adapters) != 1 or not kernels.applies():
+            return None
+        weight, bias = plain
+        if x.dtype != weight.dtype or self._drops(adapters[0]):
+            return None
+        A, B_T = self._matrices(adapters[0], autocast)
+        return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
+
+    def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer, whatever it is, and then one update after the other."""
+        output = base_output = self.base_layer(x, *args, **kwargs)
+        for adapter in self.active_adapters:
+            if adapter in self.topk:
+                output = self._add_update(output, x, adapter)
+        return output.to(base_output.dtype)
 
     def _add_update(self, output: Tensor, x: Tensor, adapter: str) -> Tensor:
         """output + B A dropout(x), with A and B as they are now."""
@@ -371,89 +333,14 @@ class Linear(VBLoRALayer):
         delta = B @ A
         return delta.T if self.fan_in_fan_out else delta
 
-    def adapters_to_merge(self, adapter_names: list[str] | None = None) -> list[str]:
-        """Those of `adapter_names`, or of the active ones, that are here and not merged yet."""
-        wanted = self.active_adapters if adapter_names is None else adapter_names
-        here = self.topk.keys() - set(self.merged_adapters)
-        return [name for name in dict.fromkeys(wanted) if name in here]
-
-    def why_not_mergeable(self) -> str | None:
-        """What stands against merging into the base weight; None if nothing does."""
-        return quantised.why_not_mergeable(self.get_base_layer(), self.quantization_backend)
-
-    @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight, so that the layer costs no more than the base layer.
-
-        The old weight is kept, so that `unmerge` gives it back bit for bit, whatever becomes of
-        the logits meanwhile. The sum is rounded to the weight's dtype once; a weight in 4 or 8
-        bits is dequantised, added to and quantised again, which rounds it anew.
-
-        Args:
-            safe_merge: refuse a weight that isn't finite.
-            adapter_names: which adapters; the active ones if not given.
-
-        Raises:
-            MergeError: with safe_merge, the merged weight has NaN or infinite entries; the layer
-                is left as it was. Also for a base weight that is quantised in another way.
-        """
-        check_adapters_to_merge(self, adapter_names)  # warns of those that are merged already
-        names = self.adapters_to_merge(adapter_names)
-        if not names:
-            return
-        merged = self.merged_weight(names, safe_merge)
-        if not self.merged:
-            self._weight_before_merge = (
-                self.base_weight().data
-                if self.quantization_backend is None
-                else quantised.SetAside.of(self.get_base_layer())
-            )
-        self.set_base_weight(merged)
-        self.merged_adapters.extend(names)
+        """Add adapters to the base weight, see `WrappedLinear.merge`."""
+        super().merge(safe_merge, adapter_names)
         self.pool.unfold()
 
-    @torch.no_grad()
-    def merged_weight(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False
-    ) -> Tensor:
-        """The weight that merging would give, before it is quantised where it has to be.
-
-        Takes `adapters_to_merge(adapter_names)`.
-
-        Returns:
-            (out_features, in_features), or its transpose for a Conv1D, in the weight's dtype.
-
-        Raises:
-            MergeError: see `merge`.
-        """
-        if reason := self.why_not_mergeable():
-            raise MergeError(f"can't merge: {reason}")
-        names = self.adapters_to_merge(adapter_names)
-        merged = weight = self.get_base_weight()
-        for name in names:
-            merged = merged + self.get_delta_weight(name).to(weight.device)
-        merged = merged.to(quantised.dtype_to_write(weight, self.quantization_backend))
-        if safe_merge and not torch.isfinite(merged).all():
-            raise MergeError(
-                f"merging {', '.join(map(repr, names))} gives a weight with NaN or infinite "
-                "entries; the adapter's training probably diverged. Nothing was merged."
-            )
-        return merged
-
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Give the base layer the very weight it had before the first merge."""
-        before = self._weight_before_merge
-        if before is None:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        if isinstance(before, quantised.SetAside):
-            before.put_back(self.get_base_layer())
-        else:
-            weight = self.base_weight()
-            weight.data = before.to(weight.device, weight.dtype)
-        self._weight_before_merge = None
-        self.merged_adapters.clear()
+        """Give the base layer the weight it had before the first merge."""
+        super().unmerge()
         self.pool.unfold()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -29,12 +29,13 @@ from vblora_lab.errors import (
     TargetError,
     UnsupportedError,
 )
-from vblora_lab.speed.pool import Pool
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.layer import NO_ADAPTER, Linear, VBLoRALayer, adapter_dtype, device_of
+from vblora_lab.tuner.layer import NO_ADAPTER, Linear, VBLoRALayer
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
+from vblora_lab.tuner.wrapped import adapter_dtype, device_of
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> dict[str, VBLoRALayer]:
@@ -110,19 +111,23 @@ class VBLoRAModel(BaseTuner):
 
     # --- one admixture per pass
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward pass, with its adapters."""
+        with self.pool.held():  # PeftModel does so too; this is for whoever calls the tuner
+            return super().forward(*args, **kwargs)
+
     def _begin_pass(self, *_: Any) -> None:
-        self.pool.enter()
         several = self._adapters_of_batch  # one per sample: each layer adds them up by itself
-        self.pool.mix(several or self.active_adapters, may_fold=not several)
+        self.pool.begin_pass(several or self.active_adapters, may_fold=not several)
 
     def _end_pass(self, *_: Any) -> None:
-        self.pool.leave()
+        self.pool.end_pass()
 
     # --- injection
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.vblora_vector_bank = VectorBanks()
-        self.pool = Pool()
+        self.pool = MatrixPool()
         self._adapters_of_batch: list[str] = []
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:

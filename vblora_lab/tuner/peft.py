@@ -37,9 +37,9 @@ from vblora_lab.tuner.banks import (
     find_bank,
 )
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.layer import in_out_features
 from vblora_lab.tuner.model import VBLoRAModel, check_adapter_name, restored_on_error
 from vblora_lab.tuner.targets import modules_to_save, resolve
+from vblora_lab.tuner.wrapped import in_out_features
 
 Bank = str | os.PathLike[str] | Tensor
 

@@ -27,7 +27,8 @@ from transformers.pytorch_utils import Conv1D
 
 from vblora_lab.errors import TargetError
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
-from vblora_lab.tuner.layer import LinearLayer, VBLoRALayer, in_out_features
+from vblora_lab.tuner.layer import VBLoRALayer
+from vblora_lab.tuner.wrapped import LinearLayer, in_out_features
 
 DEFAULT_TARGETS = TRANSFORMERS_MODELS_TO_VBLORA_TARGET_MODULES_MAPPING  # PEFT's, by model_type
 # PEFT puts these in modules_to_save for classification tasks, whichever of them the model has.

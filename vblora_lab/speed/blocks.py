@@ -1,0 +1,207 @@
+"""The passes that one call makes, and what may be kept from one of them for the next.
+
+A call of `forward` makes one pass, a call of `generate` one for each token. The matrices of a pass
+serve the next one too if it runs without gradients and every parameter has the version and the
+place it had; from the second such pass on, W + B A is one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter, is_
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from vblora_lab.speed.backward import Key
+from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+
+Fold = tuple[Tensor, Tensor | None]  # W + B A (out, in) and the bias of a layer
+Place = tuple[Mapping[str, Tensor | None], str]  # what holds a parameter, and its key there
+
+_version = attrgetter("_version")
+
+
+class PooledLayer(Protocol):
+    """What is asked of an adapted layer; `tuner.layer.VBLoRALayer` says what each gives."""
+
+    topk: dict[str, int]
+
+    @property
+    def disable_adapters(self) -> bool: ...
+    @property
+    def merged(self) -> bool: ...
+    def base_weight(self) -> Tensor: ...
+    def logits(self, adapter: str, /) -> tuple[Tensor, Tensor]: ...
+    def bank(self, adapter: str) -> Tensor: ...
+    def places(self, adapter: str) -> list[Place]: ...
+    def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None: ...
+
+
+Layers = Mapping[str, Mapping[str, PooledLayer]]  # by adapter, then by name
+
+
+class Pass:
+    """One forward pass of a model: the matrices of all its layers, and its last cast input.
+
+    Args:
+        layers: of the whole model.
+        adapters: those that are mixed.
+    """
+
+    def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
+        self.matrices: dict[Key, Matrices] = {}
+        self.autocast: torch.dtype | None = None  # as it was when they were mixed
+        self.without_grad: set[Key] = set()  # see `backward.KeptMatrices`
+        self._last_cast: tuple[Tensor, int, bool, Tensor] | None = None
+        for adapter in adapters:
+            self._mix(layers[adapter], adapter)
+
+    def _mix(self, layers: Mapping[str, PooledLayer], adapter: str) -> None:
+        # A model may be spread over several devices: what can be mixed in one call lies on one.
+        groups: dict[tuple[torch.device, torch.dtype], dict[str, tuple[Tensor, Tensor]]] = {}
+        for name, layer in layers.items():
+            logits = layer.logits(adapter)
+            groups.setdefault((logits[0].device, logits[0].dtype), {})[name] = logits
+        for (device, dtype), group in groups.items():
+            first = layers[next(iter(group))]
+            self.autocast = autocast_dtype(device)
+            mixed = mix_all(
+                list(group.values()),
+                first.bank(adapter),
+                first.topk[adapter],
+                self.autocast or dtype,
+            )
+            for name, matrices in zip(group, mixed, strict=True):
+                self.matrices[adapter, name] = matrices
+
+    def get(self, key: Key, autocast: torch.dtype | None) -> Matrices | None:
+        """The matrices of one layer, if there are any that it may use under this autocast."""
+        matrices = self.matrices.get(key)
+        if matrices is None or autocast != self.autocast:
+            return None
+        learns = matrices.A.requires_grad and not torch.compiler.is_compiling()
+        if learns and not torch.is_grad_enabled():
+            self.without_grad.add(key)
+        return matrices
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """An input in autocast's dtype.
+
+        Autocast would cast it in the base layer and again in the adapter, and for q, k and v each:
+        they get the same tensor, so one cast, kept until the next, serves all six.
+        """
+        if torch.compiler.is_compiling() or x.is_inference():  # which counts no versions
+            return x.to(dtype)
+        now = (x._version, torch.is_grad_enabled())
+        last = self._last_cast
+        if last is None or last[0] is not x or last[1:3] != now:
+            self._last_cast = last = (x, *now, x.to(dtype))
+        return last[3]
+
+    def end(self) -> None:
+        """Let go of the input; the matrices may serve the next pass."""
+        self._last_cast = None
+
+
+class HeldBlock:
+    """The passes that one call makes in one thread.
+
+    Args:
+        layers: of the whole model.
+
+    Attributes:
+        current: the pass that runs now; None between two.
+        latest: the last pass; its matrices serve the next one while `_State` holds.
+        folds: by name of a layer, W + B A and the bias, while they hold.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._state: _State | None = None
+        self._again = 0  # passes that used the matrices of an earlier one
+        self.current: Pass | None = None
+        self.latest: Pass | None = None
+        self.folds: dict[str, Fold] = {}
+
+    def begin_pass(self, adapters: Sequence[str], may_fold: bool) -> None:
+        """Mix the matrices of these adapters, unless those of the pass before still hold."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if self.latest is not None and self._state and self._state.holds(adapters):
+                self.current = self.latest
+                self._again += 1
+                if self._again == 1 and may_fold:
+                    self._fold(adapters, self.latest)
+                return
+            self._state = _State(self._layers, adapters)
+        else:
+            self._state = None
+        self._again, self.folds = 0, {}
+        self.current = self.latest = Pass(self._layers, adapters)
+
+    def end_pass(self) -> None:
+        if self.current is not None:
+            self.current.end()
+        self.current = None
+
+    def _fold(self, adapters: Sequence[str], latest: Pass) -> None:
+        """Add the updates to copies of the weights.
+
+        A pass over one token spends its time on launching kernels; with W + B A in one matrix it
+        launches no more of them than the base model. The base weights stay as they are. The sum
+        is rounded to the weights' dtype, as in merging. Not done where the copies would take much
+        memory.
+        """
+        by_name: dict[str, dict[str, Matrices]] = {}
+        for (adapter, name), matrices in latest.matrices.items():
+            by_name.setdefault(name, {})[adapter] = matrices
+        layers = {name: layer for a in adapters for name, layer in self._layers[a].items()}
+        weights = [layer.base_weight() for layer in layers.values()]
+        if not weights or sum(weight.nbytes for weight in weights) > spare_bytes(weights[0].device):
+            return
+        for name, layer in layers.items():
+            folded = layer.fold(by_name.get(name, {}))
+            if folded is not None:
+                self.folds[name] = folded
+
+
+class _State:
+    """Of all that matrices and folds are made of, where it is and which version it has.
+
+    (A write in place through `.data`, from within `generate` itself, leaves no version behind; it
+    is seen by the next call.)
+    """
+
+    def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
+        self._adapters = list(adapters)
+        places = [
+            place
+            for adapter in adapters
+            for layer in layers[adapter].values()
+            for place in layer.places(adapter)
+        ]
+        self._dicts = [cast(dict[str, Tensor | None], holder) for holder, _ in places]
+        self._keys = [key for _, key in places]
+        self._tensors = [cast(Tensor, holder[key]) for holder, key in places]
+        self._seen = self._look()
+
+    def holds(self, adapters: Sequence[str]) -> bool:
+        """Whether nothing was changed in place, moved, or put in another's place since."""
+        # Asked once per token, of hundreds of parameters: `map` is several times a loop's speed.
+        there = map(dict.get, self._dicts, self._keys)
+        same = all(map(is_, there, self._tensors))
+        return same and list(adapters) == self._adapters and self._look() == self._seen
+
+    def _look(self) -> tuple[object, ...]:
+        tensors = self._tensors
+        autocast = autocast_dtype(tensors[0].device) if tensors else None
+        # Tensors made under inference_mode count no versions.
+        counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        places, versions = map(Tensor.data_ptr, tensors), map(_version, counted)
+        return torch.is_inference_mode_enabled(), autocast, *places, *versions
+
+
+def spare_bytes(device: torch.device) -> int:
+    """Bytes that copies of weights may take."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**28
