@@ -141,7 +141,7 @@ def test_held_matrices_and_folded_weights_are_given_up(opt_case):
     with pool.held():
         for _ in range(3):
             opt_case.output(model)
-        assert pool.folds  # the third pass ran on W + B A
+        assert pool.has_folds  # the third pass ran on W + B A
         what_if.switch_off(int(read_selection(model).usage().argmax()))
         changed = opt_case.output(model)
         what_if.undo()

@@ -86,7 +86,7 @@ def test_a_call_that_is_interrupted_leaves_nothing_behind(model, opt_case, call,
         call(model, tokens)
     stop.handle.remove()
     assert model.base_model.pool.blocks == {}
-    assert not model.base_model.pool.folds
+    assert not model.base_model.pool.has_folds
     with torch.no_grad():
         before = opt_case.output(model)
         x = torch.randn(3, layer.in_features)

@@ -205,7 +205,7 @@ def test_weights_are_folded_from_the_second_token_on(model, opt_case, monkeypatc
     layers = len(model.base_model.pool.layers["default"])
     assert calls == [True] * 4 * layers  # the first token mixes, and asks nobody
     pool = model.base_model.pool
-    assert not pool.folds
+    assert not pool.has_folds
     assert not pool.blocks
 
 

@@ -37,6 +37,7 @@ class MatrixPool:
     Attributes:
         layers: by adapter, then by name: the layers whose matrices are mixed here.
         blocks: those that are entered now, by thread.
+        has_folds: whether any of them holds folded weights, for layers to ask in no time.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class MatrixPool:
 
     def _forget(self) -> None:
         self.blocks: dict[int, HeldBlock] = {}
+        self.has_folds = False
         self._kept: KeptMatrices | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -77,6 +79,7 @@ class MatrixPool:
             self._keep_for_backward(block)
         finally:
             self.blocks.pop(thread, None)
+            self._look_for_folds()
 
     def begin_pass(self, adapters: Iterable[str], may_fold: bool = True) -> None:
         """The model is called: mix the matrices of some adapters, if this is within a block."""
@@ -88,6 +91,7 @@ class MatrixPool:
             # gradient nodes would live on, and with them the stream that was current then.)
             self._kept = None
         block.begin_pass([name for name in adapters if self._is_in_use(name)], may_fold)
+        self._look_for_folds()
 
     def end_pass(self) -> None:
         """The call is over, well or not."""
@@ -109,12 +113,6 @@ class MatrixPool:
 
     # --- folded weights
 
-    @property
-    def folds(self) -> dict[str, Fold]:
-        """W + B A and the bias, by name of a layer, that this thread's block holds now."""
-        block = self.blocks.get(_this_thread())
-        return {} if block is None else block.folds
-
     def folded(self, name: str) -> Fold | None:
         """Weight and bias that stand for a layer with its active adapters, if they do now."""
         block = self.blocks.get(_this_thread())
@@ -129,6 +127,10 @@ class MatrixPool:
         """A layer was switched, merged or the like: what was folded may stand no longer."""
         for block in tuple(self.blocks.values()):
             block.folds = {}
+        self.has_folds = False
+
+    def _look_for_folds(self) -> None:
+        self.has_folds = any(block.folds for block in tuple(self.blocks.values()))
 
     # --- layers ask
 

@@ -214,7 +214,7 @@ class Linear(VBLoRALayer):
         Raises:
             InferenceOnlyError: in training, logits of which only the top k were stored.
         """
-        if self.pool.folds and not args and not kwargs:
+        if self.pool.has_folds and not args and not kwargs:
             folded = self.pool.folded(self.name_in_pool)
             if folded is not None:
                 return F.linear(x, *folded)
