@@ -80,7 +80,7 @@ ROOMS = {
         "Adapters and PEFT",
         "Making, loading and storing adapters with PEFT's own classes and files, and the way to "
         "LoRA and back.",
-        ("tuner.peft", "convert.export"),
+        ("tuner.peft", "convert.export", "convert.compress"),
     ),
     "planning": Room(
         "Before training",

@@ -345,7 +345,7 @@ def _export_lora(args: argparse.Namespace) -> int:
 
 
 def _compress_lora(args: argparse.Namespace) -> int:
-    from vblora_lab.convert.export import compress_lora
+    from vblora_lab.convert.compress import compress_lora
 
     result = compress_lora(
         args.adapter,

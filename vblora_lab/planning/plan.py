@@ -2,7 +2,7 @@
 
 Only names, shapes and dtypes are read, so a model on the meta device will do: a model of 70 billion
 parameters can be planned where it could never be loaded. What would stop the injection is part of
-the answer; the checks are those of `targets.examine`, the sizes those of `checkpoint`.
+the answer; the checks are those of `targets.match_targets`, the sizes those of `tuner.sizes`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from torch import Tensor, nn
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import views
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.layer import VBLoRALayer
-from vblora_lab.tuner.targets import (
-    examine,
-    head_stored_whole,
-    modules_to_save,
-    own_modules,
-    vector_lengths,
-)
+from vblora_lab.tuner.modules import head_stored_whole, modules_to_save, own_modules
+from vblora_lab.tuner.problems import vector_lengths
+from vblora_lab.tuner.targets import match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
 ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
@@ -79,21 +75,19 @@ def plan(
             field=missing,
         )
     model = base_of(model)
-    found = examine(model, as_vblora_config(config))
+    found = match_targets(model, as_vblora_config(config))
     config = found.config
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
-    sub_vectors = formats.count_sub_vectors(features, config.r, config.vector_length)
+    sub_vectors = sizes.count_sub_vectors(config, features)
     bank = config.num_vectors * config.vector_length
     logits = sub_vectors * config.num_vectors
     float_bytes = _float_bytes(found.targets.values())
     others = _others(model, config, found.targets.values())
     full, topk = (
         others.stored_bytes
-        + formats.vblora_stored_bytes(
-            sub_vectors, config.num_vectors, config.vector_length, config.topk, only, float_bytes
-        )
+        + sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
         for only in (False, True)
     )
     adapter = (bank + logits) * float_bytes
@@ -121,8 +115,8 @@ def plan(
         full_bytes=full,
         topk_bytes=topk,
         other_bytes=others.stored_bytes,
-        lora_parameters=formats.lora_parameters(features, config.r) + other_parameters,
-        lora_bytes=formats.lora_stored_bytes(features, config.r) + others.stored_bytes,
+        lora_parameters=sizes.lora_parameters(features, config.r) + other_parameters,
+        lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(
             weights=sum(t.nbytes for t in everything),
             adapter=adapter + sum(p.nbytes for p in others.copies),
@@ -157,7 +151,7 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
     size_in, size_out = in_out_features(layer)
     length, r = config.vector_length, config.r
     divides = size_in % length == 0 and size_out % length == 0
-    sub_vectors = formats.count_sub_vectors([(size_in, size_out)], r, length) if divides else 0
+    sub_vectors = sizes.count_sub_vectors(config, [(size_in, size_out)]) if divides else 0
     return Target(
         name=name,
         kind=type(layer).__name__,
@@ -167,14 +161,14 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
         tiles_B=(size_out // length, r) if divides else None,
         sub_vectors=sub_vectors,
         logits=sub_vectors * config.num_vectors,
-        lora_parameters=formats.lora_parameters([(size_in, size_out)], r),
+        lora_parameters=sizes.lora_parameters([(size_in, size_out)], r),
     )
 
 
 def _float_bytes(layers: Iterable[LinearLayer]) -> int:
     """Bytes of a number of the adapter; the bank ends up in the dtype of the last layer's."""
     dtypes = [adapter_dtype(layer.weight.dtype) for layer in layers]
-    return dtypes[-1].itemsize if dtypes else formats.FLOAT32_BYTES
+    return dtypes[-1].itemsize if dtypes else sizes.FLOAT32_BYTES
 
 
 # --- what is trained and stored besides bank and logits

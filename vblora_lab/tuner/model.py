@@ -30,11 +30,12 @@ from vblora_lab.errors import (
     UnsupportedError,
 )
 from vblora_lab.speed.pool import MatrixPool
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import folders, formats, sizes
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.layer import NO_ADAPTER, Linear, VBLoRALayer
-from vblora_lab.tuner.targets import DEFAULT_TARGETS, head_stored_whole, own_modules, resolve
+from vblora_lab.tuner.modules import head_stored_whole, own_modules
+from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import adapter_dtype, device_of
 
 
@@ -441,20 +442,14 @@ class VBLoRAModel(BaseTuner):
     def lora_stored_bytes(self, adapter: str = "default") -> int:
         """Bytes of the tensors of a float32 LoRA adapter of the same rank on the same layers."""
         config = self._config_of(adapter)
-        return formats.lora_stored_bytes(self._features(adapter).values(), config.r)
+        return sizes.lora_stored_bytes(self._features(adapter).values(), config.r)
 
     def _vblora_bytes(self, adapter: str, only_topk: bool, float_bytes: int) -> int:
-        config = self._config_of(adapter)
-        sub_vectors = formats.count_sub_vectors(
-            self._features(adapter).values(), config.r, config.vector_length
-        )
-        return formats.vblora_stored_bytes(
-            sub_vectors,
-            config.num_vectors,
-            config.vector_length,
-            config.topk,
-            only_topk,
-            float_bytes,
+        return sizes.vblora_stored_bytes(
+            self._config_of(adapter),
+            self._features(adapter).values(),
+            only_topk=only_topk,
+            float_bytes=float_bytes,
             with_bank=adapter not in self.vblora_vector_bank.fingerprints,
         )
 
@@ -573,15 +568,15 @@ class VBLoRAModel(BaseTuner):
         weights = folder / SAFETENSORS_WEIGHTS_NAME
         if name is None or not weights.is_file():  # the adapter is deleted, or nothing is stored
             return config
-        going_on = formats.is_training_checkpoint(folder, name)
+        going_on = folders.is_training_checkpoint(folder, name)
         (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
         if going_on and config.save_only_topk_weights and self._put_back_logits(name, weights):
             config = copy.copy(config)
             config.save_only_topk_weights = False
         if not going_on and name in self.vblora_vector_bank.fingerprints:
-            tensors = formats.read_to_rewrite(weights)
+            tensors = folders.read_to_rewrite(weights)
             tensors.pop(formats.BANK_KEY, None)
-            formats.rewrite(weights, tensors)
+            folders.rewrite(weights, tensors)
             write_fingerprint(folder, self.vblora_vector_bank.fingerprint_of(name))
         return config
 
@@ -596,7 +591,7 @@ class VBLoRAModel(BaseTuner):
             for name in formats.LOGITS
         }
         config = self._config_of(adapter_name)
-        stored = formats.read_to_rewrite(weights)
+        stored = folders.read_to_rewrite(weights)
         if not self._is_top_k_of(stored, logits, adapter_name):
             warnings.warn(
                 f"{weights} keeps only the top {config.topk} logits, since this process doesn't "
@@ -607,7 +602,7 @@ class VBLoRAModel(BaseTuner):
             return False
         suffixes = (formats.INDICES, formats.WEIGHTS)
         rest = {key: tensor for key, tensor in stored.items() if not key.endswith(suffixes)}
-        formats.rewrite(weights, {**rest, **logits})
+        folders.rewrite(weights, {**rest, **logits})
         return True
 
     def _is_top_k_of(

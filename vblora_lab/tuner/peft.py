@@ -28,7 +28,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.banks import (
     FINGERPRINT_NAME,
     VectorBanks,
@@ -38,7 +38,8 @@ from vblora_lab.tuner.banks import (
 )
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.model import VBLoRAModel, check_adapter_name, restored_on_error
-from vblora_lab.tuner.targets import modules_to_save, resolve
+from vblora_lab.tuner.modules import modules_to_save
+from vblora_lab.tuner.targets import resolve
 from vblora_lab.tuner.wrapped import in_out_features
 
 Bank = str | os.PathLike[str] | Tensor
@@ -382,8 +383,8 @@ def _check_accepts(model: PeftModel, adapter_name: str) -> None:
 
 def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VBLoRAConfig, bool]:
     """The config of a stored adapter, once its file is known to fit; whether it has a bank."""
-    config = formats.read_config(folder)
-    tensors = formats.read_tensors(folder)
+    config = folders.read_config(folder)
+    tensors = folders.read_tensors(folder)
     formats.check_format(tensors, config, folder)
     if is_trainable and config.save_only_topk_weights:
         raise InferenceOnlyError(

@@ -28,7 +28,8 @@ from vblora_lab.planning.plan import Plan, Target, base_of, plan
 from vblora_lab.planning.presets import PRESETS
 from vblora_lab.plots.plan import plan_figure
 from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.modules import CONTAINERS, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.problems import Problem
 from vblora_lab.tuner.wrapped import in_out_features
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
