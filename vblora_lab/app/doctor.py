@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault
+from vblora_lab.tables import Html, as_html, count
 
 Status = Literal["ok", "warning", "error"]
 
@@ -103,12 +104,10 @@ class Diagnosis:
         return "\n".join([*lines, "", self.verdict])
 
     def _repr_html_(self) -> str:
-        rows = "".join(_row(check) for check in self.checks)
+        table = as_html((), [_cells(check) for check in self.checks], text_columns=3, wrap=True)
         return (
             '<div style="max-width:60em;line-height:1.5">'
-            f"<b>vblora_lab {VERSION}</b>: {html.escape(self.verdict)}"
-            '<table style="margin:.6em 0;border-collapse:collapse;color:inherit">'
-            f"{rows}</table></div>"
+            f"<b>vblora_lab {VERSION}</b>: {html.escape(self.verdict)}{table}</div>"
         )
 
 
@@ -228,7 +227,7 @@ def _device() -> Check:
         name = torch.cuda.get_device_name()
         return Check("device", "ok", f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
     cores, threads = _cores(), torch.get_num_threads()
-    found = f"CPU; {_count(cores, 'core')} to use, {_count(threads, 'thread')} in torch"
+    found = f"CPU; {count(cores, 'core')} to use, {count(threads, 'thread')} in torch"
     if torch.version.cuda:
         found += "; torch finds no GPU"
     if threads > cores:
@@ -404,10 +403,6 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _cores() -> int:
     """Processor cores that this process may use, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -430,13 +425,11 @@ def _read(file: Path) -> str | None:
         return None
 
 
-def _row(check: Check) -> str:
-    cell = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
-    colour = COLOURS[check.status]
+def _cells(check: Check) -> tuple[str, str, str]:
+    colour, sign = COLOURS[check.status], SIGNS[check.status]
     advice = f"<br>→ {html.escape(check.advice)}" if check.advice else ""
     return (
-        f'<tr><td style="{cell};color:{colour};font-weight:bold" title="{check.status}">'
-        f"{SIGNS[check.status]}</td>"
-        f'<td style="{cell};font-weight:bold;white-space:nowrap">{html.escape(check.name)}</td>'
-        f'<td style="{cell}">{html.escape(check.found)}{advice}</td></tr>'
+        Html(f'<b style="color:{colour}" title="{check.status}">{sign}</b>'),
+        Html(f'<b style="white-space:nowrap">{html.escape(check.name)}</b>'),
+        Html(f"{html.escape(check.found)}{advice}"),
     )

@@ -32,8 +32,8 @@ def own_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def linear_modules(model: nn.Module) -> dict[str, LinearLayer]:
     """Every nn.Linear and Conv1D by full name, unwrapped, output heads included."""
-    unwrapped = {name: unwrapped(module) for name, module in own_modules(model).items()}
-    return {name: module for name, module in unwrapped.items() if isinstance(module, LinearLayer)}
+    layers = {name: unwrapped(module) for name, module in own_modules(model).items()}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, LinearLayer)}
 
 
 def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]:
