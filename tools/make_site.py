@@ -107,7 +107,12 @@ ROOMS = {
     "reading": Room(
         "What the bank does",
         "Reading an adapter as plain arrays, and changing it to see what happens.",
-        ("inspection.selection", "inspection.updates", "inspection.counterfactual"),
+        (
+            "inspection.selection",
+            "inspection.reading",
+            "inspection.updates",
+            "inspection.counterfactual",
+        ),
     ),
     "widgets": Room(
         "Widgets and figures",

@@ -13,9 +13,9 @@ from .course import solution as solution
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual
+from .inspection.reading import read_selection as read_selection
 from .inspection.selection import Selection as Selection
 from .inspection.selection import SubVectors as SubVectors
-from .inspection.selection import read_selection as read_selection
 from .inspection.updates import Update as Update
 from .inspection.updates import read_update as read_update
 from .planning.plan import Plan as Plan
