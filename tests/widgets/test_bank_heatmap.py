@@ -212,7 +212,7 @@ def test_a_trace_travels_as_a_stack_of_frames(selection):
 
 
 def test_of_a_long_trace_as_many_steps_travel_as_fit(selection, monkeypatch):
-    monkeypatch.setattr("vblora_lab.widgets.bank_heatmap.MOST_BYTES", 5000)
+    monkeypatch.setattr("vblora_lab.widgets.bank_heatmap.widget.MOST_BYTES", 5000)
     trace = trace_of(selection, 30)
     widget = BankHeatmap(trace)
     assert widget.recorded == 30 and 2 <= len(widget.steps) < 30

@@ -34,7 +34,9 @@ vision = pytest.mark.parametrize("matrix", VISIONS.values(), ids=VISIONS)
 
 def stops(name: str) -> list[str]:
     """A list of colours in the heatmap's JavaScript."""
-    listed = re.search(rf"^const {name} = \[(.*)\];$", source("bank_heatmap.js"), re.MULTILINE)
+    listed = re.search(
+        rf"^const {name} = \[(.*)\];$", source("bank_heatmap/colours.js"), re.MULTILINE
+    )
     return re.findall(r"#[0-9a-f]{6}", listed[1])
 
 

@@ -13,7 +13,7 @@ SHARED = "theme.css"
 def test_no_two_widgets_style_one_class():
     """Or where a heatmap is shown too, the explorer's fields stand beside their names."""
     styled_by = defaultdict(set)
-    for path in FOLDER.glob("*.css"):
+    for path in FOLDER.rglob("*.css"):
         text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         for selectors in re.findall(r"([^{}]+)\{", text):
             for name in re.findall(r"\.(vblora-[\w-]+)", selectors):

@@ -1,7 +1,8 @@
 """ConfigExplorer: every field of a config as a control, and beside it what `plan` makes of it.
 
 The browser sends the fields of the form; the kernel answers with what is to be seen. All numbers
-are `plan`'s, all sentences are those of errors and problems; `config_explorer.js` lays them out.
+are `plan`'s, all sentences are those of errors and problems; the scripts beside this file lay them
+out.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ FIELDS = (*VBLoRAConfig.__annotations__, "task_type")
 Explorable = nn.Module | Base | PretrainedConfig | str | Path
 
 
+SCRIPTS = ("helpers", "fields", "names", "results", "cut", "explorer")
+STYLES = ("frame", "form", "results")
+
+
 class ConfigExplorer(Pictured, anywidget.AnyWidget):
     """A form for a `VBLoRAConfig` that shows live what the config would do to a model.
 
@@ -60,8 +65,8 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     form says something that can't be meant, the widget shows why and these three stay.
     """
 
-    _esm = source("canvas.js", "config_explorer.js")
-    _css = source("theme.css", "config_explorer.css")
+    _esm = source("canvas.js", *(f"config_explorer/{part}.js" for part in SCRIPTS))
+    _css = source("theme.css", *(f"config_explorer/{part}.css" for part in STYLES))
 
     config: traitlets.Instance[Any] = traitlets.Instance(PeftConfig)  # made a VBLoRAConfig
     plan = traitlets.Instance(Plan, read_only=True)

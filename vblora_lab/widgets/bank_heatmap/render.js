@@ -1,0 +1,44 @@
+// ---- all of it ----------------------------------------------------------------------------------
+
+function render({ model, el }) {
+  const parts = frame(el, "What each sub-vector takes from the bank", LABEL);
+  const data = new Data(model);
+  const map = new Heatmap(model, data, parts);
+  const table = new Table(parts.root, model, data, map);
+  const toolbar = new Toolbar(parts.root, model, data, map, table);
+  parts.stage.before(toolbar.box);
+  const scrubber = new Scrubber(parts.root, model, data);
+  parts.stage.after(scrubber.box);
+  const views = new Views(parts.root, model, data);
+  const bench = new Bench(parts.root, model, data);
+  parts.root.append(table.box);
+  // What is around the map changes with the data, not with the pointer.
+  const around = oncePerFrame(() => { for (const part of [toolbar, scrubber, views, bench, table]) part.draw(); });
+  const all = () => { map.redraw(); around(); };
+  const onData = () => { data.stale = true; all(); };
+  const onRows = () => { map.forget(); onData(); };
+  const onFrame = () => { data.show(); all(); };
+  const onOrder = () => { map.look(null); onData(); };
+  const watched = { coordinates: onRows, row_order: onOrder, groups: all, frame: onFrame };
+  for (const trait of ["indices", "weights", "usage", "entropy", "layer_entropy", "sharing", "churn",
+    "steps", "layers", "num_vectors", "column_order"]) watched[trait] = onData;
+  for (const trait of ["pinned_row", "lit_vector", "selected", "height", "view", "rows_by", "columns_by",
+    "compact", "base", "bank", "delta", "delta_blocks", "bench", "modules", "module_shown"]) watched[trait] = all;
+  for (const [trait, listener] of Object.entries(watched)) model.on(`change:${trait}`, listener);
+  map.onLook = ((told) => (window) => { told(window); around(); })(map.onLook);
+  map.canvas.addEventListener("pointermove", (event) => map.point(event));
+  map.canvas.addEventListener("pointerleave", () => map.leave());
+  map.canvas.addEventListener("blur", () => map.leave());
+  map.canvas.addEventListener("click", (event) => map.click(event));
+  map.canvas.addEventListener("keydown", (event) => map.key(event));
+  map.canvas.addEventListener("wheel", (event) => map.wheel(event), { passive: false });
+  const stop = onAppearance(map.stage, all);
+  all();
+  return () => {
+    stop();
+    scrubber.stop();
+    for (const [trait, listener] of Object.entries(watched)) model.off(`change:${trait}`, listener);
+  };
+}
+
+export default { render };
