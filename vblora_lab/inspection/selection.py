@@ -291,7 +291,7 @@ def read_selection(
     import torch  # here, so that a stored selection can be used where there is no torch
 
     from vblora_lab.admixture import choose
-    from vblora_lab.tuner.model import adapted_layers
+    from vblora_lab.tuner.adapted import adapted_layers
 
     layers = adapted_layers(model, adapter_name)
     if not layers:

@@ -331,7 +331,7 @@ class BankHeatmap(Pictured, anywidget.AnyWidget):
 
     def _send_model(self) -> None:
         """The vectors of the bank, and the update of the module that is shown."""
-        from vblora_lab.tuner.model import adapted_layers
+        from vblora_lab.tuner.adapted import adapted_layers
 
         layer = next(
             iter(adapted_layers(cast("nn.Module", self._model), self._adapter_name).values())
