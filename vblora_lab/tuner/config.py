@@ -283,8 +283,8 @@ class VBLoRAConfig(PeftConfig):
 
         PeftModel.save_pretrained writes the weights of an adapter, tells the tuner no folder, and
         then calls this method on the config that the model holds. So this is the one place where
-        the model can see that the folder is a training checkpoint, and can do so whichever of
-        PEFT's tables is in force (see `VBLoRAModel.complete_folder`).
+        the model can see that the folder is a training checkpoint, and it can do so whichever
+        classes PEFT's tables hold (see `VBLoRAModel.complete_folder`).
         """
         owner = self.__dict__.get("_owner", lambda: None)()
         stored = self if owner is None else owner.complete_folder(self, Path(save_directory))

@@ -219,7 +219,7 @@ class VBLoRAModel(BaseTuner):
 
         Args:
             adapter_names: which; the active ones if not given.
-            safe_merge: look at every merged weight first, and merge none if one isn't finite.
+            safe_merge: compute every merged weight first, and merge none if one isn't finite.
 
         Raises:
             ConfigError: no adapter has that name.
@@ -238,8 +238,9 @@ class VBLoRAModel(BaseTuner):
     ) -> None:  # PEFT's annotation; it returns the base model
         if merge:
             self._check_mergeable(adapter_names, safe_merge)
-        # A merged layer holds the weight of before. Nobody else holds the layer: each is gone as
-        # soon as its base layer takes its place, and memory never has all weights twice.
+        # A merged layer holds its old weight too. Once the pool lets go, nobody else holds the
+        # layer: it is gone as soon as its base layer takes its place, and memory never has all
+        # weights twice.
         self.pool.layers.clear()
         base_model = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, adapter_names=adapter_names
@@ -266,7 +267,7 @@ class VBLoRAModel(BaseTuner):
 
         Args:
             adapter_name: one name or several.
-            inference_mode: leave them frozen; else they are trained.
+            inference_mode: keep them frozen; otherwise they are trained.
 
         Raises:
             ConfigError: no adapter has that name; the active ones stay.

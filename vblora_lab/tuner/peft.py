@@ -94,7 +94,7 @@ def using() -> Iterator[None]:
 
 @contextmanager
 def _without_known_warning() -> Iterator[None]:
-    """PEFT asks transformers for an attribute that is deprecated there; nobody here can help it."""
+    """PEFT asks transformers for an attribute that is deprecated there; no caller can change it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         yield
@@ -181,7 +181,7 @@ def add_adapter(
     banks = _banks(model)
     if bank_of not in banks:
         there = ", ".join(map(repr, banks))
-        raise ConfigError(f"bank_of={bank_of!r}: no adapter is called so; there are {there}.")
+        raise ConfigError(f"bank_of={bank_of!r}: no adapter has that name; there are {there}.")
     config = as_vblora_config(config)
     check_bank_fits(config, banks[bank_of], f"the bank of adapter {bank_of!r}")
     base = model.get_base_model()
@@ -200,7 +200,7 @@ def save_with_bank(
 
     Args:
         model: a PeftModel made by this package.
-        folder: as in save_pretrained; an adapter of another name than "default" comes into a
+        folder: as in save_pretrained; an adapter of another name than "default" goes into a
             folder of that name in it.
         adapter_name: which adapter.
         **kwargs: of PeftModel.save_pretrained.
@@ -214,7 +214,8 @@ def save_with_bank(
     _check_is_ours(model)
     banks = _banks(model)
     cast(VBLoRAModel, model.base_model).check_adapter_exists(adapter_name)
-    borrowed = banks.fingerprints.pop(adapter_name, None)  # meanwhile, its bank is its own
+    # Until it is stored, the bank counts as its own.
+    borrowed = banks.fingerprints.pop(adapter_name, None)
     try:
         with using():
             model.save_pretrained(str(folder), selected_adapters=[adapter_name], **kwargs)
@@ -256,7 +257,7 @@ def from_pretrained(
     Raises:
         CheckpointError: no adapter there, one of another method, a damaged or pickled file, one
             that doesn't fit the model, one without its bank, or one that can't be trained.
-        ConfigError: the name is taken, or a bank is given that has no use.
+        ConfigError: the name is taken, or a bank is given that isn't needed.
         TargetError: the config names no layers of this model. In any case the model is as it was.
     """
     hub = {key: kwargs.pop(key, None) for key in ("subfolder", "revision", "token", "cache_dir")}
@@ -292,7 +293,7 @@ def from_pretrained(
 def _injected(
     model: nn.Module, config: VBLoRAConfig, adapter_name: str, kwargs: dict[str, Any]
 ) -> PeftModel:
-    """What PEFT does when it loads an adapter, up to the point where the file is read."""
+    """Do what PEFT does when it loads an adapter, up to the point where it reads the file."""
     how = {k: kwargs[k] for k in ("autocast_adapter_dtype", "low_cpu_mem_usage") if k in kwargs}
     if not isinstance(model, PeftModel):
         kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
