@@ -131,6 +131,7 @@ def page(about: dict[str, str], records: list[Record], kind: str) -> str:
     parts += why_missed(records)
     units = {
         "training": "milliseconds per training step",
+        "checkpointing": "milliseconds per training step with gradient checkpointing",
         "generation": "milliseconds per token",
         "admixture": "milliseconds, forward and backward",
         "snapshots": "milliseconds",

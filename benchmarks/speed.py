@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -39,6 +40,7 @@ from vblora_lab.bases import share_weights
 from vblora_lab.speed import kernels
 from vblora_lab.speed.captured import CapturedStep
 from vblora_lab.speed.mixing import mix_all
+from vblora_lab.speed.pool import MatrixPool
 
 RESULTS = Path(__file__).parent / "results"
 CUDA = torch.cuda.is_available()
@@ -226,6 +228,35 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
         del base, models, steps, calls
         captured = None
         clean_up()
+
+
+def checkpointing(args: argparse.Namespace) -> Iterator[dict]:
+    """Steps with gradient checkpointing, and what mixing layer by layer would cost instead."""
+    row = Row("opt-125m", 4, 64, "all") if CUDA else CPU_ROWS[0]
+    base = base_model(row.model)
+    batch = batch_of(row, base.config.vocab_size)
+
+    def layer_by_layer(step: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+        def call(batch: Any) -> torch.Tensor:
+            with mock.patch.object(MatrixPool, "held", lambda _: nullcontext()):
+                return step(batch)
+
+        return call
+
+    for use_reentrant in (True, False):
+        steps = {}
+        for method in METHODS:
+            model = adapted(method, base, row)
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            steps[method] = make_step(model, make_optimizer(model))
+        steps["vblora_lab, layer by layer"] = layer_by_layer(steps["vblora_lab"])
+        calls = {name: partial(step, batch) for name, step in steps.items()}
+        yield {
+            "section": "checkpointing",
+            "row": f"{row.name}-{'reentrant' if use_reentrant else 'not-reentrant'}",
+            "milliseconds": interleaved(calls, args.steps, args.warm_up),
+        }
+    clean_up()
 
 
 def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
@@ -542,6 +573,7 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 SECTIONS = {
     "training": training,
+    "checkpointing": checkpointing,
     "profile": profile,
     "growth": growth,
     "generation": generation,

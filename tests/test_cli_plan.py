@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from vblora_lab import PRESETS, VBLoRAConfig, cli, get_peft_model, load_base
+from vblora_lab import PRESETS, VBLoRAConfig, get_peft_model, load_base
+from vblora_lab.app import options as config_options
 from vblora_lab.bases import load_skeleton
 from vblora_lab.cli import main
 from vblora_lab.errors import BaseModelError
@@ -102,7 +103,9 @@ def test_a_lone_expression_is_one_and_a_lone_name_is_a_list(given, field, capsys
 
 def test_there_is_an_option_for_every_field_of_the_config_but_one():
     fields = set(VBLoRAConfig.__annotations__)
-    options = {*cli.NUMBERS, *cli.NAMES, *cli.OTHER_FIELDS} - {"task_type"}
+    options = {*config_options.NUMBERS, *config_options.NAMES, *config_options.OTHER_FIELDS} - {
+        "task_type"
+    }
     assert fields - options == {"fan_in_fan_out"}  # read from the layers, so nothing to say
     assert options <= fields
 

@@ -80,7 +80,7 @@ ROOMS = {
         "Adapters and PEFT",
         "Making, loading and storing adapters with PEFT's own classes and files, and the way to "
         "LoRA and back.",
-        ("tuner.peft", "convert.export"),
+        ("tuner.peft", "convert.export", "convert.compress"),
     ),
     "planning": Room(
         "Before training",
@@ -107,7 +107,12 @@ ROOMS = {
     "reading": Room(
         "What the bank does",
         "Reading an adapter as plain arrays, and changing it to see what happens.",
-        ("inspection.selection", "inspection.updates", "inspection.counterfactual"),
+        (
+            "inspection.selection",
+            "inspection.reading",
+            "inspection.updates",
+            "inspection.counterfactual",
+        ),
     ),
     "widgets": Room(
         "Widgets and figures",

@@ -4,8 +4,8 @@ from .app.demo import run_demo as run_demo
 from .app.doctor import doctor as doctor
 from .bases import Base as Base
 from .bases import load_base as load_base
-from .convert.export import Compression as Compression
-from .convert.export import compress_lora as compress_lora
+from .convert.compress import Compression as Compression
+from .convert.compress import compress_lora as compress_lora
 from .convert.export import export_lora as export_lora
 from .course import check as check
 from .course import hint as hint
@@ -13,9 +13,9 @@ from .course import solution as solution
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual
+from .inspection.reading import read_selection as read_selection
 from .inspection.selection import Selection as Selection
 from .inspection.selection import SubVectors as SubVectors
-from .inspection.selection import read_selection as read_selection
 from .inspection.updates import Update as Update
 from .inspection.updates import read_update as read_update
 from .planning.plan import Plan as Plan

@@ -1,4 +1,4 @@
-"""A table as text for a terminal and as HTML for a notebook."""
+"""How amounts and tables are written, for a terminal and for a notebook: here and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,42 +8,104 @@ from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]
 
-
-def as_text(head: Sequence[str], rows: Rows, caption: str = "") -> str:
-    """Columns as wide as they need be, the first one to the left; the caption on a line above."""
-    table = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join([caption, *lines] if caption else lines)
+# Half-transparent grey is a rule on white and on black. Pages style tables as they like (zebra
+# rows, larger print, narrower cells): what would spoil the alignment is set here.
+RULE = "1px solid rgba(128,128,128,.45)"
+CELL = "border:0;background:none;font-size:inherit;vertical-align:baseline;"
+TABLE = (
+    "margin:1em 0 0;border:0;border-collapse:collapse;color:inherit;font:inherit;"
+    "font-variant-numeric:tabular-nums"
+)
 
 
-def as_html(head: Sequence[str], rows: Rows, caption: str = "") -> str:
-    """The same as a table element; texts are escaped, colours those of the page."""
+class Html(str):
+    """A cell that is HTML already, and isn't escaped."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        own = "border-bottom:1px solid currentColor" if tag == "th" else "white-space:nowrap"
-        style = f"padding:2px 10px;font-variant-numeric:tabular-nums;{own}"
-        return "".join(
-            f'<{tag} style="text-align:{"right" if i else "left"};{style}">'
-            f"{html.escape(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
-        )
 
-    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
-    return (
-        '<table style="border-collapse:collapse;color:inherit">'
-        '<caption style="text-align:left;padding:2px 10px">'
-        f"{html.escape(caption)}</caption>"
-        f"<tr>{row(head, 'th')}</tr>{body}</table>"
-    )
+# --- amounts
+
+
+def readable(size: float) -> str:
+    """Bytes in the largest binary unit of which there is one: "1.5 MiB"."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def in_bytes(size: int) -> str:
+    """Bytes to the last one: "1,536 bytes"."""
+    return f"{size:,} bytes"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 layer", "2 layers"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def number(value: float, form: str) -> str:
     """A number in this format, or an en dash for one that is not known."""
     return "–" if math.isnan(value) else format(value, form)
+
+
+# --- tables
+
+
+def aligned(rows: Rows, text_columns: int = 1, indent: str = "") -> list[str]:
+    """Rows as lines, in columns that are as wide as they need be.
+
+    Args:
+        rows: of equally many cells.
+        text_columns: how many, from the first on, are set to the left; the others to the right.
+        indent: before each line.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def as_text(head: Sequence[str], rows: Rows, caption: str = "") -> str:
+    """A table for a terminal; the caption on a line above."""
+    lines = aligned([head, *rows])
+    return "\n".join([caption, *lines] if caption else lines)
+
+
+def as_html(
+    head: Sequence[str], rows: Rows, caption: str = "", *, text_columns: int = 1, wrap: bool = False
+) -> str:
+    """A table element in the colours of the page. Texts are escaped, unless they are `Html`.
+
+    Args:
+        head: of the columns; empty for none.
+        rows: of equally many cells.
+        caption: above the table.
+        text_columns: how many columns, from the first on, are set to the left.
+        wrap: whether long cells may take several lines.
+    """
+    space = "white-space:normal;" if wrap else "white-space:pre;"
+
+    def line(cells: Sequence[str], tag: str, own: str) -> str:
+        row = ""
+        for i, cell in enumerate(cells):
+            side = "left" if i < text_columns else "right"
+            gap = 0 if i == len(cells) - 1 else 20
+            style = f"{CELL}{space}text-align:{side};padding:1px {gap}px 1px 0;{own}"
+            text = cell if isinstance(cell, Html) else html.escape(cell)
+            row += f'<{tag} style="{style}">{text}</{tag}>'
+        return f'<tr style="background:none">{row}</tr>'
+
+    title = (
+        '<caption style="text-align:left;font-weight:bold;color:inherit;padding:0 0 2px">'
+        f"{html.escape(caption)}</caption>"
+    )
+    heads = line(head, "th", f"border-bottom:{RULE};font-weight:normal;opacity:.75;")
+    body = "".join(line(cells, "td", "") for cells in rows)
+    return f'<table style="{TABLE}">{title if caption else ""}{heads if head else ""}{body}</table>'

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from browser_lab import picture
 
-from vblora_lab.inspection.selection import Selection, SubVectors, row_groups
+from vblora_lab.inspection.rows import row_groups
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.widgets import BankHeatmap
 
 

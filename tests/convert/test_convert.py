@@ -15,9 +15,10 @@ import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, scramble
 from vblora_lab import cli
 from vblora_lab.convert import export
-from vblora_lab.convert.export import compress_lora, export_lora
+from vblora_lab.convert.compress import compress_lora
+from vblora_lab.convert.export import export_lora
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.config import VBLoRAConfig
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -125,7 +126,7 @@ def test_the_config_is_the_one_that_peft_writes(opt_case, tmp_path):
         assert not fields.pop("exclude_modules")  # None or an empty list
     assert found == expected
     shapes = [
-        {key: tensor.shape for key, tensor in formats.read_tensors(tmp_path / name).items()}
+        {key: tensor.shape for key, tensor in folders.read_tensors(tmp_path / name).items()}
         for name in ("lora", "by_peft")
     ]
     assert shapes[0] == shapes[1]
@@ -560,7 +561,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     random_lora(tmp_path / "lora")
-    monkeypatch.setattr("vblora_lab.convert.export.save_file", full)
+    monkeypatch.setattr("vblora_lab.convert.places.save_file", full)
     options = ["--num-vectors", "4", "--vector-length", "64"]
     assert cli.main(["compress-lora", str(tmp_path / "lora"), str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err == "vblora-lab: [Errno 28] No space left on device\n"

@@ -10,7 +10,7 @@ import vblora_lab.tuner.peft as lab
 from tests.cases import assert_close, scramble
 from vblora_lab.errors import CounterfactualError
 from vblora_lab.inspection.counterfactual import Counterfactual
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.tuner.config import VBLoRAConfig
 
 TOLERANCE = 5e-5  # merged weights are rounded to float32; a change of a mixture shows at 1e-2

@@ -9,7 +9,9 @@ import torch
 import vblora_lab.tuner.peft as lab
 from tests.cases import scramble
 from vblora_lab.errors import SelectionError
-from vblora_lab.inspection.selection import Selection, SubVectors, read_selection, row_groups
+from vblora_lab.inspection.reading import read_selection
+from vblora_lab.inspection.rows import row_groups
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.tuner.config import VBLoRAConfig
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.cases import scramble
 from vblora_lab.errors import SelectionError
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.inspection.updates import read_update
 
 

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vblora_lab import plots
-from vblora_lab.inspection.selection import Selection, SubVectors, row_groups
+from vblora_lab.inspection.rows import row_groups
+from vblora_lab.inspection.selection import Selection, SubVectors
 
 
 def make_selection(layers=2, modules=("self_attn.q_proj", "fc1"), pieces=3, num_vectors=16, k=2):

@@ -125,3 +125,20 @@ def test_a_backward_pass_that_failed_leaves_nothing_to_the_next(use_reentrant, e
     model.zero_grad()
     second.backward()
     assert_same_gradients(gradients_of(model), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_the_base_model_called_by_itself_takes_nothing_from_an_earlier_pass(use_reentrant):
+    tokens = STEADY_OPT.inputs()
+    model = checkpointed(scrambled().train(), use_reentrant)
+    loss_of(model, tokens).backward()  # leaves matrices
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "vblora_" in name:
+                parameter.mul_(-1.5)
+    model.zero_grad()
+    loss_of(model.get_base_model(), tokens).backward()
+    got = gradients_of(model)
+    expected = plain_gradients(model, tokens)
+    assert_same_gradients(got, expected)

@@ -4,7 +4,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from vblora_lab.bases import share_weights
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.train import (
     Evaluated,
     EventCallback,

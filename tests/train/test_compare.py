@@ -115,7 +115,7 @@ def test_the_table_has_a_row_for_each_method_in_text_and_html(compared):
         for cell in (name, f"{result.trained_parameters:,}", f"{result.bleu:.1f}"):
             assert cell in text and cell in page
     assert text.splitlines()[0] == "mini-opt · restaurants · 4 steps · 2 pairs per step · seed 0"
-    assert page.count("<tr>") == 4
+    assert page.count("<tr ") == 4
 
 
 def test_kept_adapters_load_onto_the_base_and_give_the_trained_models(compared, base, task):

@@ -10,7 +10,7 @@ import torch
 from vblora_lab.bases import share_weights
 from vblora_lab.data import load_task
 from vblora_lab.errors import ConfigError, SessionError, TargetError
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.train import (
     Evaluated,
     Finished,

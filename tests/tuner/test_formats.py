@@ -34,7 +34,7 @@ from tests.cases import (
     state_of,
 )
 from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.config import VBLoRAConfig

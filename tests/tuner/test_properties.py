@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 import vblora_lab.tuner.peft as lab
 from vblora_lab.convert.export import export_lora
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.tuner.config import VBLoRAConfig
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

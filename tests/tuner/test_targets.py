@@ -19,7 +19,9 @@ import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, SMALL, assert_unchanged, state_of
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.targets import linear_modules, resolve, vector_lengths
+from vblora_lab.tuner.modules import linear_modules
+from vblora_lab.tuner.problems import vector_lengths
+from vblora_lab.tuner.targets import resolve
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:Model has `tie_word_embeddings")

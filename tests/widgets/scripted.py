@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from vblora_lab.inspection.selection import Selection, read_selection
+from vblora_lab.inspection.reading import read_selection
+from vblora_lab.inspection.selection import Selection
 from vblora_lab.runs.events import (
     Evaluated,
     Finished,

@@ -11,7 +11,7 @@ import traitlets
 from scripted import reweighted, selection_of, small_opt
 
 from vblora_lab.errors import SelectionError, SessionError
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.inspection.updates import read_update
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model

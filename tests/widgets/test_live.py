@@ -127,7 +127,7 @@ def test_a_run_is_shown_to_its_last_event(panel, session_class):
     assert panel._progress.value == panel._progress.max == 40
     text = shown(panel)
     for part in ("✓ completed", "0.100", "1.500", "1,234", "6.5 steps/s", "4 s in all", "4,321",
-                 "1.5 kB", "LoRA: 64 kB", "step 40 of 40", "After 40 steps",
+                 "1.5 KiB", "LoRA: 62.5 KiB", "step 40 of 40", "After 40 steps",
                  "✕ missing food[&lt;Thai&gt;]", "The &lt;b&gt;pub"):  # fmt: skip
         assert part in text, part
 

@@ -8,15 +8,6 @@ from vblora_lab.widgets import readout
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (74_240, "74.2 kB"), (2.5e6, "2.5 MB"),
-     (3e10, "30 GB")],
-)  # fmt: skip
-def test_size(count, text):
-    assert readout.size(count) == text
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"),
      (3599.7, "1 h 00 min"), (3720, "1 h 02 min")],

@@ -1,4 +1,6 @@
-"""What the command line does beyond the library: `doctor`, `explore` and `demo`.
+"""What the command line does: a module for each command, with its options and what it runs.
 
-Each stands for itself. This room imports whatever it shows, and nothing imports it but `cli`.
+`doctor` looks at the machine (its `checks` make a `diagnosis`), `explore` serves a page, `demo` walks
+the whole road, `train`, `plan` and `convert` put the library behind options. This room imports
+whatever it shows, torch only when a command runs, and nothing imports it but `cli`.
 """

@@ -13,13 +13,12 @@ a new chapter is a new module, and nothing else has to know.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
-from vblora_lab.course.exercise import Exercise, Say, Verdict
-from vblora_lab.errors import ExerciseError
+from vblora_lab.course.exercise import Advice, Exercise, Verdict
+from vblora_lab.errors import ExerciseError, did_you_mean
 
 
 def exercises() -> dict[str, Exercise]:
@@ -37,10 +36,9 @@ def find(name: str) -> Exercise:
     """
     known = exercises()
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
         chapter = [other for other in known if other[:3] == str(name)[:3]]
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(chapter or known)}."
-        raise ExerciseError(f"exercise {name!r}: there is none of that name. {hint}")
+        hint = did_you_mean(name, known) or f" There are {', '.join(chapter or known)}."
+        raise ExerciseError(f"exercise {name!r}: there is none of that name.{hint}")
     return known[name]
 
 
@@ -62,14 +60,14 @@ def check(name: str, answer: Any) -> Verdict:
     return find(name).verdict(answer)
 
 
-def hint(name: str) -> Say:
+def hint(name: str) -> Advice:
     """A push in the right direction. Raises `ExerciseError` if there is no such exercise."""
-    return Say(find(name).hint)
+    return Advice(find(name).hint)
 
 
-def solution(name: str) -> Say:
+def solution(name: str) -> Advice:
     """Code that answers the exercise. Raises `ExerciseError` if there is no such exercise."""
-    return Say(find(name).solution, is_code=True)
+    return Advice(find(name).solution, is_code=True)
 
 
 __all__ = ["Exercise", "Verdict", "check", "exercises", "find", "hint", "solution"]

@@ -63,7 +63,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Say:
+class Advice:
     """A hint, or code, that a notebook shows as it is."""
 
     text: str

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.plots.style import BLUE, FAINT, INK, ORANGE, RULE, LabFigure, plain
+from vblora_lab.course.drawings import admixture_steps as admixture_steps
+from vblora_lab.course.drawings import cut_matrices as cut_matrices
+from vblora_lab.course.drawings import logit_gradients as logit_gradients
+from vblora_lab.course.drawings import rank_one_terms as rank_one_terms
+from vblora_lab.course.parts import STYLES, frame, panels
+from vblora_lab.plots.style import BLUE, FAINT, INK, RULE, LabFigure
 
 if TYPE_CHECKING:
     from vblora_lab.course.paper import Table
     from vblora_lab.planning.plan import Plan
     from vblora_lab.runs.repeats import Repeats
 
-# Apart in lightness as well as in hue, and each with its own dashes: readable in grey.
-STYLES = [
-    (BLUE, "-"), (ORANGE, "--"), ("#4d7c0f", "-."), ("#86198f", ":"),
-    (INK, (0, (6, 1, 1, 1, 1, 1))), ("#0f766e", (0, (1, 1))),
-]  # fmt: skip
 MARKERS = "Dos^vP"
 # In the paper's figure methods look as they do in that of our own runs, where they stand in order.
 COMPARED = ("VB-LoRA", "LoRA", "LoRA rank 1", "VeRA", "IA3", "full fine-tuning", "Tied-LoRA")
@@ -32,124 +31,6 @@ LOOKS = dict(
 MEASURES = {"loss": "validation loss (nats per token)", "slot_error_rate": "errors per slot"}
 FROZEN = "frozen base"  # as benchmarks/speed.py calls it
 FILLS = [(BLUE, ""), ("#f2b880", "//"), ("#4d7c0f", ""), ("#dfe3e8", "\\\\")]
-
-
-def rank_one_terms(A: np.ndarray, B: np.ndarray) -> LabFigure:
-    """The update B A beside the r outer products that it is the sum of.
-
-    Args:
-        A: (r, in_features).
-        B: (out_features, r).
-    """
-    terms = [np.outer(B[:, j], A[j]) for j in range(len(A))]
-    pictures = [*terms, np.sum(terms, axis=0)]
-    titles = [f"$b_{j} a_{j}$" for j in range(len(terms))] + ["$B A$, their sum"]
-    figure, row = _panels(9.0, 2.9, len(pictures))
-    bound = max(float(np.abs(picture).max()) for picture in pictures)
-    for axes, picture, title in zip(row, pictures, titles, strict=True):
-        image = axes.imshow(picture, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-        axes.set(xlabel="input")
-        axes.set_title(title, color=INK, fontsize=11)
-        _whole_ticks(axes)
-    row[0].set_ylabel("output")
-    figure.colorbar(image, ax=row, pad=0.01, fraction=0.03).set_label("value", color=INK)
-    figure.alt = (
-        f"{len(terms)} matrices of rank one, each a pattern of stripes, and their sum, which has "
-        f"rank {len(terms)}."
-    )
-    return figure
-
-
-def cut_matrices(
-    chosen_A: np.ndarray, chosen_B: np.ndarray, num_vectors: int, vector_length: int
-) -> LabFigure:
-    """A and B cut into sub-vectors, each with the numbers of the bank vectors it mixes.
-
-    Args:
-        chosen_A: (r, in_tiles, k) integers, bank vectors of the sub-vectors of A.
-        chosen_B: (out_tiles, r, k), those of B.
-        num_vectors, vector_length: shape of the bank.
-    """
-    figure, (in_A, in_B, in_bank) = _panels(9.0, 3.6, 3, width_ratios=[2.2, 1, 1.6])
-    r, in_tiles, _ = chosen_A.shape
-    out_tiles = len(chosen_B)
-    lit = int(np.bincount(np.concatenate([chosen_A.ravel(), chosen_B.ravel()])).argmax())
-    for rank, tile in np.ndindex(r, in_tiles):
-        _cell(in_A, tile * vector_length, rank, vector_length, 1, chosen_A[rank, tile], lit)
-    for tile, rank in np.ndindex(out_tiles, r):
-        _cell(in_B, rank, tile * vector_length, 1, vector_length, chosen_B[tile, rank], lit)
-    for vector in range(num_vectors):
-        _cell(in_bank, 0, vector, vector_length, 1, [vector], lit)
-    cuts_A = range(0, in_tiles * vector_length + 1, vector_length)
-    cuts_B = range(0, out_tiles * vector_length + 1, vector_length)
-    middles, ranks = np.arange(r) + 0.5, [str(rank) for rank in range(r)]
-    _frame(in_A, cuts_A[-1], r, f"$A$: rows cut into pieces of {vector_length}")
-    in_A.set(xlabel="input", ylabel="rank", xticks=cuts_A)
-    in_A.set_yticks(middles, ranks)
-    _frame(in_B, r, cuts_B[-1], "$B$: columns cut")
-    in_B.set(xlabel="rank", ylabel="output", yticks=cuts_B)
-    in_B.set_xticks(middles, ranks)
-    _frame(in_bank, vector_length, num_vectors, "the bank")
-    in_bank.set(xlabel="place in the vector", ylabel="bank vector", xticks=range(vector_length + 1))
-    in_bank.set_yticks([])
-    figure.alt = (
-        f"A has {r} rows of {in_tiles} pieces, B has {r} columns of {out_tiles} pieces, the bank "
-        f"has {num_vectors} vectors. Each piece bears the numbers of the vectors that it mixes; "
-        f"those with vector {lit}, the most used one, are filled and found in both matrices."
-    )
-    return figure
-
-
-def admixture_steps(
-    logits: np.ndarray, indices: np.ndarray, weights: np.ndarray, bank: np.ndarray, u: np.ndarray
-) -> LabFigure:
-    """One sub-vector: its logits, the weights of the chosen ones, and the mixture of the vectors.
-
-    Args:
-        logits: (num_vectors,).
-        indices, weights: (k,), the choice.
-        bank: (num_vectors, vector_length).
-        u: (vector_length,), the mixture.
-    """
-    figure, (left, middle, right) = _panels(9.6, 3.0, 3, width_ratios=[1.3, 1, 1.7])
-    _bars(left, logits, indices)
-    left.set(xlabel="bank vector", ylabel="logit")
-    left.set_title("1. logits", loc="left", color=INK)
-    _bars(middle, np.bincount(indices, weights, minlength=len(logits)), indices)
-    middle.set(xlabel="bank vector", ylabel="weight", ylim=(0, 1))
-    middle.set_title(f"2. softmax of the top {len(indices)}", loc="left", color=INK)
-    places = np.arange(len(u))
-    for (colour, dashes), i, w in zip(STYLES[1:], indices, weights, strict=False):
-        label = f"{w:.2f} of vector {i}"
-        right.plot(places, bank[i], color=colour, linestyle=dashes, linewidth=1.4, label=label)
-    right.plot(places, u, color=BLUE, linewidth=2.6, label="the sub-vector $u$")
-    right.set(xlabel="place in the vector", ylabel="value")
-    right.set_title("3. their mixture", loc="left", color=INK)
-    right.margins(y=0.3)
-    right.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", ncols=2)
-    shares = ", ".join(f"{w:.2f} of vector {i}" for i, w in zip(indices, weights, strict=True))
-    figure.alt = f"Of {len(logits)} logits the largest {len(indices)} are chosen: {shares}."
-    return figure
-
-
-def logit_gradients(gradient: np.ndarray, indices: np.ndarray) -> LabFigure:
-    """The gradient of each logit of one sub-vector; the chosen ones are filled.
-
-    Args:
-        gradient: (num_vectors,).
-        indices: (k,), the chosen.
-    """
-    figure, (axes,) = _panels(6.4, 2.6, 1)
-    _bars(axes, gradient, indices)
-    axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set(xlabel="bank vector", ylabel="gradient of its logit")
-    axes.set_title("Only the chosen logits are told anything", loc="left", color=INK)
-    reached = np.flatnonzero(gradient)
-    figure.alt = (
-        f"Bars at bank vectors {', '.join(map(str, reached))}; the other "
-        f"{len(gradient) - len(reached)} gradients are zero."
-    )
-    return figure
 
 
 def lines(
@@ -173,7 +54,7 @@ def lines(
         log: axes with a logarithmic scale: "x", "y" or "xy".
         points: mark each value.
     """
-    figure, (axes,) = _panels(8.0, 3.4, 1)
+    figure, (axes,) = panels(8.0, 3.4, 1)
     for (colour, dashes), (name, values) in zip(STYLES, series.items(), strict=False):
         axes.plot(
             x, values, color=colour, linestyle=dashes, linewidth=2.0, label=name,
@@ -203,7 +84,7 @@ def step_times(rows: Mapping[str, Mapping[str, float]], title: str) -> LabFigure
         rows: milliseconds by method, "frozen base" among them, by the name of the row.
         title: above the figure.
     """
-    figure, (axes,) = _panels(9.0, 1.5 + 0.45 * len(rows), 1)
+    figure, (axes,) = panels(9.0, 1.5 + 0.45 * len(rows), 1)
     methods = list(dict.fromkeys(method for times in rows.values() for method in times))
     methods.remove(FROZEN)
     for y in range(len(rows)):
@@ -249,7 +130,7 @@ def adapted_modules(plans: Mapping[str, Plan]) -> LabFigure:
     places = dict.fromkeys(place for name in names if (place := _in_layer(name)))
     kinds = list(dict.fromkeys(kind for _, kind in places))
     layers = sorted({layer for layer, _ in places})
-    figure, row = _panels(9.6, 0.9 + 0.28 * len(kinds), len(plans))
+    figure, row = panels(9.6, 0.9 + 0.28 * len(kinds), len(plans))
     for axes, (title, plan) in zip(row, plans.items(), strict=True):
         adapted = {_in_layer(target.name) for target in plan.targets}
         for layer, kind in places:
@@ -257,7 +138,7 @@ def adapted_modules(plans: Mapping[str, Plan]) -> LabFigure:
             fill = BLUE if (layer, kind) in adapted else "white"
             box = Rectangle(corner, 1, 1, facecolor=fill, edgecolor=RULE, linewidth=1.0)
             axes.add_patch(box)
-        _frame(axes, len(layers), len(kinds), title)
+        frame(axes, len(layers), len(kinds), title)
         axes.set_xticks(np.arange(len(layers)) + 0.5, [str(layer) for layer in layers])
         axes.set(xlabel="layer", aspect="equal")
         axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds if axes is row[0] else [""] * len(kinds))
@@ -273,7 +154,7 @@ def stacked_bytes(rows: Mapping[str, Mapping[str, int]], title: str) -> LabFigur
         rows: bytes by part, by the name of the file.
         title: above the figure.
     """
-    figure, (axes,) = _panels(8.0, 0.9 + 0.6 * len(rows), 1)
+    figure, (axes,) = panels(8.0, 0.9 + 0.6 * len(rows), 1)
     kinds = list(dict.fromkeys(part for parts in rows.values() for part in parts))
     fills = dict(zip(kinds, FILLS, strict=False))
     most = max(sum(parts.values()) for parts in rows.values())
@@ -314,7 +195,7 @@ def quality_against_bytes(
     """
     measures = measures or MEASURES
     methods = [name for name in repeats.results if repeats.mean(name, "stored_bytes")]
-    figure, row = _panels(9.6, 3.6, len(measures))
+    figure, row = panels(9.6, 3.6, len(measures))
     for axes, (measure, label) in zip(row, measures.items(), strict=True):
         for (colour, _), marker, name in zip(STYLES, MARKERS, methods, strict=False):
             deviation = repeats.deviation(name, measure)
@@ -346,7 +227,7 @@ def scores_of_the_paper(tables: Sequence[Table], source: str) -> LabFigure:
         tables: as `paper.TABLES`.
         source: where they are from, for the title.
     """
-    figure, row = _panels(9.6, 3.0, len(tables))
+    figure, row = panels(9.6, 3.0, len(tables))
     methods = list(dict.fromkeys(name for table in tables for name, _, _ in table.rows))
     for axes, table in zip(row, tables, strict=True):
         for name, millions, score in table.rows:
@@ -377,17 +258,6 @@ def scores_of_the_paper(tables: Sequence[Table], source: str) -> LabFigure:
     return figure
 
 
-# --- parts
-
-
-def _panels(
-    width: float, height: float, columns: int, width_ratios: Sequence[float] | None = None
-) -> tuple[LabFigure, list[Axes]]:
-    figure = LabFigure(figsize=(width, height), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(1, columns, width_ratios=width_ratios)
-    return figure, [plain(figure.add_subplot(grid[0, column])) for column in range(columns)]
-
-
 def _in_layer(name: str) -> tuple[int, str] | None:
     """Number of the layer and last part of the name, of a module in a layer."""
     found = re.search(r"\.(\d+)\.", name)
@@ -396,37 +266,3 @@ def _in_layer(name: str) -> tuple[int, str] | None:
 
 def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
-
-
-def _whole_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-
-
-def _bars(axes: Axes, values: np.ndarray, chosen: np.ndarray) -> None:
-    """Bars, with the chosen ones filled and the others hollow."""
-    filled = np.isin(np.arange(len(values)), chosen)
-    colours = [BLUE if one else "white" for one in filled]
-    axes.bar(np.arange(len(values)), values, color=colours, edgecolor=BLUE, linewidth=1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-
-
-def _cell(
-    axes: Axes, x: float, y: float, width: float, height: float, vectors: Iterable[int], lit: int
-) -> None:
-    """One sub-vector as a box with the numbers of the bank vectors in it."""
-    vectors = list(vectors)
-    is_lit = lit in vectors
-    fill = "#b7d9ee" if is_lit else "white"
-    axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=INK, linewidth=1.0))
-    axes.text(
-        x + width / 2, y + height / 2, "+".join(map(str, vectors)), ha="center", va="center",
-        fontsize=10, color=INK, fontweight="bold" if is_lit else "normal",
-    )  # fmt: skip
-
-
-def _frame(axes: Axes, width: float, height: float, title: str) -> None:
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
-    axes.tick_params(length=0)

@@ -9,24 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from vblora_lab.errors import SelectionError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from vblora_lab.tuner.layer import VBLoRALayer
-
 RowsBy = Literal["layer", "module", "matrix", "strongest", "entropy", "similarity"]
 ColumnsBy = Literal["number", "usage", "similarity"]
 
-_AVERAGINGS = 100  # rounds of `Selection.similarity`; more move hardly a row
+_AVERAGINGS = 100  # rounds of `Selection.similarity`; further ones hardly move a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +80,6 @@ class SubVectors:
             f"layer {key}" if key < len(self) else self.modules[key - len(self)] for key in present
         ]
         return tuple(names), block
-
-
-class RowGroup(NamedTuple):
-    """Neighbouring rows that share a label: those of a layer, of a module, of a matrix."""
-
-    level: int  # 0 the widest, 2 the narrowest
-    first: int  # place of its first row in the order
-    rows: int
-    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +173,7 @@ class Selection:
         Raises:
             SelectionError: for any other word.
         """
-        _check_word("by", by, RowsBy)
+        check_word("by", by, RowsBy)
         if by == "strongest":
             keys: tuple[np.ndarray, ...] = (-self.weights[:, 0], self.indices[:, 0])
         elif by == "entropy":
@@ -198,7 +181,7 @@ class Selection:
         elif by == "similarity":
             keys = (self.similarity()[0],)
         else:
-            keys = tuple(reversed(_levels(self.sub_vectors, by)))  # lexsort: the last one leads
+            keys = tuple(reversed(levels(self.sub_vectors, by)))  # lexsort: the last one leads
         return np.lexsort(keys).astype(np.int32)
 
     def column_order(self, by: ColumnsBy = "number") -> np.ndarray:
@@ -207,7 +190,7 @@ class Selection:
         Raises:
             SelectionError: for any other word.
         """
-        _check_word("by", by, ColumnsBy)
+        check_word("by", by, ColumnsBy)
         if by == "number":
             return np.arange(self.num_vectors, dtype=np.int32)
         key = -self.usage() if by == "usage" else self.similarity()[1]
@@ -228,34 +211,7 @@ class Selection:
         return float((now != before).any(axis=1).mean())
 
 
-def row_groups(sub_vectors: SubVectors, by: RowsBy = "layer") -> list[RowGroup]:
-    """The labels beside rows in the order `Selection.row_order(by)`, top to bottom.
-
-    There are none in the orders that don't follow the model ("strongest", ...).
-    """
-    if by not in ("layer", "module", "matrix"):
-        return []
-    names, block = sub_vectors.blocks
-    of_layer = [names[b] if n >= 0 else "" for b, n in zip(block, sub_vectors.layer, strict=True)]
-    of_module = [sub_vectors.kinds[m] for m in sub_vectors.module]
-    of_matrix = sub_vectors.matrix.tolist()
-    texts = {
-        "layer": (of_layer, of_module, of_matrix),
-        "module": (of_module, of_layer, of_matrix),
-        "matrix": (of_matrix, of_layer, of_module),
-    }[by]
-    levels = _levels(sub_vectors, by)
-    order = np.lexsort(levels[::-1])
-    sorted_keys = [key[order] for key in levels]
-    groups = []
-    for level, text in enumerate(texts):
-        changes = np.any([key[1:] != key[:-1] for key in sorted_keys[: level + 1]], axis=0)
-        edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(order)]
-        groups += [RowGroup(level, a, b - a, text[order[a]]) for a, b in pairwise(edges)]
-    return groups
-
-
-def _levels(sub_vectors: SubVectors, by: str) -> list[np.ndarray]:
+def levels(sub_vectors: SubVectors, by: str) -> list[np.ndarray]:
     """The keys (N,) that rows are sorted and grouped by, the widest first."""
     block, module = sub_vectors.blocks[1], sub_vectors.module
     first_of_kind = {kind: i for i, kind in reversed(list(enumerate(sub_vectors.kinds)))}
@@ -268,84 +224,6 @@ def _levels(sub_vectors: SubVectors, by: str) -> list[np.ndarray]:
     }[by]
 
 
-def _check_word(name: str, value: object, allowed: object) -> None:
+def check_word(name: str, value: object, allowed: object) -> None:
     if value not in get_args(allowed):
         raise SelectionError(f"{name}={value!r}; allowed are {', '.join(get_args(allowed))}.")
-
-
-def read_selection(
-    model: nn.Module, adapter_name: str = "default", sub_vectors: SubVectors | None = None
-) -> Selection:
-    """Read what a model's sub-vectors choose now.
-
-    One top-k over all logits at once, so it can be called every training step.
-
-    Args:
-        model: a PeftModel, a VBLoRAModel or any module that holds VB-LoRA layers.
-        adapter_name: which adapter.
-        sub_vectors: the coordinates of an earlier reading of the same adapter, to reuse.
-
-    Raises:
-        SelectionError: the model has no such adapter, or another number of sub-vectors.
-    """
-    import torch  # here, so that a stored selection can be used where there is no torch
-
-    from vblora_lab.admixture import choose
-    from vblora_lab.tuner.adapted import adapted_layers
-
-    layers = adapted_layers(model, adapter_name)
-    if not layers:
-        raise SelectionError(f"model has no VB-LoRA layer with an adapter called {adapter_name!r}.")
-    first = next(iter(layers.values()))
-    num_vectors = first.vblora_logits_A[adapter_name].shape[-1]
-    device = first.vblora_logits_A[adapter_name].device
-    with torch.no_grad():
-        logits = torch.cat(
-            [
-                parameters[adapter_name].reshape(-1, num_vectors).to(device)
-                for layer in layers.values()
-                for parameters in (layer.vblora_logits_A, layer.vblora_logits_B)
-            ]
-        )
-        indices, weights = choose(logits, first.topk[adapter_name])
-        # Side by side, so that there is one wait for the device.
-        both = torch.stack([indices.int(), weights.float().view(torch.int32)]).cpu().numpy()
-        chosen, shares = both[0], both[1].view(np.float32)
-    if sub_vectors is None:
-        sub_vectors = _coordinates(layers, adapter_name)
-    elif len(sub_vectors) != len(logits):
-        raise SelectionError(
-            f"sub_vectors holds {len(sub_vectors)} coordinates, but adapter {adapter_name!r} of "
-            f"this model has {len(logits)} sub-vectors."
-        )
-    return Selection(sub_vectors, num_vectors, chosen, shares)
-
-
-def _coordinates(layers: Mapping[str, VBLoRALayer], adapter_name: str) -> SubVectors:
-    """The coordinates in the order in which the logits of A (r, tiles) and B (tiles, r) flatten."""
-    modules, module, matrix, rank, tile = tuple(layers), [], [], [], []
-    for number, layer in enumerate(layers.values()):
-        r, in_tiles, _ = layer.vblora_logits_A[adapter_name].shape
-        out_tiles, _, _ = layer.vblora_logits_B[adapter_name].shape
-        rank_A, tile_A = np.indices((r, in_tiles)).reshape(2, -1)
-        tile_B, rank_B = np.indices((out_tiles, r)).reshape(2, -1)
-        rank += [rank_A, rank_B]
-        tile += [tile_A, tile_B]
-        matrix.append(np.repeat(np.array(["A", "B"]), [rank_A.size, rank_B.size]))
-        module.append(np.full(rank_A.size + rank_B.size, number))
-    module_of = np.concatenate(module).astype(np.int32)
-    layer_of_module = np.array([_layer_number(name) for name in modules], np.int32)
-    return SubVectors(
-        modules=modules,
-        module=module_of,
-        layer=layer_of_module[module_of],
-        matrix=np.concatenate(matrix),
-        rank=np.concatenate(rank).astype(np.int32),
-        tile=np.concatenate(tile).astype(np.int32),
-    )
-
-
-def _layer_number(name: str) -> int:
-    """The first number in a module name stands for the transformer layer; -1 when there is none."""
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(match.group(1)) if match else -1

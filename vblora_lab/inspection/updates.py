@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vblora_lab.admixture import low_rank_matrices
-from vblora_lab.errors import SelectionError
+from vblora_lab.errors import SelectionError, nearest
 from vblora_lab.tuner.adapted import adapted_layers
 
 
@@ -57,10 +56,10 @@ def read_update(
     """
     layers = adapted_layers(model, adapter_name)
     if module not in layers:
-        close = difflib.get_close_matches(module, layers, n=1, cutoff=0)
+        near = nearest(module, layers, cutoff=0)
         raise SelectionError(
             f"module={module!r} carries no adapter {adapter_name!r}"
-            + (f"; the nearest that does is {close[0]!r}." if close else ".")
+            + ("." if near is None else f"; the nearest that does is {near!r}.")
         )
     layer = layers[module]
     logits_A, logits_B = (logits.float() for logits in layer.logits(adapter_name))

@@ -2,33 +2,26 @@
 
 Only names, shapes and dtypes are read, so a model on the meta device will do: a model of 70 billion
 parameters can be planned where it could never be loaded. What would stop the injection is part of
-the answer; the checks are those of `targets.examine`, the sizes those of `checkpoint`.
+the answer; the checks are those of `targets.match_targets`, the sizes those of `tuner.sizes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import views
+from vblora_lab.planning.others import once, others_of
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.layer import VBLoRALayer
-from vblora_lab.tuner.targets import (
-    examine,
-    head_stored_whole,
-    modules_to_save,
-    own_modules,
-    vector_lengths,
-)
+from vblora_lab.tuner.problems import vector_lengths
+from vblora_lab.tuner.targets import match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
 ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
@@ -59,7 +52,7 @@ def plan(
         config: a VBLoRAConfig, this package's or PEFT's. Never changed.
         batch_size, length: count the activations of training on a batch of so many texts of so
             many tokens too, for a model of transformers. This runs a pass on tensors that have
-            shapes and no numbers; it takes a moment, and no memory worth the name.
+            shapes and no numbers; it takes a moment, and practically no memory.
 
     Returns:
         The plan. A config that doesn't fit this model gives one too, with `plan.problems`.
@@ -79,27 +72,25 @@ def plan(
             field=missing,
         )
     model = base_of(model)
-    found = examine(model, as_vblora_config(config))
+    found = match_targets(model, as_vblora_config(config))
     config = found.config
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
-    sub_vectors = formats.count_sub_vectors(features, config.r, config.vector_length)
+    sub_vectors = sizes.count_sub_vectors(config, features)
     bank = config.num_vectors * config.vector_length
     logits = sub_vectors * config.num_vectors
     float_bytes = _float_bytes(found.targets.values())
-    others = _others(model, config, found.targets.values())
+    others = others_of(model, config, found.targets.values())
     full, topk = (
         others.stored_bytes
-        + formats.vblora_stored_bytes(
-            sub_vectors, config.num_vectors, config.vector_length, config.topk, only, float_bytes
-        )
+        + sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
         for only in (False, True)
     )
     adapter = (bank + logits) * float_bytes
     trained = adapter + sum(p.nbytes for p in others.trained)
     other_parameters = sum(p.numel() for p in others.trained)
-    everything = _once([*model.parameters(), *model.buffers()])
+    everything = once([*model.parameters(), *model.buffers()])
     return Plan(
         model=type(model).__name__,
         r=config.r,
@@ -121,8 +112,8 @@ def plan(
         full_bytes=full,
         topk_bytes=topk,
         other_bytes=others.stored_bytes,
-        lora_parameters=formats.lora_parameters(features, config.r) + other_parameters,
-        lora_bytes=formats.lora_stored_bytes(features, config.r) + others.stored_bytes,
+        lora_parameters=sizes.lora_parameters(features, config.r) + other_parameters,
+        lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(
             weights=sum(t.nbytes for t in everything),
             adapter=adapter + sum(p.nbytes for p in others.copies),
@@ -157,7 +148,7 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
     size_in, size_out = in_out_features(layer)
     length, r = config.vector_length, config.r
     divides = size_in % length == 0 and size_out % length == 0
-    sub_vectors = formats.count_sub_vectors([(size_in, size_out)], r, length) if divides else 0
+    sub_vectors = sizes.count_sub_vectors(config, [(size_in, size_out)]) if divides else 0
     return Target(
         name=name,
         kind=type(layer).__name__,
@@ -167,72 +158,11 @@ def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:
         tiles_B=(size_out // length, r) if divides else None,
         sub_vectors=sub_vectors,
         logits=sub_vectors * config.num_vectors,
-        lora_parameters=formats.lora_parameters([(size_in, size_out)], r),
+        lora_parameters=sizes.lora_parameters([(size_in, size_out)], r),
     )
 
 
 def _float_bytes(layers: Iterable[LinearLayer]) -> int:
     """Bytes of a number of the adapter; the bank ends up in the dtype of the last layer's."""
     dtypes = [adapter_dtype(layer.weight.dtype) for layer in layers]
-    return dtypes[-1].itemsize if dtypes else formats.FLOAT32_BYTES
-
-
-# --- what is trained and stored besides bank and logits
-
-
-@dataclass(frozen=True)
-class _Others:
-    """Parameters of the model that are trained, those of them that are copies, and file bytes."""
-
-    trained: list[Tensor]
-    copies: list[Tensor]
-    stored_bytes: int
-
-
-def _others(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> _Others:
-    saved = modules_to_save(model, config).values()
-    copies: list[Tensor] = [p for module in saved for p in module.parameters()]
-    replaced = {id(p) for p in copies}  # of such a bias the copy is trained
-    biases = _biases(model, config, layers)
-    in_place = _once(b for b in biases if isinstance(b, nn.Parameter) and id(b) not in replaced)
-    stored = [*biases, *(t for module in saved for t in _stored_whole(module, config))]
-    head = head_stored_whole(model, config)
-    if head is not None and any(layer is head for layer in layers):
-        there = {id(bias) for bias in biases}
-        stored += [p for p in head.parameters() if id(p) not in there]
-    return _Others([*copies, *in_place], copies, sum(tensor.nbytes for tensor in stored))
-
-
-def _biases(model: nn.Module, config: VBLoRAConfig, layers: Iterable[LinearLayer]) -> list[Tensor]:
-    """The biases of the base model that PEFT stores with an adapter."""
-    if config.bias == "none":
-        return []
-    owners = _base_modules(model) if config.bias == "all" else iter(layers)
-    stored = (
-        module._parameters.get("bias", module._buffers.get("bias"))
-        for module in owners
-        if "bias" not in module._non_persistent_buffers_set
-    )
-    return [bias for bias in stored if bias is not None]
-
-
-def _base_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that the model has without any adapter."""
-    yield model
-    for module in own_modules(model).values():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            yield from module.original_module.modules()
-        else:
-            yield module.get_base_layer() if isinstance(module, VBLoRALayer) else module
-
-
-def _stored_whole(module: nn.Module, config: VBLoRAConfig) -> list[Tensor]:
-    """What PEFT stores of a module to save: all of it, and with bias='all' its biases again."""
-    stored = module.state_dict(keep_vars=True)
-    again = [k for k in stored if k.rpartition(".")[2] == "bias" and config.bias == "all"]
-    return [*stored.values(), *(stored[key] for key in again)]
-
-
-def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor once, though several modules may share it."""
-    return list({id(tensor): tensor for tensor in tensors}.values())
+    return dtypes[-1].itemsize if dtypes else sizes.FLOAT32_BYTES

@@ -8,13 +8,12 @@ The numbers suit hidden sizes that 256 or 128 divides; `plan` says whether a pre
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from vblora_lab.errors import ConfigError
+from vblora_lab.errors import ConfigError, did_you_mean
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
 
 
@@ -134,8 +133,7 @@ def find_preset(name: str) -> Preset:
         ConfigError: there is none; the message lists them.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, PRESETS)
         raise ConfigError(f"preset={name!r}: must be one of {', '.join(PRESETS)}.{hint}")
     return PRESETS[name]
 

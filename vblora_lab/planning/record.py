@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from vblora_lab.tuner.targets import Problem
+from vblora_lab.tuner.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vblora_lab.inspection.selection import Selection, SubVectors, row_groups
+from vblora_lab.inspection.rows import row_groups
+from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.plots.style import (
     BLUE,
     FAINT,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.planning.views import (
+from vblora_lab.planning.rows import (
     ABSENT,
     ADAPTED,
     LEFT,
@@ -23,11 +23,10 @@ from vblora_lab.planning.views import (
     Bar,
     ModuleRow,
     byte_bars,
-    heading,
     module_rows,
     parameter_bars,
-    settings,
 )
+from vblora_lab.planning.views import heading, settings
 from vblora_lab.plots.style import BLUE, FAINT, INK, RULE, LabFigure, literal
 
 if TYPE_CHECKING:

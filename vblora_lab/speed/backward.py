@@ -2,8 +2,8 @@
 
 Two functions of PyTorch that are not documented are needed here: one says that autograd is at work
 in this thread, the other calls back when a backward pass is over. tests/speed/test_backward.py
-holds both to what is said here, and the section ``checkpointing`` of benchmarks/speed.py shows what
-they are worth.
+holds both to what is said here. Without them, models with gradient checkpointing would have to mix
+layer by layer; the section ``checkpointing`` of benchmarks/speed.py measures what that would cost.
 """
 
 from __future__ import annotations

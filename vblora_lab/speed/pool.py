@@ -83,13 +83,13 @@ class MatrixPool:
 
     def begin_pass(self, adapters: Iterable[str], may_fold: bool = True) -> None:
         """The model is called: mix the matrices of some adapters, if this is within a block."""
-        block = self.blocks.get(_this_thread())
-        if block is None:
-            return
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of the last pass goes before the next is made. (Through it the parameters'
             # gradient nodes would live on, and with them the stream that was current then.)
             self._kept = None
+        block = self.blocks.get(_this_thread())
+        if block is None:
+            return
         block.begin_pass([name for name in adapters if self._is_in_use(name)], may_fold)
         self._look_for_folds()
 

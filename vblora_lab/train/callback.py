@@ -11,7 +11,8 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vblora_lab.bases import label_of
-from vblora_lab.inspection.selection import SubVectors, read_selection
+from vblora_lab.inspection.reading import read_selection
+from vblora_lab.inspection.selection import SubVectors
 from vblora_lab.runs.events import (
     Evaluated,
     Finished,

@@ -12,7 +12,7 @@ from vblora_lab.bases import MINI_OPT
 from vblora_lab.convert.export import export_lora as lora_of
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError, SessionError
-from vblora_lab.planning.views import as_code
+from vblora_lab.planning.code import as_code
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import ADAPTER, SETTINGS, TRACE
 

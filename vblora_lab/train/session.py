@@ -22,7 +22,7 @@ from transformers import Trainer
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
-from vblora_lab.inspection.selection import read_selection
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.runs.control import Interrupted
 from vblora_lab.runs.driving import Driven
 from vblora_lab.runs.events import (

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.files import whole_file
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.formats import BANK_KEY, read_tensors
+from vblora_lab.tuner.folders import read_tensors
+from vblora_lab.tuner.formats import BANK_KEY
 
 FINGERPRINT_NAME = "vblora_bank.json"
 
@@ -171,7 +173,8 @@ def find_bank(folder: str, banks: VectorBanks | None, given: Tensor | None) -> T
 def write_fingerprint(folder: Path, its_fingerprint: str) -> None:
     """Say in a folder of an adapter which bank it needs."""
     text = json.dumps({"sha256": its_fingerprint}, indent=2)
-    (folder / FINGERPRINT_NAME).write_text(text + "\n", encoding="utf-8")
+    with whole_file(folder / FINGERPRINT_NAME) as new:
+        new.write_text(text + "\n", encoding="utf-8")
 
 
 def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:

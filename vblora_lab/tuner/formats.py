@@ -1,4 +1,4 @@
-"""What a VB-LoRA adapter is on disk: two formats, key for key PEFT's, and their sizes in bytes.
+"""What a VB-LoRA adapter is on disk: two formats, key for key PEFT's.
 
     base_model.vblora_vector_bank                     (num_vectors, vector_length)
 
@@ -20,29 +20,19 @@ Weights are float32 whatever the adapter's dtype: PEFT rebuilds logits in float3
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.admixture import choose
-from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.errors import CheckpointError
 from vblora_lab.tuner.config import VBLoRAConfig
 
 BANK_KEY = "base_model.vblora_vector_bank"
 LAYER_PREFIX = "base_model.model."
 LOGITS = ("vblora_logits_A", "vblora_logits_B")
 INDICES, WEIGHTS = "_topk_indices", "_topk_weights"
-FLOAT32_BYTES = 4
 
 Shape = tuple[int, ...]
 
@@ -97,7 +87,7 @@ def unpack(indices: Tensor, weights: Tensor, num_vectors: int, where: str = "the
     weights = weights.float()
     weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], dim=-1)
     # Rounding can leave a last weight of zero or just below. Its logarithm would be -inf or NaN,
-    # and the choice lost; the smallest normal number keeps it, at no weight worth the name.
+    # and the choice lost; the smallest normal number keeps it, at practically no weight.
     logits = torch.log(weights.clamp_min(torch.finfo(torch.float32).tiny))
     all_logits = logits.new_full((*logits.shape[:-1], num_vectors), -torch.inf)
     return all_logits.scatter_(-1, indices.long(), logits)
@@ -263,141 +253,3 @@ def check_format(keys: Iterable[str], config: VBLoRAConfig, where: str) -> None:
             f"{where} holds {holds}, but its config says save_only_topk_weights="
             f"{config.save_only_topk_weights}. Were config and weights of two adapters mixed up?"
         )
-
-
-# --- a folder with an adapter
-
-
-def read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the adapter_config.json of a local folder, of whatever PEFT method.
-
-    Raises:
-        CheckpointError: no such folder, no config in it, or not one of a PEFT adapter.
-    """
-    folder = Path(folder)
-    path = folder / CONFIG_NAME
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; give the folder that holds it.")
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}.")
-    if not path.is_file():
-        inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
-        hint = f" Adapters are in its folders {', '.join(inner)}." if inner else ""
-        raise CheckpointError(f"{folder} is not an adapter: it has no {CONFIG_NAME}.{hint}")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers both bad JSON and bytes that aren't text
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(fields, dict) or "peft_type" not in fields:
-        raise CheckpointError(f"{path} is not a PEFT adapter config: it has no peft_type.")
-    fields.pop("runtime_config", None)
-    return fields
-
-
-def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
-    """Read and check the adapter_config.json of a local folder.
-
-    Raises:
-        CheckpointError: no such folder, no config in it, or not one of a VB-LoRA adapter.
-    """
-    fields = read_fields(folder)
-    try:
-        return VBLoRAConfig.from_peft_type(**fields)
-    except ConfigError as error:
-        raise CheckpointError(f"{Path(folder) / CONFIG_NAME}: {error}") from error
-
-
-def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors in an adapter folder, by key.
-
-    Raises:
-        CheckpointError: there is no safetensors file, or it is damaged. Pickled weights are never
-            read, since a pickle can run any code.
-    """
-    path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
-    pickled = Path(folder) / WEIGHTS_NAME
-    if path.is_file():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is damaged or no safetensors file ({error}); copy it again."
-            ) from error
-    if pickled.is_file():
-        raise CheckpointError(
-            f"{pickled} is a pickle, which can run any code when it is read. If you trust it, "
-            f"convert it once: safetensors.torch.save_file(torch.load({str(pickled)!r}, "
-            f"weights_only=True), {str(path)!r})."
-        )
-    raise CheckpointError(
-        f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing. (Pickled "
-        f"weights, {WEIGHTS_NAME}, are neither downloaded nor read.)"
-    )
-
-
-def read_to_rewrite(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, apart from it: a mapped file can't always be replaced."""
-    return load(path.read_bytes())
-
-
-def rewrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Put other tensors into a safetensors file; an interruption leaves the old file."""
-    new = path.with_name(f"{path.name}.new")
-    save_file({k: t.contiguous() for k, t in tensors.items()}, new, metadata={"format": "pt"})
-    os.replace(new, path)
-
-
-def is_training_checkpoint(folder: Path, adapter_name: str) -> bool:
-    """Whether a folder is where HF Trainer keeps an adapter to resume from: checkpoint-<step>.
-
-    PEFT puts an adapter of another name than "default" into a folder of that name in it.
-    """
-    folder = Path(folder).absolute()
-    if adapter_name != "default":
-        folder = folder.parent
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is not None
-
-
-# --- sizes
-
-
-def count_sub_vectors(features: Iterable[tuple[int, int]], r: int, vector_length: int) -> int:
-    """How many sub-vectors the A and B of layers with these (in, out) sizes are cut into."""
-    return sum(r * (size_in + size_out) // vector_length for size_in, size_out in features)
-
-
-def vblora_stored_bytes(
-    sub_vectors: int,
-    num_vectors: int,
-    vector_length: int,
-    topk: int,
-    only_topk: bool,
-    float_bytes: int = FLOAT32_BYTES,
-    with_bank: bool = True,
-) -> int:
-    """Bytes of the tensors of a stored VB-LoRA adapter: the bank, and logits in either format.
-
-    Args:
-        sub_vectors: how many the adapter has in all (`count_sub_vectors`).
-        num_vectors, vector_length: shape of the bank.
-        topk: vectors mixed into a sub-vector.
-        only_topk: the format of save_only_topk_weights.
-        float_bytes: size of one number of the adapter, 4 for float32.
-        with_bank: False for an adapter that uses the bank of another.
-    """
-    bank = num_vectors * vector_length * float_bytes if with_bank else 0
-    if only_topk:
-        per_sub_vector = topk * index_dtype(num_vectors).itemsize + (topk - 1) * FLOAT32_BYTES
-    else:
-        per_sub_vector = num_vectors * float_bytes
-    return bank + sub_vectors * per_sub_vector
-
-
-def lora_parameters(features: Iterable[tuple[int, int]], r: int) -> int:
-    """How many numbers a PEFT LoRA adapter of rank r trains: A (r, in) and B (out, r) per layer."""
-    return sum(r * (size_in + size_out) for size_in, size_out in features)
-
-
-def lora_stored_bytes(features: Iterable[tuple[int, int]], r: int) -> int:
-    """Bytes of the tensors of a PEFT LoRA adapter of rank r in float32: A (r, in), B (out, r)."""
-    return lora_parameters(features, r) * FLOAT32_BYTES

@@ -16,7 +16,7 @@ from vblora_lab.errors import ConfigError
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
-from vblora_lab.tuner.targets import own_modules
+from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.wrapped import adapter_dtype
 
 

@@ -18,11 +18,12 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from vblora_lab.errors import CheckpointError, InferenceOnlyError
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.adapted import adapted_layers, features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, bank_of_folder
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.targets import modules_to_save, resolve
+from vblora_lab.tuner.modules import modules_to_save
+from vblora_lab.tuner.targets import resolve
 
 # --- where it is
 
@@ -81,8 +82,8 @@ def checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VB
         InferenceOnlyError: it is to be trained, but only its top-k weights are stored.
         TargetError: the config names no layers of this model.
     """
-    config = formats.read_config(folder)
-    tensors = formats.read_tensors(folder)
+    config = folders.read_config(folder)
+    tensors = folders.read_tensors(folder)
     formats.check_format(tensors, config, folder)
     if is_trainable and config.save_only_topk_weights:
         raise InferenceOnlyError(

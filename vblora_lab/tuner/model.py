@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
 from vblora_lab.speed.pool import MatrixPool
-from vblora_lab.tuner import formats, saving, stored
+from vblora_lab.tuner import formats, saving, sizes, stored
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.biases import check_one_set, train_biases, trained_biases
@@ -322,9 +322,9 @@ class VBLoRAModel(BaseTuner):
         Small integers of the top-k format count as the part of a float32 that they take.
         """
         self.check_adapter_exists(adapter)
-        vblora = stored.vblora_bytes(self, adapter, float_bytes=formats.FLOAT32_BYTES)
+        vblora = stored.vblora_bytes(self, adapter, float_bytes=sizes.FLOAT32_BYTES)
         others = sum(tensor.numel() for tensor in stored.other_tensors(self, adapter))
-        return vblora // formats.FLOAT32_BYTES, others
+        return vblora // sizes.FLOAT32_BYTES, others
 
     def print_savable_parameters(self, adapter: str = "default") -> None:
         """Print what `get_nb_savable_parameters` counts."""

@@ -16,7 +16,7 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.adapted import features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -79,7 +79,7 @@ def complete_folder(
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():  # nothing is stored
         return config
-    going_on = formats.is_training_checkpoint(folder, adapter_name)
+    going_on = folders.is_training_checkpoint(folder, adapter_name)
     (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
     if (
         going_on
@@ -89,9 +89,9 @@ def complete_folder(
         config = copy.copy(config)
         config.save_only_topk_weights = False
     if not going_on and adapter_name in banks.fingerprints:
-        tensors = formats.read_to_rewrite(weights)
+        tensors = folders.read_to_rewrite(weights)
         tensors.pop(formats.BANK_KEY, None)
-        formats.rewrite(weights, tensors)
+        folders.rewrite(weights, tensors)
         write_fingerprint(folder, banks.fingerprint_of(adapter_name))
     return config
 
@@ -107,7 +107,7 @@ def _put_back_logits(
         for layer_name, layer in layers.items()
         for name in formats.LOGITS
     }
-    stored = formats.read_to_rewrite(weights)
+    stored = folders.read_to_rewrite(weights)
     shapes = formats.expected_shapes(config, features(layers), only_topk=False)
     whole = all(type(t) is Tensor and t.shape == shapes[key] for key, t in logits.items())
     if not whole or not _is_top_k_of(stored, logits, config.topk):
@@ -120,7 +120,7 @@ def _put_back_logits(
         return False
     suffixes = (formats.INDICES, formats.WEIGHTS)
     rest = {key: tensor for key, tensor in stored.items() if not key.endswith(suffixes)}
-    formats.rewrite(weights, {**rest, **logits})
+    folders.rewrite(weights, {**rest, **logits})
     return True
 
 

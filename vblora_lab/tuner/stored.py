@@ -9,12 +9,12 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import _filter_state_dict_for_adapter_name
 from torch import Tensor
 
-from vblora_lab.tuner import formats
+from vblora_lab.tuner import sizes
 from vblora_lab.tuner.adapted import adapted_layers, features
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import VBLoRALayer
-from vblora_lab.tuner.targets import head_stored_whole
+from vblora_lab.tuner.modules import head_stored_whole
 
 
 def vblora_bytes(
@@ -33,18 +33,11 @@ def vblora_bytes(
     """
     config = cast(VBLoRAConfig, tuner.peft_config[adapter])
     banks = cast(VectorBanks, tuner.vblora_vector_bank)
-    sizes = features(adapted_layers(tuner, adapter)).values()
-    if only_topk is None:
-        only_topk = config.save_only_topk_weights
-    if float_bytes is None:
-        float_bytes = banks[adapter].element_size()
-    return formats.vblora_stored_bytes(
-        formats.count_sub_vectors(sizes, config.r, config.vector_length),
-        config.num_vectors,
-        config.vector_length,
-        config.topk,
-        only_topk,
-        float_bytes,
+    return sizes.vblora_stored_bytes(
+        config,
+        features(adapted_layers(tuner, adapter)).values(),
+        only_topk=only_topk,
+        float_bytes=banks[adapter].element_size() if float_bytes is None else float_bytes,
         with_bank=adapter not in banks.fingerprints,
     )
 
@@ -52,7 +45,7 @@ def vblora_bytes(
 def lora_bytes(tuner: BaseTuner, adapter: str) -> int:
     """Bytes of a float32 LoRA adapter of the same rank on the same layers."""
     config = cast(VBLoRAConfig, tuner.peft_config[adapter])
-    return formats.lora_stored_bytes(features(adapted_layers(tuner, adapter)).values(), config.r)
+    return sizes.lora_stored_bytes(features(adapted_layers(tuner, adapter)).values(), config.r)
 
 
 def other_tensors(tuner: BaseTuner, adapter: str) -> list[Tensor]:

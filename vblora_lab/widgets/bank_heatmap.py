@@ -23,14 +23,9 @@ from matplotlib.figure import Figure
 
 from vblora_lab import plots
 from vblora_lab.errors import SelectionError, SessionError
-from vblora_lab.inspection.selection import (
-    ColumnsBy,
-    RowsBy,
-    Selection,
-    SubVectors,
-    read_selection,
-    row_groups,
-)
+from vblora_lab.inspection.reading import read_selection
+from vblora_lab.inspection.rows import row_groups
+from vblora_lab.inspection.selection import ColumnsBy, RowsBy, Selection, SubVectors
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 

@@ -23,12 +23,15 @@ from transformers import PretrainedConfig
 
 from vblora_lab.bases import Base, load_skeleton, skeleton_of
 from vblora_lab.errors import ConfigError
-from vblora_lab.planning import views
+from vblora_lab.planning import rows, views
+from vblora_lab.planning.code import as_code, as_literal
 from vblora_lab.planning.plan import Plan, Target, base_of, plan
 from vblora_lab.planning.presets import PRESETS
 from vblora_lab.plots.plan import plan_figure
+from vblora_lab.tables import readable
 from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.targets import CONTAINERS, Problem, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.modules import CONTAINERS, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.problems import Problem
 from vblora_lab.tuner.wrapped import in_out_features
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
@@ -124,7 +127,7 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     def _show(self, config: VBLoRAConfig) -> None:
         result = plan(self._model, config)
         self.set_trait("plan", result)
-        self.set_trait("code", views.as_code(config))
+        self.set_trait("code", as_code(config))
         self.set_trait("view", _view(result, config, self._names))
 
 
@@ -190,7 +193,7 @@ def _can_be_saved(module: nn.Module) -> bool:
 
 def _layer_numbers(names: Iterable[str]) -> list[int]:
     """The numbers that layers of this model have, ascending."""
-    found = (views.NUMBER.search(name) for name in names)
+    found = (rows.NUMBER.search(name) for name in names)
     return sorted({int(number.group()) for number in found if number})
 
 
@@ -201,9 +204,9 @@ def _view(result: Plan, config: VBLoRAConfig, names: list[str]) -> dict[str, Any
         "problems": [_as_item(problem) for problem in result.problems],
         "cautions": [_as_item(Problem(*caution)) for caution in config.cautions()],
         "facts": _facts(result),
-        "parameters": [bar._asdict() for bar in views.parameter_bars(result)],
-        "stored": [bar._asdict() for bar in views.byte_bars(result)],
-        "rows": [row._asdict() for row in views.module_rows(result, names)],
+        "parameters": [bar._asdict() for bar in rows.parameter_bars(result)],
+        "stored": [bar._asdict() for bar in rows.byte_bars(result)],
+        "rows": [row._asdict() for row in rows.module_rows(result, names)],
         "cuts": [_cut(name, group) for name, group in views.groups_by_size(result)],
         "bank": {name: getattr(result, name) for name in ("r", "num_vectors", "vector_length")}
         | {"topk": result.topk},
@@ -219,7 +222,7 @@ def _view(result: Plan, config: VBLoRAConfig, names: list[str]) -> dict[str, Any
 def _as_item(problem: Problem) -> dict[str, Any]:
     """A problem with its suggestion as a value for the form, and as a person reads it."""
     value = _as_json(problem.suggestion)
-    label = "" if value is None else f"{problem.field} = {views.as_literal(value)}"
+    label = "" if value is None else f"{problem.field} = {as_literal(value)}"
     return {"field": problem.field, "message": problem.message, "value": value, "label": label}
 
 
@@ -227,17 +230,17 @@ def _facts(result: Plan) -> list[list[str]]:
     """Name, number and note of what a person wants to know first."""
     modules = len(result.targets)
     compared = [
-        views.against_lora(result.trained_parameters, result.lora_parameters),
-        views.against_lora(result.stored_bytes, result.lora_bytes),
+        rows.against_lora(result.trained_parameters, result.lora_parameters),
+        rows.against_lora(result.stored_bytes, result.lora_bytes),
     ]
     trained, stored = compared if result.fits else ["of what can be cut"] * 2
     return [
         ["trained parameters", f"{result.trained_parameters:,}", trained],
-        ["stored adapter", views.readable(result.stored_bytes), stored],
+        ["stored adapter", readable(result.stored_bytes), stored],
         ["sub-vectors", f"{result.sub_vectors:,}", f"in {modules:,} modules"],
         [
             "training memory",
-            views.readable(result.memory.total),
+            readable(result.memory.total),
             "without activations",
         ],
     ]

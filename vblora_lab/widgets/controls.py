@@ -14,7 +14,8 @@ from vblora_lab.errors import ConfigError
 from vblora_lab.planning.presets import PRESETS
 from vblora_lab.train import LearningRates
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
-from vblora_lab.tuner.targets import examine, resolve, vector_lengths
+from vblora_lab.tuner.problems import vector_lengths
+from vblora_lab.tuner.targets import match_targets, resolve
 
 BANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -196,11 +197,11 @@ def presets_for(model: nn.Module) -> dict[str, VBLoRAConfig]:
     fitting = {}
     for preset in PRESETS.values():
         config = preset.config()
-        found = examine(model, config)
+        found = match_targets(model, config)
         if not found.problems:
             names = list(dict.fromkeys(_last(name) for name in found.targets))
             by_names = replace(config, target_modules=names)
-            if examine(model, by_names).targets.keys() == found.targets.keys():
+            if match_targets(model, by_names).targets.keys() == found.targets.keys():
                 fitting[preset.title] = by_names
     return fitting
 

@@ -125,15 +125,6 @@ def _said(sample: Sample) -> str:
     return f'{text}<ul class="vblora-wrong">{errors}</ul>'
 
 
-def size(count: float) -> str:
-    """Bytes for people: 1 kB is 1000 bytes."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: "8 s", "2 min 05 s", "1 h 02 min"."""
     whole = round(seconds)

@@ -37,6 +37,7 @@ from vblora_lab.runs.events import (
     Stepped,
 )
 from vblora_lab.runs.frontend import Driver, detect
+from vblora_lab.tables import readable
 from vblora_lab.train import Trace, TrainingSession
 from vblora_lab.widgets import readout
 from vblora_lab.widgets._picture import Pictured
@@ -251,16 +252,16 @@ class RunPanel(Pictured, ipywidgets.VBox):
                 f"{readout.duration(step.seconds)} {'so far' if goes_on else 'in all'}",
             )
             if step.peak_memory_bytes:
-                numbers["peak memory"] = (readout.size(step.peak_memory_bytes), "so far")
+                numbers["peak memory"] = (readable(step.peak_memory_bytes), "so far")
         if evaluation is not None:
             numbers["validation"] = (f"{evaluation.eval_loss:.3f}", f"at step {evaluation.step}")
         if started is not None:
             numbers["trained"] = (f"{started.trained_parameters:,}", "parameters")
-            lora = readout.size(started.lora_stored_bytes)
+            lora = readable(started.lora_stored_bytes)
             numbers["sub-vectors"] = (
                 f"{len(started.sub_vectors):,}", f"{started.topk} of {started.num_vectors} each"
             )  # fmt: skip
-            numbers["stored"] = (readout.size(started.stored_bytes), f"LoRA: {lora}")
+            numbers["stored"] = (readable(started.stored_bytes), f"LoRA: {lora}")
         return numbers
 
     # ---- the screen ----------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""``vblora-lab export-lora`` and ``compress-lora``: to LoRA and back, as folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vblora_lab.app.options import at_least
+
+
+def add_to(commands: Any) -> None:
+    """Add both commands to the subparsers of `argparse`."""
+    export = commands.add_parser(
+        "export-lora",
+        help="write a VB-LoRA adapter as a LoRA adapter with the same update",
+        description="Write a stored VB-LoRA adapter as a LoRA adapter, exactly. The base model "
+        "isn't needed.",
+    )
+    export.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    export.set_defaults(run=_export_lora)
+
+    compress = commands.add_parser(
+        "compress-lora",
+        help="fit a vector bank to a LoRA adapter and write it as VB-LoRA",
+        description="Fit a vector bank and logits to a stored LoRA adapter and report the error. "
+        "The base model isn't needed.",
+    )
+    compress.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the LoRA")
+    compress.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    for option, default in (("num-vectors", 256), ("vector-length", 256), ("topk", 2)):
+        compress.add_argument(
+            f"--{option}", type=at_least(1), default=default, help=f"default: {default}"
+        )
+    compress.add_argument(
+        "--only-topk", action="store_true", help="store only the top k: smaller, no more training"
+    )
+    compress.add_argument("--seed", type=at_least(0), default=0, help="draws the first bank")
+    compress.set_defaults(run=_compress_lora)
+
+
+def _export_lora(args: argparse.Namespace) -> int:
+    from vblora_lab.convert.export import export_lora
+
+    print(f"LoRA adapter in {export_lora(args.adapter, args.out)}")
+    return 0
+
+
+def _compress_lora(args: argparse.Namespace) -> int:
+    from vblora_lab.convert.compress import compress_lora
+
+    result = compress_lora(
+        args.adapter,
+        args.num_vectors,
+        args.vector_length,
+        args.topk,
+        args.out,
+        save_only_topk_weights=args.only_topk,
+        seed=args.seed,
+    )
+    print(f"{result}\nVB-LoRA adapter in {args.out}")
+    return 0

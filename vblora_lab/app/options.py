@@ -1,0 +1,70 @@
+"""Options of several commands: the fields of a config, and whole numbers from a least one on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vblora_lab.tuner.config import VBLoRAConfig
+
+# Options of `plan` and `train` for fields of VBLoRAConfig. They are listed here, since reading them
+# from the class would load torch for every command; a test holds the list to the class.
+NUMBERS = {
+    "r": int,
+    "num_vectors": int,
+    "vector_length": int,
+    "topk": int,
+    "vblora_dropout": float,
+    "init_vector_bank_bound": float,
+    "init_logits_std": float,
+}
+NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+OTHER_FIELDS: dict[str, dict[str, Any]] = {
+    "layers_to_transform": {"nargs": "+", "type": int, "metavar": "N"},
+    "save_only_topk_weights": {"action": argparse.BooleanOptionalAction},
+    "bias": {"metavar": "MODE"},
+    "task_type": {"metavar": "TASK"},
+}
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    options: dict[str, dict[str, Any]] = {
+        **{n: {"type": t, "metavar": "N" if t is int else "X"} for n, t in NUMBERS.items()},
+        **{name: {"nargs": "+", "metavar": "NAME"} for name in NAMES},
+        **OTHER_FIELDS,
+    }
+    group = parser.add_argument_group("fields of the config")
+    for name, how in options.items():
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **how)
+
+
+def config_of(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
+    """The config that the options, and a preset, describe."""
+    from vblora_lab.planning.presets import find_preset
+    from vblora_lab.tuner.config import VBLoRAConfig
+
+    given = {n: v for n, v in vars(args).items() if n in {*NUMBERS, *NAMES, *OTHER_FIELDS}}
+    for name in ("target_modules", "exclude_modules"):
+        if len(given.get(name, [])) == 1 and _is_expression(given[name][0]):
+            given[name] = given[name][0]
+    make = VBLoRAConfig if args.preset is None else find_preset(args.preset).config
+    return make(**{**defaults, **given})
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a lone name is meant as a regular expression, or is 'all-linear'."""
+    return text.lower() == "all-linear" or any(sign in text for sign in "*+?()[]|\\^$")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from ``least`` on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be {least} or more")
+        return int(text)
+
+    return number

@@ -1,0 +1,119 @@
+"""``vblora-lab train``: fine-tune a model, in a folder that outlives a kill."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vblora_lab.app.options import add_config_options, at_least, config_of
+from vblora_lab.errors import DataError
+
+if TYPE_CHECKING:
+    from vblora_lab.runs.trace import Trace
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of `argparse`."""
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model with VB-LoRA; keep checkpoints, adapter and trace in a folder",
+        description="Fine-tune a base model with VB-LoRA on a data-to-text task. Ctrl-C ends the "
+        "run after the step in progress; --resume goes on where it ended, also after a crash. With "
+        "torchrun or accelerate launch, several processes share each batch: torchrun "
+        "--standalone --nproc-per-node 2 -m -- vblora_lab.cli train ...",
+    )
+    train.add_argument(
+        "--model",
+        default="mini-opt",
+        help="mini-opt (the default), a hub name such as facebook/opt-125m, or a folder",
+    )
+    train.add_argument(
+        "--task", default="restaurants", help="name of a task (default: restaurants), or FILE.csv"
+    )
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    train.add_argument("--preset", metavar="NAME", help="start from a preset; 'list' lists them")
+    for option, default, least, meaning in (
+        ("steps", 200, 1, "optimizer steps"),
+        ("batch-size", 8, 1, "pairs of meaning and text per step"),
+        ("seed", 0, 0, "draws adapter and data order"),
+        ("save-every", 50, 1, "steps between checkpoints"),
+        ("keep", 2, 1, "checkpoints that stay"),
+        ("eval-examples", 64, 0, "validation examples of an evaluation; 0: no evaluation"),
+        ("eval-every", 0, 0, "steps between evaluations; 0: before and after"),
+        ("sample-count", 3, 0, "sample texts; 0: none"),
+        ("sample-every", 0, 0, "steps between sample texts; 0: before and after"),
+    ):
+        train.add_argument(
+            f"--{option}",
+            type=at_least(least),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default})",
+        )
+    for kind in ("bank", "logits", "other"):
+        train.add_argument(
+            f"--{kind}-rate", type=float, metavar="X", help=f"peak learning rate: {kind}"
+        )
+    add_config_options(train)
+    train.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from vblora_lab.bases import load_base
+    from vblora_lab.planning.presets import list_presets
+    from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
+
+    if args.preset == "list":
+        print(list_presets())
+        return 0
+    rates = {kind: getattr(args, f"{kind}_rate") for kind in ("bank", "logits", "other")}
+    learning_rates = LearningRates(**{k: rate for k, rate in rates.items() if rate is not None})
+    config = config_of(args, task_type="CAUSAL_LM")
+    try:  # nobody would see a run that is kept nowhere
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {str(args.out)!r} can't be used as a folder: {error}") from error
+    options = (
+        "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
+        "eval_every", "sample_count", "sample_every",
+    )  # fmt: skip
+    session = TrainingSession(
+        load_base(args.model, device=_own_device()),
+        config,
+        args.task,
+        learning_rates=learning_rates,
+        listeners=[ProgressBar()],
+        **{name: getattr(args, name) for name in options},
+    )
+    trace = session.run()
+    if not session.is_first:
+        return 0
+    print(_report(session.base.label, trace))
+    print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
+    if trace.reason == "stopped":
+        print("Stopped early; the same command with --resume goes on.")
+        return 130
+    return 0
+
+
+def _own_device() -> str | None:
+    """The GPU of this process, where torchrun or accelerate started one for each."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def _report(base: str, trace: Trace) -> str:
+    """The losses of a run and a text that it wrote."""
+    lines = [f"{base}: {trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
+    if len(trace.eval_losses) > 1:
+        before, after = trace.eval_losses[0], trace.eval_losses[-1]
+        lines.append(f"validation loss {before:.3f} -> {after:.3f} nats per token")
+    for sample in trace.samples_after[:1]:
+        lines += [f"{sample.mr}", f"  {sample.text}"]
+        lines.append(f"  slot errors: {'; '.join(sample.slot_errors) or 'none'}")
+    return "\n".join(lines)

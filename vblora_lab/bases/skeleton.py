@@ -1,0 +1,106 @@
+"""Base models without their weights: a config.json is enough to plan on a model of any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from vblora_lab.bases.hub import cached_config, check_hub, what_to_do
+from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM
+from vblora_lab.errors import BaseModelError
+
+# A config.json tells the class it was made for; these tasks put another head on the same model.
+CLASSES_OF_TASKS = {
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def opt_125m_config(tokenizer: Tokenizer | None = None) -> transformers.OPTConfig:
+    """The config of OPT-125m, for a tokenizer whose special tokens may be others."""
+    ids = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return transformers.OPTConfig(
+        vocab_size=50272,
+        hidden_size=768,
+        word_embed_proj_dim=768,
+        ffn_dim=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=2048,
+        architectures=["OPTForCausalLM"],
+        **({} if tokenizer is None else {name: getattr(tokenizer, name) for name in ids}),
+    )
+
+
+def load_skeleton(
+    name: str | Path = MINI_OPT,
+    *,
+    task_type: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A base model without its weights, on the meta device: only its config.json is read.
+
+    Args:
+        name: "mini-opt", "opt-125m-random", a hub name, or a local folder with a config.json.
+        task_type: PEFT's name of a task, for the head that the model would get for it.
+        dtype: that the weights would have.
+
+    Raises:
+        BaseModelError: there is no such config.json, or transformers can't build the model.
+    """
+    where = str(ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
+    config = opt_125m_config() if where == OPT_125M_RANDOM else _read_config(where)
+    return skeleton_of(config, task_type=task_type, dtype=dtype)
+
+
+def skeleton_of(
+    config: PretrainedConfig,
+    *,
+    task_type: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The model that a transformers config describes, on the meta device: it has no weights.
+
+    A config that names no class, as one made in Python, gives a causal language model if it can.
+
+    Args:
+        config: of a model of any size.
+        task_type, dtype: as for `load_skeleton`.
+
+    Raises:
+        BaseModelError: transformers can't build the model.
+    """
+    own_class = getattr(transformers, (config.architectures or [""])[0], None)
+    is_language_model = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    usual_class = AutoModelForCausalLM if is_language_model else transformers.AutoModel
+    auto_class = CLASSES_OF_TASKS.get(task_type or "", usual_class)
+    try:
+        with torch.device("meta"):
+            if own_class is not None and task_type not in CLASSES_OF_TASKS:
+                return own_class._from_config(config, dtype=dtype)
+            return auto_class.from_config(config, dtype=dtype)
+    except (ValueError, ImportError) as error:  # no such head; a backend that isn't installed
+        kind = f" for task_type={task_type!r}" if task_type in CLASSES_OF_TASKS else ""
+        name = config.name_or_path or type(config).__name__
+        raise BaseModelError(
+            f"transformers can't build {name!r} (model_type {config.model_type!r}){kind}"
+        ) from error
+
+
+def _read_config(where: str) -> PretrainedConfig:
+    is_here = Path(where).is_dir() or isinstance(cached_config(where), str)
+    try:
+        if not is_here:
+            check_hub(where)
+        return AutoConfig.from_pretrained(where, local_files_only=is_here)
+    except (OSError, ValueError) as error:
+        if Path(where).is_dir():
+            raise BaseModelError(
+                f"the folder {where!r} has no config.json of a model that transformers knows"
+            ) from error
+        raise BaseModelError(what_to_do(where)) from error

@@ -1,0 +1,49 @@
+"""Where a converted adapter is written: a folder in which nothing else would be lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftConfig, PeftType
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vblora_lab.errors import CheckpointError
+from vblora_lab.files import whole_folder
+from vblora_lab.tuner import folders
+
+
+def free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
+    """The folder to write to, if nothing would be lost: new, empty, or of the same kind."""
+    folder = Path(os.path.realpath(path))
+    if folder.is_dir():
+        found = {file.name for file in folder.iterdir()}
+        strangers = found - {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
+        if strangers:
+            raise CheckpointError(
+                f"{path} holds other files ({', '.join(sorted(strangers)[:3])}); give a new folder."
+            )
+        if CONFIG_NAME in found:
+            kind = folders.read_fields(folder)["peft_type"]
+            if kind != peft_type:
+                raise CheckpointError(f"{path} holds a {kind} adapter; give a new folder.")
+    elif os.path.lexists(folder):
+        raise CheckpointError(f"{path} is a file; give a folder.")
+    above = next(parent for parent in folder.parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "can't be written to" if above.is_dir() else "is a file"
+        raise CheckpointError(f"{path} can't be made, since {above} {why}.")
+    return folder
+
+
+def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write an adapter's folder completely or not at all."""
+    with whole_folder(folder) as scratch:
+        # safetensors takes no tensors that share memory, as tied weights do.
+        separate = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+        separate = {key: tensor.contiguous() for key, tensor in separate.items()}
+        save_file(separate, scratch / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        config.save_pretrained(str(scratch))

@@ -1,0 +1,93 @@
+"""Walking a model: which modules it has of its own, and which of them are linear layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import EMBEDDING_LAYER_NAMES, SEQ_CLS_HEAD_NAMES
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import VBLoRALayer
+from vblora_lab.tuner.wrapped import LinearLayer
+
+CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+
+
+def own_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by name, without the root and without the insides of adapters."""
+    named: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name and not name.startswith(inside):
+            named[name] = module
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            inside += (name + ".",)
+    return named
+
+
+def linear_modules(model: nn.Module) -> dict[str, LinearLayer]:
+    """Every nn.Linear and Conv1D by full name, unwrapped, output heads included."""
+    layers = {name: unwrapped(module) for name, module in own_modules(model).items()}
+    return {name: layer for name, layer in layers.items() if isinstance(layer, LinearLayer)}
+
+
+def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Module]:
+    """The modules that PEFT will copy, train and store whole, by full name."""
+    endings = tuple(config.modules_to_save or ())
+    inside: tuple[str, ...] = ()
+    saved: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        wrapped = isinstance(module, AuxiliaryTrainingWrapper)
+        if name.endswith(endings) and not name.startswith(inside):
+            saved[name] = module.original_module if wrapped else module
+        if wrapped or name in saved:
+            inside += (name + ".",)
+    return saved
+
+
+def head_stored_whole(model: nn.Module, config: VBLoRAConfig) -> nn.Module | None:
+    """The output head, if PEFT stores its base layer too since the config adapts it by that name.
+
+    That is a weight (vocabulary, hidden size), far larger than the adapter; it is left out by
+    save_pretrained(..., save_embedding_layers=False).
+
+    Args:
+        model: the base model, adapted already or not.
+        config: with target_modules filled in.
+    """
+    wanted = config.target_modules or ()
+    if isinstance(wanted, str):
+        hit = [name for name in own_modules(model) if re.fullmatch(wanted, name)]
+        named = {name.rpartition(".")[2] for name in hit}
+    else:
+        named = set(wanted)
+    if not isinstance(model, PreTrainedModel) or named.isdisjoint(EMBEDDING_LAYER_NAMES):
+        return None
+    head = model.get_output_embeddings()
+    return None if head is None else unwrapped(head)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, VBLoRALayer) else module
+
+
+def output_head(model: nn.Module, config: VBLoRAConfig) -> nn.Module | None:
+    """The layer that 'all-linear' leaves out, as in PEFT: the one that makes the predictions."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    head = model.get_output_embeddings()
+    if head is None and config.task_type == "SEQ_CLS":
+        heads = (getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES)
+        head = next((module for module in heads if module is not None), None)
+    return None if head is None else unwrapped(head)
+
+
+def layer_lists(named: Iterable[str]) -> list[str]:
+    """Names of the lists whose members are numbered: 'layers' for 'model.layers.0'."""
+    found = (re.search(r"(?:^|\.)([^.]+)\.\d+\.", name) for name in named)
+    return list(dict.fromkeys(match.group(1) for match in found if match))
