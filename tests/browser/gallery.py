@@ -17,7 +17,7 @@ from transformers import OPTConfig
 
 from vblora_lab import PRESETS, LearningRates, Trace, TrainingSession, get_peft_model, load_base
 from vblora_lab.train import Replay, Stepped
-from vblora_lab.tuner.model import adapted_layers
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, TrainingStudio
 from vblora_lab.widgets.live import RATES
 

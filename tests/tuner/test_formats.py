@@ -36,8 +36,9 @@ from tests.cases import (
 from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.tuner import formats
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.model import VBLoRAModel, adapted_layers
+from vblora_lab.tuner.model import VBLoRAModel
 
 WEIGHTS = "adapter_model.safetensors"
 both_formats = pytest.mark.parametrize("only_topk", [False, True], ids=["full", "topk"])
@@ -935,7 +936,7 @@ def test_paths_that_lead_nowhere(opt_case, adapter, monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(lab, "snapshot_download", unreachable)
+    monkeypatch.setattr("vblora_lab.tuner.loading.snapshot_download", unreachable)
     message = refused(lambda: lab.from_pretrained(base, "someone/adapter"), base)
     assert "no folder someone/adapter" in message
     assert "Hub" in message
@@ -948,7 +949,7 @@ def test_a_hub_id_is_downloaded(opt_case, adapter, monkeypatch):
         asked.update(kwargs, repository=repository)
         return str(adapter.parent)
 
-    monkeypatch.setattr(lab, "snapshot_download", downloaded)
+    monkeypatch.setattr("vblora_lab.tuner.loading.snapshot_download", downloaded)
     loaded = lab.from_pretrained(
         opt_case.base(), "someone/adapter", subfolder="adapter", revision="v1"
     )

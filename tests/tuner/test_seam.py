@@ -123,7 +123,7 @@ def test_importing_leaves_peft_alone():
     script = """
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 before = dict(PEFT_TYPE_TO_CONFIG_MAPPING), dict(PEFT_TYPE_TO_TUNER_MAPPING)
-import vblora_lab.tuner.peft, vblora_lab.planning.presets, vblora_lab.planning.plan.plan
+import vblora_lab.tuner.peft, vblora_lab.planning.presets, vblora_lab.planning.plan
 assert (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING) == before, "PEFT is changed"
 print("checked")
 """

@@ -84,7 +84,7 @@ def untrained_selection(skeleton: Any, config: Any, seed: int = 0) -> Any:
     from torch import nn
 
     from vblora_lab.inspection.reading import read_selection
-    from vblora_lab.tuner.model import adapted_layers
+    from vblora_lab.tuner.adapted import adapted_layers
     from vblora_lab.tuner.peft import get_peft_model
 
     model = get_peft_model(copy.deepcopy(skeleton), config)

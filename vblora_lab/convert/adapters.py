@@ -22,8 +22,8 @@ from vblora_lab.errors import CheckpointError, ConfigError
 from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
-from vblora_lab.tuner.model import VBLoRAModel
 from vblora_lab.tuner.peft import using
+from vblora_lab.tuner.saving import full_state_dict
 
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 Source = nn.Module | str | os.PathLike[str]
@@ -83,13 +83,8 @@ def read_model(model: nn.Module, adapter_name: str) -> tuple[VBLoRAConfig, dict[
         tensors = get_peft_model_state_dict(model, adapter_name=adapter_name)
     # Again, for the logits themselves: the top-k format would round them to weights.
     config.save_only_topk_weights = False
-    others = [name for name in model.peft_config if name != adapter_name]
-    full = VBLoRAModel._get_adapter_state_dict(
-        model, config, adapter_name, model.state_dict(), others
-    )
     tensors = {key: tensor for key, tensor in tensors.items() if not is_vblora_key(key)}
-    for key, tensor in full.items():
-        tensors[VBLoRAModel._remove_adapter_name_from_key(key, adapter_name)] = tensor
+    tensors |= full_state_dict(model, adapter_name)
     if any(tensor.is_meta for tensor in tensors.values()):
         raise CheckpointError(
             f"adapter {adapter_name!r} has no numbers, only shapes (device 'meta'); load its "

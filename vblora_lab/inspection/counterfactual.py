@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from vblora_lab.admixture import choose
 from vblora_lab.errors import CounterfactualError
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.layer import VBLoRALayer
-from vblora_lab.tuner.model import adapted_layers
 
 NEARLY = 1e-4  # how far from 1 the sum of forced weights may be
 

@@ -12,8 +12,8 @@ from torch import nn
 from vblora_lab.admixture import choose
 from vblora_lab.errors import SelectionError
 from vblora_lab.inspection.selection import Selection, SubVectors
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.layer import VBLoRALayer
-from vblora_lab.tuner.model import adapted_layers
 
 
 def read_selection(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.errors import SelectionError, nearest
-from vblora_lab.tuner.model import adapted_layers
+from vblora_lab.tuner.adapted import adapted_layers
 
 
 @dataclass(frozen=True, eq=False)

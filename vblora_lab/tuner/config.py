@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
-import math
-import numbers
 import os
-import re
 import warnings
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,19 +18,20 @@ from typing import Any, NamedTuple, Protocol
 from peft import PeftConfig, PeftType, TaskType
 
 from vblora_lab.errors import ConfigError
+from vblora_lab.tuner import checks
 
 BIAS_MODES = ("none", "all", "vblora_only")
 ALL_LINEAR = "all-linear"
 
 
 class FolderOwner(Protocol):
-    """What a model does for the configs of its adapters (see `VBLoRAConfig.save_pretrained`)."""
+    """What a config asks of the model that holds it (see `VBLoRAConfig.save_pretrained`)."""
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig: ...
 
 
 class Caution(NamedTuple):
-    """A legal value with which the adapter wouldn't learn; one with which it would, if known."""
+    """A legal value that keeps an adapter from learning, and one that doesn't, if known."""
 
     field: str
     message: str
@@ -52,7 +48,7 @@ class VBLoRAConfig(PeftConfig):
     r * (in + out) / vector_length * num_vectors logits are trained in a layer, and one bank.
 
     `adapter_config.json` written here loads in PEFT and the other way round. A value that can't be
-    meant raises `ConfigError` at once; a value that is legal but stops learning warns.
+    meant raises `ConfigError` at once; one that is legal but stops learning gives a warning.
     """
 
     r: int = field(
@@ -156,7 +152,8 @@ class VBLoRAConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        _check_choice("task_type", self.task_type, [task.value for task in TaskType], optional=True)
+        if self.task_type is not None:
+            checks.choice("task_type", self.task_type, [task.value for task in TaskType])
         super().__post_init__()
         self.peft_type = PeftType.VBLORA
         self.validate()
@@ -173,13 +170,9 @@ class VBLoRAConfig(PeftConfig):
             ConfigError: names the field, its value and what is allowed.
         """
         for spec in dataclasses.fields(VBLoRAConfig):
-            if spec.type == "int":
-                setattr(self, spec.name, _whole_number(spec, getattr(self, spec.name)))
-            elif spec.type == "float":
-                setattr(self, spec.name, _real_number(spec, getattr(self, spec.name)))
-            elif spec.type == "bool" and not isinstance(getattr(self, spec.name), bool):
-                value = getattr(self, spec.name)
-                raise ConfigError(f"{spec.name}={value!r}: must be True or False.", field=spec.name)
+            check = checks.OF_TYPE.get(str(spec.type))
+            if check is not None:
+                setattr(self, spec.name, check(spec, getattr(self, spec.name)))
         if self.topk > self.num_vectors:
             raise ConfigError(
                 f"topk={self.topk}: can't choose {self.topk} vectors from a bank of num_vectors="
@@ -187,17 +180,18 @@ class VBLoRAConfig(PeftConfig):
                 field="topk",
                 suggestion=self.num_vectors,
             )
-        _check_choice("bias", self.bias, BIAS_MODES)
-        self.target_modules = _names_or_regex("target_modules", self.target_modules)
+        checks.choice("bias", self.bias, BIAS_MODES)
+        self.target_modules = checks.names_or_regex("target_modules", self.target_modules)
         if self.target_modules == set():
             raise ConfigError(
                 "target_modules=[]: adapts nothing; name a module, or leave it out.",
                 field="target_modules",
                 suggestion=ALL_LINEAR,
             )
-        self.exclude_modules = _names_or_regex("exclude_modules", self.exclude_modules)
+        self.exclude_modules = checks.names_or_regex("exclude_modules", self.exclude_modules)
         self._validate_modules_to_save()
-        self._validate_layers()
+        self._validate_layers_to_transform()
+        self._validate_layers_pattern()
 
     def _validate_modules_to_save(self) -> None:
         names = self.modules_to_save
@@ -208,36 +202,40 @@ class VBLoRAConfig(PeftConfig):
                 suggestion=[names],
             )
         if names is not None:
-            self.modules_to_save = _strings("modules_to_save", names)
+            self.modules_to_save = checks.strings("modules_to_save", names)
 
-    def _validate_layers(self) -> None:
+    def _validate_layers_to_transform(self) -> None:
         layers = self.layers_to_transform
-        if layers is not None:
-            spec = next(f for f in dataclasses.fields(self) if f.name == "layers_to_transform")
-            if isinstance(layers, (list, tuple, set, range)):
-                self.layers_to_transform = [_whole_number(spec, layer) for layer in layers]
-                if not self.layers_to_transform and not self.inference_mode:
-                    raise ConfigError(
-                        "layers_to_transform=[]: names no layer, and PEFT would adapt every layer; "
-                        "give their numbers, such as [0, 1], or leave it out for every layer.",
-                        field="layers_to_transform",
-                    )
-            else:
-                self.layers_to_transform = _whole_number(spec, layers)
-            # A stored adapter may say so all the same: PEFT adapted every layer that matched.
-            if isinstance(self.target_modules, str) and not self.inference_mode:
-                raise ConfigError(
-                    f"layers_to_transform={layers!r}: has no effect when target_modules is a "
-                    f"string ({self.target_modules!r}); list the module names, or put the layer "
-                    r"numbers into the expression, as in '.*\.layers\.(0|1)\..*_proj'.",
-                    field="layers_to_transform",
-                )
+        if layers is None:
+            return
+        spec = next(f for f in dataclasses.fields(self) if f.name == "layers_to_transform")
+        if isinstance(layers, (list, tuple, set, range)):
+            self.layers_to_transform = [checks.whole_number(spec, layer) for layer in layers]
+        else:
+            self.layers_to_transform = checks.whole_number(spec, layers)
+        if self.inference_mode:
+            return  # a stored adapter may say what follows: PEFT adapted every layer that matched
+        if self.layers_to_transform == []:
+            raise ConfigError(
+                "layers_to_transform=[]: names no layer, and PEFT would adapt every layer; "
+                "give their numbers, such as [0, 1], or leave it out for every layer.",
+                field="layers_to_transform",
+            )
+        if isinstance(self.target_modules, str):
+            raise ConfigError(
+                f"layers_to_transform={layers!r}: has no effect when target_modules is a "
+                f"string ({self.target_modules!r}); list the module names, or put the layer "
+                r"numbers into the expression, as in '.*\.layers\.(0|1)\..*_proj'.",
+                field="layers_to_transform",
+            )
+
+    def _validate_layers_pattern(self) -> None:
         pattern = self.layers_pattern
         if pattern is None:
             return
         if not isinstance(pattern, str):
-            self.layers_pattern = _strings("layers_pattern", pattern)
-        if pattern and layers is None:
+            self.layers_pattern = checks.strings("layers_pattern", pattern)
+        if pattern and self.layers_to_transform is None:
             raise ConfigError(
                 f"layers_pattern={pattern!r}: says where layers_to_transform counts, but "
                 "layers_to_transform isn't given; set it, for example to [0, 1], or leave both "
@@ -245,7 +243,7 @@ class VBLoRAConfig(PeftConfig):
                 field="layers_pattern",
             )
         for expression in [pattern] if isinstance(pattern, str) else pattern:
-            _check_regex("layers_pattern", expression)
+            checks.regex("layers_pattern", expression)
 
     def cautions(self) -> list[Caution]:
         """What is legal but keeps the adapter from learning; making such a config warns of it."""
@@ -285,8 +283,8 @@ class VBLoRAConfig(PeftConfig):
 
         PeftModel.save_pretrained writes the weights of an adapter, tells the tuner no folder, and
         then calls this method on the config that the model holds. So this is the one place where
-        the model can see that the folder is a training checkpoint, and can do so whichever of
-        PEFT's tables is in force (see `VBLoRAModel.complete_folder`).
+        the model can see that the folder is a training checkpoint, and it can do so whichever
+        classes PEFT's tables hold (see `VBLoRAModel.complete_folder`).
         """
         owner = self.__dict__.get("_owner", lambda: None)()
         stored = self if owner is None else owner.complete_folder(self, Path(save_directory))
@@ -338,97 +336,3 @@ def as_vblora_config(config: PeftConfig) -> VBLoRAConfig:
         )
     names = [spec.name for spec in dataclasses.fields(VBLoRAConfig)]
     return VBLoRAConfig(**{name: copy.deepcopy(getattr(config, name)) for name in names})
-
-
-def _check_choice(name: str, value: Any, choices: Iterable[str], optional: bool = False) -> None:
-    choices = list(choices)
-    if (optional and value is None) or value in choices:
-        return
-    # Spelling first, then letter case: 'lora_only' should find 'vblora_only', 'None' find 'none'.
-    near = difflib.get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1)
-    better = next((c for c in choices if c.lower() in near), None)
-    hint = "" if better is None else f" Did you mean {better!r}?"
-    allowed = ", ".join(map(repr, choices))
-    raise ConfigError(
-        f"{name}={value!r}: must be one of {allowed}.{hint}", field=name, suggestion=better
-    )
-
-
-def _bounds(spec: dataclasses.Field[Any]) -> str:
-    rules = [
-        text.format(spec.metadata[key])
-        for key, text in (("at_least", "at least {}"), ("below", "below {}"))
-        if key in spec.metadata
-    ]
-    return " and ".join(rules)
-
-
-def _check_bounds(spec: dataclasses.Field[Any], value: float) -> None:
-    lowest, limit = spec.metadata.get("at_least", -math.inf), spec.metadata.get("below", math.inf)
-    if not lowest <= value < limit:
-        # Below its lower bound, the nearest valid value is known; above, only the rule is.
-        nearest = f"; the nearest is {lowest}" if value < lowest else ""
-        raise ConfigError(
-            f"{spec.name}={value!r}: must be {_bounds(spec)}{nearest}.",
-            field=spec.name,
-            suggestion=lowest if value < lowest else None,
-        )
-
-
-def _whole_number(spec: dataclasses.Field[Any], value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        nearest = None
-        if is_number and math.isfinite(value):
-            nearest = max(round(value), spec.metadata["at_least"])
-        near = "" if nearest is None else f"; the nearest is {nearest}"
-        raise ConfigError(
-            f"{spec.name}={value!r}: must be a whole number, {_bounds(spec)}, "
-            f"not {type(value).__name__}{near}.",
-            field=spec.name,
-            suggestion=nearest,
-        )
-    _check_bounds(spec, int(value))
-    return int(value)
-
-
-def _real_number(spec: dataclasses.Field[Any], value: Any) -> float:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise ConfigError(
-            f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.", field=spec.name
-        )
-    _check_bounds(spec, float(value))
-    return float(value)
-
-
-def _strings(name: str, values: Any) -> list[str]:
-    """Names as a list; a lone string is no list, and an empty string no name."""
-    if not isinstance(values, (list, tuple, set, frozenset)):
-        raise ConfigError(f"{name}={values!r}: must be a list of names.", field=name)
-    for value in values:
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{name}={values!r}: {value!r} is not a name.", field=name)
-    return list(values)
-
-
-def _names_or_regex(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        _check_regex(name, value)
-        return value
-    return set(_strings(name, value))  # a set is what PEFT holds
-
-
-def _check_regex(name: str, value: str) -> None:
-    if not value:
-        raise ConfigError(f"{name}='': is empty; give names, or leave it out.", field=name)
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise ConfigError(
-            f"{name}={value!r}: is not a regular expression ({error}). To name modules, give a "
-            "list of names.",
-            field=name,
-        ) from error

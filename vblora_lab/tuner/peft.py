@@ -12,37 +12,24 @@ names, so that PEFT's save_pretrained and load_adapter handle them.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import peft
-from huggingface_hub import snapshot_download
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from vblora_lab.errors import CheckpointError, ConfigError, InferenceOnlyError, TargetError
-from vblora_lab.tuner import folders, formats
-from vblora_lab.tuner.banks import (
-    FINGERPRINT_NAME,
-    VectorBanks,
-    bank_of_folder,
-    check_bank_fits,
-    find_bank,
-)
+from vblora_lab.errors import ConfigError, TargetError
+from vblora_lab.tuner.banks import VectorBanks, check_bank_fits, find_bank
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.model import VBLoRAModel, check_adapter_name, restored_on_error
-from vblora_lab.tuner.modules import modules_to_save
-from vblora_lab.tuner.targets import resolve
-from vblora_lab.tuner.wrapped import in_out_features
-
-Bank = str | os.PathLike[str] | Tensor
+from vblora_lab.tuner.injection import check_adapter_name, restored_on_error
+from vblora_lab.tuner.loading import Bank, checked_config, given_bank, local_folder
+from vblora_lab.tuner.model import VBLoRAModel
 
 
 class _Seam:
@@ -107,7 +94,7 @@ def using() -> Iterator[None]:
 
 @contextmanager
 def _without_known_warning() -> Iterator[None]:
-    """PEFT asks transformers for an attribute that is deprecated there; nobody here can help it."""
+    """PEFT asks transformers for an attribute that is deprecated there; no caller can change it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         yield
@@ -148,7 +135,7 @@ def get_peft_model(
         )
     check_adapter_name(adapter_name, model)
     config = as_vblora_config(config)
-    numbers = _numbers(bank)
+    numbers = given_bank(bank)
     if numbers is None and freeze_bank is not None:
         raise ConfigError(
             f"freeze_bank={freeze_bank}: says what becomes of a bank that is given; give bank= too."
@@ -194,7 +181,7 @@ def add_adapter(
     banks = _banks(model)
     if bank_of not in banks:
         there = ", ".join(map(repr, banks))
-        raise ConfigError(f"bank_of={bank_of!r}: no adapter is called so; there are {there}.")
+        raise ConfigError(f"bank_of={bank_of!r}: no adapter has that name; there are {there}.")
     config = as_vblora_config(config)
     check_bank_fits(config, banks[bank_of], f"the bank of adapter {bank_of!r}")
     base = model.get_base_model()
@@ -213,7 +200,7 @@ def save_with_bank(
 
     Args:
         model: a PeftModel made by this package.
-        folder: as in save_pretrained; an adapter of another name than "default" comes into a
+        folder: as in save_pretrained; an adapter of another name than "default" goes into a
             folder of that name in it.
         adapter_name: which adapter.
         **kwargs: of PeftModel.save_pretrained.
@@ -227,7 +214,8 @@ def save_with_bank(
     _check_is_ours(model)
     banks = _banks(model)
     cast(VBLoRAModel, model.base_model).check_adapter_exists(adapter_name)
-    borrowed = banks.fingerprints.pop(adapter_name, None)  # meanwhile, its bank is its own
+    # Until it is stored, the bank counts as its own.
+    borrowed = banks.fingerprints.pop(adapter_name, None)
     try:
         with using():
             model.save_pretrained(str(folder), selected_adapters=[adapter_name], **kwargs)
@@ -269,7 +257,7 @@ def from_pretrained(
     Raises:
         CheckpointError: no adapter there, one of another method, a damaged or pickled file, one
             that doesn't fit the model, one without its bank, or one that can't be trained.
-        ConfigError: the name is taken, or a bank is given that has no use.
+        ConfigError: the name is taken, or a bank is given that isn't needed.
         TargetError: the config names no layers of this model. In any case the model is as it was.
     """
     hub = {key: kwargs.pop(key, None) for key in ("subfolder", "revision", "token", "cache_dir")}
@@ -278,12 +266,12 @@ def from_pretrained(
     check_adapter_name(adapter_name, base)
     if isinstance(model, PeftModel):
         _check_accepts(model, adapter_name)
-    folder = _local_folder(path, hub)
-    config, has_bank = _checked_config(base, folder, is_trainable)
+    folder = local_folder(path, hub)
+    config, has_bank = checked_config(base, folder, is_trainable)
     found = None
     if not has_bank:
         banks = _banks(model) if isinstance(model, PeftModel) else None
-        found = find_bank(folder, banks, _numbers(bank))
+        found = find_bank(folder, banks, given_bank(bank))
         check_bank_fits(config, found, "its bank")
     elif bank is not None:
         raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
@@ -305,7 +293,7 @@ def from_pretrained(
 def _injected(
     model: nn.Module, config: VBLoRAConfig, adapter_name: str, kwargs: dict[str, Any]
 ) -> PeftModel:
-    """What PEFT does when it loads an adapter, up to the point where the file is read."""
+    """Do what PEFT does when it loads an adapter, up to the point where it reads the file."""
     how = {k: kwargs[k] for k in ("autocast_adapter_dtype", "low_cpu_mem_usage") if k in kwargs}
     if not isinstance(model, PeftModel):
         kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
@@ -325,33 +313,6 @@ def _use_bank(model: PeftModel, adapter_name: str, bank: Tensor, freeze_bank: bo
 
 def _banks(model: PeftModel) -> VectorBanks:
     return cast(VBLoRAModel, model.base_model).vblora_vector_bank
-
-
-def _numbers(bank: Bank | None) -> Tensor | None:
-    """A bank that is given as such, as a folder, or as a Hub id."""
-    if bank is None or isinstance(bank, Tensor):
-        return bank
-    return bank_of_folder(_local_folder(bank, {}))
-
-
-def _local_folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> str:
-    """The adapter's folder on this machine; what looks like a Hub id is downloaded."""
-    folder = Path(path)
-    subfolder = hub.pop("subfolder", None) or ""
-    looks_like_hub_id = (
-        isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    )
-    if not folder.exists() and looks_like_hub_id:
-        files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME]
-        wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
-        try:
-            folder = Path(snapshot_download(str(path), allow_patterns=wanted, **hub))
-        except (OSError, ValueError) as error:  # no network, no such repository, no valid id
-            raise CheckpointError(
-                f"there is no folder {path}, and the Hugging Face Hub gave no adapter of that "
-                f"name ({type(error).__name__})."
-            ) from error
-    return str(folder / subfolder)
 
 
 def _check_is_module(model: object) -> None:
@@ -379,50 +340,3 @@ def _check_accepts(model: PeftModel, adapter_name: str) -> None:
             f"adapter_name={adapter_name!r}: is taken; the model has {there}. Give another name, "
             "or call model.delete_adapter first."
         )
-
-
-def _checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VBLoRAConfig, bool]:
-    """The config of a stored adapter, once its file is known to fit; whether it has a bank."""
-    config = folders.read_config(folder)
-    tensors = folders.read_tensors(folder)
-    formats.check_format(tensors, config, folder)
-    if is_trainable and config.save_only_topk_weights:
-        raise InferenceOnlyError(
-            f"{folder} can't be trained: it stores only the top {config.topk} logits of each "
-            "sub-vector (save_only_topk_weights=True). Load it with is_trainable=False, or train "
-            "from a file with all logits."
-        )
-    config.inference_mode = True  # a stored adapter: names that match nothing are dropped
-    config, targets = resolve(base, config)
-    config.inference_mode = not is_trainable
-    features = {name: in_out_features(module) for name, module in targets.items()}
-    others = _other_tensors(base, config, targets)
-    shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
-    formats.check_tensors(tensors, config, features, shapes, where=folder)
-    return config, formats.BANK_KEY in tensors
-
-
-def _other_tensors(
-    base: nn.Module, config: VBLoRAConfig, targets: Iterable[str]
-) -> dict[str, Tensor]:
-    """What PEFT could store of a base model beside bank and logits, by the keys of its files.
-
-    They are the names of a model that carries this adapter alone.
-    """
-    others = {
-        formats.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor
-        for name, tensor in base.state_dict().items()
-    }
-    for name in targets:
-        prefix = f"{formats.LAYER_PREFIX}{name}."
-        # Of an adapted output head, PEFT stores the weight too.
-        for part in ("weight", "bias"):
-            if prefix + part in others:
-                others[f"{prefix}base_layer.{part}"] = others.pop(prefix + part)
-    for name in modules_to_save(base, config):
-        prefix = f"{formats.LAYER_PREFIX}{name}."
-        # With bias="all", PEFT stores the biases of such a module three times.
-        for key in [key for key in others if key.startswith(prefix) and key.endswith("bias")]:
-            for part in ("modules_to_save", "original_module"):
-                others[f"{prefix}{part}.{key.removeprefix(prefix)}"] = others[key]
-    return others

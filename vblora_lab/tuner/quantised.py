@@ -1,8 +1,8 @@
 """Quantised base weights: read as numbers, and given back bit for bit after a merge.
 
 PEFT's quantisation back ends do the arithmetic, merged = quantise(dequantise(W) + B A), for the
-kinds that bitsandbytes stores in 4 and 8 bits. What is here is what they leave open: a layer
-without any, a weight that bitsandbytes has packed anew, and the way back.
+weights that bitsandbytes stores in 4 or 8 bits. This module adds what they leave open: layers
+without a back end, weights that bitsandbytes has packed anew, and the way back.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from transformers.pytorch_utils import Conv1D
 
 
 def backend_of(layer: nn.Module) -> QuantizationBackend | None:
-    """PEFT's back end for a linear layer, None if it is of a plain kind."""
+    """PEFT's back end for a linear layer; None for a plain one."""
     if type(layer) in (nn.Linear, Conv1D):  # the search would import every quantiser there is
         return None
     return resolve_quantization_backend(layer)
 
 
 def why_not_mergeable(layer: nn.Module, backend: QuantizationBackend | None) -> str | None:
-    """What stands against adding an update to the weight of a layer; None if nothing does."""
+    """Why an update can't be added to the weight of a layer; None if it can."""
     weight: Any = layer.weight
     kind = str(weight.dtype)
     if isinstance(backend, Bnb4bitBackend | Bnb8bitBackend):
@@ -66,13 +66,13 @@ def dequantised(layer: nn.Module, backend: QuantizationBackend) -> Tensor:
 
 
 def dtype_to_write(weight: Tensor, backend: QuantizationBackend | None) -> torch.dtype:
-    """The dtype in which a back end takes a weight: 8 bits are cut from float16 always."""
+    """The dtype in which a back end takes a weight: the one for 8 bits takes float16 alone."""
     return torch.float16 if isinstance(backend, Bnb8bitBackend) else weight.dtype
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A stored weight with its scales, kept from what a back end does when it writes another."""
+    """A quantised weight with its scales, kept apart while a back end writes another one."""
 
     weight: Any  # Params4bit or Int8Params
 

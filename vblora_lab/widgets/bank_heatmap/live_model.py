@@ -8,7 +8,7 @@ from vblora_lab.bases import label_of
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.inspection.selection import Selection
 from vblora_lab.inspection.updates import read_update
-from vblora_lab.tuner.model import adapted_layers
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.widgets.bank_heatmap.state import Traits, as_bytes, of_update
 
 
