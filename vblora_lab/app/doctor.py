@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault
+from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault, installed_version
 
 Status = Literal["ok", "warning", "error"]
 
@@ -163,7 +163,7 @@ def _packages() -> Check:
     wanted = [need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
     wrong, right = [], []
     for need in wanted:
-        version = _version(need.name)
+        version = installed_version(need.name)
         if version is None:
             wrong.append((need, f"{need.name} is missing"))
         elif not need.specifier.contains(version, prereleases=True):
@@ -174,7 +174,7 @@ def _packages() -> Check:
         command = " ".join(f'"{need.name}{need.specifier}"' for need, _ in wrong)
         found = "; ".join(text for _, text in wrong)
         return Check("packages", "error", found, f"pip install {command}")
-    shown = [f"{name} {_version(name)}" for name in ("peft", "transformers", "accelerate")]
+    shown = [f"{name} {installed_version(name)}" for name in ("peft", "transformers", "accelerate")]
     return Check("packages", "ok", f"all {len(right)} in range: {', '.join(shown)}")
 
 
@@ -278,7 +278,7 @@ def _front_end() -> Check:
 
 
 def _ipykernel() -> Check:
-    version = _version("ipykernel")
+    version = installed_version("ipykernel")
     if version is None:
         return Check(
             "ipykernel",
@@ -297,7 +297,7 @@ def _ipykernel() -> Check:
 
 def _widget_parts(package: str, extension: str) -> Check:
     """The kernel's half of a widget library beside the half that Jupyter serves to browsers."""
-    version = _version(package)
+    version = installed_version(package)
     if version is None:
         return Check(package, "error", "not installed", f"pip install {package}")
     try:
@@ -309,7 +309,7 @@ def _widget_parts(package: str, extension: str) -> Check:
     if served is None:
         found = f"{version}; no half for the browser in this environment"
         advice = f"If Jupyter is served from here: pip install --force-reinstall {package}"
-        if _version("jupyter_server") is None:
+        if installed_version("jupyter_server") is None:
             return Check(package, "ok", found)
         return Check(package, "warning", found, advice)
     found = f"{version}; browsers are served {served}"
@@ -390,13 +390,6 @@ def _cache() -> Check:
 
 
 # --- small things
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line(error: BaseException) -> str:
