@@ -35,7 +35,7 @@ from vblora_lab.bases import Base, share_weights
 from vblora_lab.course.measured import QUALITY
 from vblora_lab.data import Task
 from vblora_lab.train import LearningRates, make_trainer, measure
-from vblora_lab.train.compare import prepare
+from vblora_lab.train.methods import prepare
 from vblora_lab.train.prompts import IGNORED, Collator, encode_all
 
 TABLE = Path(__file__).parent / "results" / "quality.md"

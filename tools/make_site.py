@@ -99,6 +99,7 @@ ROOMS = {
             "train.optimizer",
             "train.probe",
             "train.compare",
+            "runs.results",
             "runs.runs",
             "runs.trace",
         ),

@@ -21,7 +21,7 @@ from .inspection.updates import read_update as read_update
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .planning.presets import PRESETS as PRESETS
-from .runs.runs import Comparison as Comparison
+from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
 from .train.compare import compare as compare

@@ -50,16 +50,18 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def put_in_place(new: Path, place: Path) -> None:
+def put_in_place(new: Path, place: Path, aside: Path | None = None) -> None:
     """Move a file or folder that is written whole to its place, in place of what is there.
 
     Args:
         new: on the same file system as `place`.
         place: a file, a folder, or nothing yet. A folder can't be renamed over another, so an old
             one is moved out of the way first, and is back should the move fail.
+        aside: the folder that such an old one is moved to, on the same file system; by default
+            the one that `place` is in. There it stays if the process is killed meanwhile.
     """
     force_to_disk(new)
-    old = _beside(place, "old")
+    old = _beside(place if aside is None else aside / place.name, "old")
     try:
         if place.is_dir():
             place.rename(old)

@@ -35,7 +35,7 @@ def test_shipped_results_are_those_of_the_benchmark_s_table(benchmark):
 
 def test_shipped_sizes_are_those_of_the_configs(benchmark):
     from vblora_lab.bases import share_weights
-    from vblora_lab.train.compare import prepare, stored_bytes, trained_parameters
+    from vblora_lab.train.methods import prepare, stored_bytes, trained_parameters
 
     base, shipped = lab.load_base("mini-opt", device="cpu"), measured.quality().results
     for name, (config, _) in benchmark.methods().items():

@@ -5,16 +5,17 @@ import importlib
 import json
 import shutil
 import subprocess
+import sys
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from vblora_lab import VBLoRAConfig, load_base
 from vblora_lab.errors import ConfigError, DataError, SessionError
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.train import Saved, SaveFailed, Stepped, Trace, TrainingSession
+from vblora_lab.train.checkpoints import Checkpoints
 
 RUN = {"steps": 6, "batch_size": 2, "eval_examples": 0, "sample_count": 0, "save_every": 2}
 
@@ -172,44 +173,9 @@ def test_half_written_things_are_cleared_at_the_next_start(tmp_path):
     folder = RunFolder(tmp_path)
     folder.open({})
     (tmp_path / ".aside" / "checkpoint-9").mkdir(parents=True)
-    assert folder.latest_checkpoint() is None
+    assert Checkpoints(folder).latest() is None
     folder.open({})
     assert not (tmp_path / ".aside" / "checkpoint-9").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("optimizer.pt", lambda data: data[: len(data) // 2]),
-        ("rng_state.pth", lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:]),
-        ("adapter_model.safetensors", lambda data: data[:-4]),
-        ("trainer_state.json", lambda data: b""),
-        ("scheduler.pt", None),
-    ],
-)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(finished, tmp_path, name, damage):
-    out = shutil.copytree(finished, tmp_path / "run")
-    file = out / "checkpoint-6" / name
-    if damage is None:
-        file.unlink()
-    else:
-        file.write_bytes(damage(file.read_bytes()))
-    with pytest.warns(UserWarning, match=rf"checkpoint-6 is damaged \({name}"):
-        assert RunFolder(out).latest_checkpoint() == out / "checkpoint-4"
-    assert RunFolder(finished).latest_checkpoint() == finished / "checkpoint-6"
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
-    base, task, config, finished, tmp_path
-):
-    out = shutil.copytree(finished, tmp_path / "run")
-    (out / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="is damaged"):
-        session = TrainingSession(base, config, task, out=out, resume=True, **RUN)
-    session.run()
-    ours, whole = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (out, finished))
-    assert all(torch.equal(ours[tensor], whole[tensor]) for tensor in whole)
-    assert RunFolder(out).latest_checkpoint() == out / "checkpoint-6"
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +186,45 @@ def finished(base, task, tmp_path_factory):
     )
     TrainingSession(base, config, task, out=out, **RUN).run()
     return out
+
+
+KEPT_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "peft", "safetensors"):
+    sys.modules[name] = None  # importing it would raise
+from pathlib import Path
+from types import SimpleNamespace
+from vblora_lab.runs import Result, Runs, Trace
+
+def save_pretrained(folder):
+    Path(folder).mkdir()
+    (Path(folder) / "adapter_config.json").write_text("{}")
+
+model = SimpleNamespace(save_pretrained=save_pretrained)
+ended = SimpleNamespace(status="completed", settings={"seed": 3}, trace=Trace(), model=model)
+runs = Runs(sys.argv[1])
+run = runs.keep("first", ended, Result(1, 2, loss=0.5))
+print(run.result.loss, run.settings["seed"], *sorted(path.name for path in run.folder.iterdir()))
+"""
+
+
+def test_a_run_is_kept_without_torch(tmp_path):
+    command = [sys.executable, "-c", KEPT_WITHOUT_TORCH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    names = ".aside adapter result.json run.json run.trace"
+    assert done.stdout.strip() == f"0.5 3 {names}", done.stderr
+
+
+def test_what_is_replaced_waits_aside_to_be_deleted(tmp_path, monkeypatch):
+    """A process that is killed before it has deleted the old one leaves it where it is cleared."""
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    for text in ("old", "new"):
+        with folder.writing("adapter") as aside:
+            aside.mkdir()
+            (aside / "text").write_text(text)
+    assert (tmp_path / "adapter" / "text").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", ".aside"}
+    monkeypatch.undo()
+    folder.open({})
+    assert not list(folder.aside.iterdir())

@@ -191,7 +191,7 @@ def test_a_step_of_opt_125m_takes_less_than_4600_bytes(tmp_path):
 
 
 def test_the_layout_is_as_it_is_described(tmp_path):
-    """A reader that knows only the module's description finds the same numbers."""
+    """A reader that knows only the description in `trace_records` finds the same numbers."""
     events = list(told(2))
     write(tmp_path / "run.trace", events)
     data = (tmp_path / "run.trace").read_bytes()

@@ -27,7 +27,8 @@ from vblora_lab.train import (
     Trace,
     TrainingSession,
 )
-from vblora_lab.train.compare import METHODS, MethodSession
+from vblora_lab.train.compare import MethodSession
+from vblora_lab.train.methods import METHODS
 from vblora_lab.train.prompts import Collator
 
 SMALL = {"steps": 4, "batch_size": 2, "eval_examples": 4}

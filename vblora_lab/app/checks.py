@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vblora_lab.app.diagnosis import Check
 from vblora_lab.errors import ConfigError
-from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault
+from vblora_lab.runs.frontend import VARIABLE, detect, has_thread_fault, installed_version
 from vblora_lab.tables import count
 
 PYTHON = (3, 11)  # the oldest supported
@@ -47,7 +47,7 @@ def check_packages() -> Check:
     wanted = [need for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
     wrong, right = [], []
     for need in wanted:
-        version = _version(need.name)
+        version = installed_version(need.name)
         if version is None:
             wrong.append((need, f"{need.name} is missing"))
         elif not need.specifier.contains(version, prereleases=True):
@@ -58,7 +58,7 @@ def check_packages() -> Check:
         command = " ".join(f'"{need.name}{need.specifier}"' for need, _ in wrong)
         found = "; ".join(text for _, text in wrong)
         return Check("packages", "error", found, f"pip install {command}")
-    shown = [f"{name} {_version(name)}" for name in ("peft", "transformers", "accelerate")]
+    shown = [f"{name} {installed_version(name)}" for name in ("peft", "transformers", "accelerate")]
     return Check("packages", "ok", f"all {len(right)} in range: {', '.join(shown)}")
 
 
@@ -156,7 +156,7 @@ def check_front_end() -> Check:
 
 
 def check_ipykernel() -> Check:
-    version = _version("ipykernel")
+    version = installed_version("ipykernel")
     if version is None:
         return Check(
             "ipykernel",
@@ -175,7 +175,7 @@ def check_ipykernel() -> Check:
 
 def check_widget_parts(package: str, extension: str) -> Check:
     """The kernel's half of a widget library beside the half that Jupyter serves to browsers."""
-    version = _version(package)
+    version = installed_version(package)
     if version is None:
         return Check(package, "error", "not installed", f"pip install {package}")
     try:
@@ -187,7 +187,7 @@ def check_widget_parts(package: str, extension: str) -> Check:
     if served is None:
         found = f"{version}; no half for the browser in this environment"
         advice = f"If Jupyter is served from here: pip install --force-reinstall {package}"
-        if _version("jupyter_server") is None:
+        if installed_version("jupyter_server") is None:
             return Check(package, "ok", found)
         return Check(package, "warning", found, advice)
     found = f"{version}; browsers are served {served}"
@@ -262,13 +262,6 @@ def check_cache() -> Check:
     if not os.access(nearest, os.W_OK):
         return Check("hub cache", "warning", f"{where} can't be written", "Set HF_HOME elsewhere.")
     return Check("hub cache", "ok", found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from vblora_lab.runs.repeats import Repeats
-from vblora_lab.runs.runs import Result
+from vblora_lab.runs.results import Result
 
 QUALITY = Path(__file__).resolve().parents[1] / "assets" / "course" / "quality.csv"
 

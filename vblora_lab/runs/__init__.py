@@ -1,8 +1,8 @@
 """What a run says and leaves: events, traces, folders of runs, and replays of them.
 
-Start with `events`, then `trace`. Names are in ``__init__.pyi`` and are imported when they are
-first used. This room imports `inspection` (a `Selection` is plain arrays), and a recorded run is
-read, shown and replayed without torch.
+Start with `events`, then `trace`, then `runs`. This room imports `errors`, `files`, `tables` and
+`inspection.selection` (a `Selection` is plain arrays): a run is kept, read, shown and replayed
+without torch. Names are in ``__init__.pyi`` and are imported when they are first used.
 """
 
 import lazy_loader

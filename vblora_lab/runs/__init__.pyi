@@ -14,8 +14,8 @@ from .events import Stepped as Stepped
 from .progress import ProgressBar as ProgressBar
 from .repeats import Repeats as Repeats
 from .replay import Replay as Replay
-from .runs import Comparison as Comparison
-from .runs import Result as Result
+from .results import Comparison as Comparison
+from .results import Result as Result
 from .runs import Run as Run
 from .runs import Runs as Runs
 from .trace import Trace as Trace

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class Interrupted(Exception):
-    """A stop was asked for while something went on that takes longer than a step."""
+    """A stop was asked for during something that takes longer than a step."""
 
 
 class Control:
@@ -28,7 +28,7 @@ class Control:
 
     @property
     def pausing(self) -> bool:
-        """Whether a pause was asked for and not taken back, if it has begun or not."""
+        """Whether a pause was asked for and not taken back, whether or not it has begun."""
         return self._allowed < math.inf
 
     @property
@@ -37,7 +37,7 @@ class Control:
         return self._stopping
 
     def check(self) -> None:
-        """For what takes longer than a step to call now and then: `Interrupted` after a stop."""
+        """Raises `Interrupted` after a stop; call it within what takes longer than a step."""
         if self._stopping:
             raise Interrupted
 
@@ -47,7 +47,7 @@ class Control:
 
     def step(self) -> None:
         """Take one step, then wait again."""
-        # Where the pause has not begun yet, the step in progress does not count.
+        # If the pause has not begun yet, the step in progress does not count.
         self._set(lambda: 1 if self._waiting else 2)
 
     def resume(self) -> None:
@@ -61,7 +61,7 @@ class Control:
             self._changed.notify_all()
 
     def clock(self) -> float:
-        """Seconds of a clock that stands still during pauses; for differences, as any clock."""
+        """Seconds of a clock that stands still during pauses; only differences mean something."""
         return time.monotonic() - self._idle
 
     def sleep(self, seconds: float) -> None:
@@ -70,9 +70,9 @@ class Control:
             self._changed.wait_for(lambda: self._stopping, timeout=seconds)
 
     def between_steps(self, on_pause: Callable[[], None], on_resume: Callable[[], None]) -> bool:
-        """Count a step, wait while paused, and tell whether to stop.
+        """Count a step, wait while paused, and return whether to stop.
 
-        The two functions are called around a wait, in this thread.
+        The two functions are called before and after a wait, in this thread.
         """
         with self._changed:
             self._allowed -= 1

@@ -1,7 +1,7 @@
 """What a training session says while it runs.
 
-Whoever wants to know listens: a widget, a progress bar, the trace recorder and a test are all
-functions of one event, called in the training thread.
+Whoever wants to know adds a listener: a widget, a progress bar, the trace recorder and a test are
+all functions of one event, called in the training thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Reason = Literal["completed", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated text beside what was asked for; ``slot_errors`` as `data.slot_errors`."""
+    """A generated text beside what was asked for; ``slot_errors`` as `data.metrics.slot_errors`."""
 
     mr: str
     reference: str
@@ -27,10 +27,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Started:
-    """The first event: what is about to be trained. Sizes in bytes, `checkpoint.stored_bytes`.
+    """The first event: what is about to be trained.
 
-    step: 0, or the step of the checkpoint from which a run goes on. base: what the base model is
-    called wherever it is shown (`Base.label`), with a word if its weights are random.
+    stored_bytes: of the tensors to store, for VB-LoRA with the top-k weights alone.
+    lora_stored_bytes: of a LoRA of the same rank. step: 0, or the step of the checkpoint from
+    which a run goes on. base: what the base model is called wherever it is shown (`Base.label`),
+    with a word if its weights are random.
     """
 
     total_steps: int
@@ -46,9 +48,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step is done; speeds are means since the first step, pauses left out.
+    """One optimizer step is done; speeds are means since the first step, without the pauses.
 
-    peak_memory_bytes: the most so far: on the CUDA device in this run, or else by the process.
+    peak_memory_bytes: the most so far, by tensors on the CUDA device in this run, or else by the
+    process.
     """
 
     step: int
@@ -80,7 +83,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Greedy generations for the same few validation MRs, before, while and after training."""
+    """Greedy generations for the same few validation MRs, before, during and after training."""
 
     step: int
     samples: tuple[Sample, ...]
@@ -88,7 +91,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Paused:
-    """Training waits after this step, until it is told to go on."""
+    """Training waits after this step until it is told to go on."""
 
     step: int
 
@@ -110,7 +113,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class SaveFailed:
-    """Something could not be written, as ``problem`` says. Training goes on in memory."""
+    """Something could not be written; ``problem`` says what. Training goes on in memory."""
 
     step: int
     problem: str
@@ -118,7 +121,7 @@ class SaveFailed:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event, however it ended."""
+    """The last event, however the run ended."""
 
     reason: Reason
     step: int

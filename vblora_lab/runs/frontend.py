@@ -1,4 +1,4 @@
-"""Where this process is seen: which front end shows its widgets, and how training may run there.
+"""Which front end shows the widgets of this process, and how training may run there.
 
 A training panel either trains in a background thread, so that the notebook stays usable, or in the
 foreground, where every front end shows its updates. What is known of the front ends:
@@ -7,14 +7,14 @@ foreground, where every front end shows its updates. What is known of the front 
     VS Code                       shows them, and answers no button while a cell runs
     Colab                         shows updates of the cell that runs, and none from threads
     Kaggle                        not tried: the foreground works everywhere
-    nbconvert, nbval              nobody watches; a cell should end when its work is done
+    nbconvert, nbval              nobody watches; a cell should end when training does
 
 ipykernel 7.0.0 to 7.0.2 knows no parent message in a plain thread, so that setting a trait there
-raises `LookupError`; a thread that runs in ``contextvars.copy_context()`` is fine, and
-`TrainingSession.start` makes such a one.
+raises `LookupError`. In a thread that runs in ``contextvars.copy_context()`` it works, and
+`SteerableRun.start` starts such a thread.
 
-Nothing here imports torch, ipykernel or IPython: a process that has not loaded them is not in a
-notebook.
+This module imports neither torch nor ipykernel nor IPython: a process that has not loaded IPython
+is not in a notebook.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FrontEnd:
 
 
 def detect() -> FrontEnd:
-    """Find out where this process is seen.
+    """Find out which front end shows the output of this process.
 
     Raises ConfigError if the environment variable VBLORA_LAB_DRIVER is neither "thread" nor
     "foreground"; empty or unset, it overrides nothing.
@@ -72,6 +72,14 @@ def detect() -> FrontEnd:
     if wanted:
         runs_threads, why = wanted == "thread", f"The environment says {VARIABLE}={wanted}."
     return FrontEnd(name, version, runs_threads, why)
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package beside this one; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def has_thread_fault(version: str) -> bool:
@@ -95,23 +103,23 @@ _STARTERS = {
 
 
 def _find() -> tuple[str, str | None]:
-    """Name and version; the most particular first, since they all run Jupyter's kernel."""
+    """Name and version. The most specific marks come first: all of them run Jupyter's kernel."""
     shell = _shell()
     if "google.colab" in sys.modules:
         return "colab", os.environ.get("COLAB_RELEASE_TAG")
     if shell is None:
-        # PYTHONSTARTUP and -i aside, only an interactive interpreter has a prompt.
+        # Only an interactive interpreter has a prompt (or a script that was started with -i).
         return ("terminal" if hasattr(sys, "ps1") else "script"), None
     if not hasattr(shell, "kernel"):
-        return "terminal", _version("ipython")
+        return "terminal", installed_version("ipython")
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle", None
     if "__vsc_ipynb_file__" in shell.user_ns:  # set by VS Code's Jupyter extension
         return "vscode", None
     if starter := _starter():
-        return starter, _version(starter)
+        return starter, installed_version(starter)
     if "JPY_SESSION_NAME" in os.environ:  # set by a Jupyter server for the notebook's session
-        return "jupyter", _version("jupyter_server")
+        return "jupyter", installed_version("jupyter_server")
     if {"VSCODE_PID", "VSCODE_CWD"} & set(os.environ):
         return "vscode", None
     return "kernel", None
@@ -150,7 +158,7 @@ def _shell() -> Any | None:
 def _starter() -> str | None:
     """Who started this kernel: its parent process, or that one's (Windows has one in between)."""
     try:
-        import psutil  # comes with accelerate, but the doctor looks at environments without it too
+        import psutil  # comes with accelerate, but the doctor runs in environments without it too
     except ImportError:
         return None
     try:
@@ -164,10 +172,3 @@ def _starter() -> str | None:
         if found := next((_STARTERS[name] for name in names if name in _STARTERS), None):
             return found
     return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,4 +1,13 @@
-"""What the files of a run are called, and how the small ones are read. Needs no torch."""
+"""What the files in the folder of a run are called, and how to read the small ones. Needs no torch.
+
+run.trace        all that the run said (`Trace.load`); grows by an event at a time
+run.json         what the run was started with
+rates.json       peak learning rates that were changed during the run, and after which steps
+result.json      what a run that was measured came to
+adapter/         the final adapter, or the model after full fine-tuning
+checkpoint-12/   HF Trainer's own, see `train.checkpoints`
+.aside/          what is being written, or deleted
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,11 @@ from vblora_lab.errors import DataError
 
 TRACE = "run.trace"
 SETTINGS = "run.json"
-RESULT = "result.json"
 RATES = "rates.json"
+RESULT = "result.json"
 ADAPTER = "adapter"
+CHECKPOINT = "checkpoint-"  # and the step
+ASIDE = ".aside"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,3 +34,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} can't be read as JSON: {error}") from error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, the newest last."""
+    found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.is_dir()]
+    return sorted((path for path in found if _step_name(path).isdecimal()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(_step_name(checkpoint))
+
+
+def _step_name(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix(CHECKPOINT)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from vblora_lab.runs.runs import Comparison, Result, caption
+from vblora_lab.runs.results import Comparison, Result, caption, in_common
 from vblora_lab.tables import as_html, as_text, number
 
 
 @dataclass(frozen=True, eq=False)
 class Repeats:
-    """Results by method, one for each seed; a table of means ± standard deviations.
+    """Results by method, one for each seed, and a table of means ± standard deviations.
 
     Attributes:
         results: at least one for each method.
@@ -33,22 +33,20 @@ class Repeats:
 
     @classmethod
     def of(cls, comparisons: Iterable[Comparison]) -> Repeats:
-        """Of comparisons of the same methods, which differ in their seed."""
+        """From comparisons of the same methods that differ in their seed."""
+        comparisons = list(comparisons)
         results: dict[str, list[Result]] = {}
-        common: dict[str, Any] | None = None
         for one in comparisons:
             for name, result in one.results.items():
                 results.setdefault(name, []).append(result)
-            items = dict(one.settings)
-            common = items if common is None else _shared(common, items)
-        return cls(results, common or {})
+        return cls(results, in_common([one.settings for one in comparisons]))
 
     def mean(self, method: str, measure: str) -> float:
-        """Of a field of `Result`, over the runs of a method; NaN if it was not measured."""
+        """The mean of a field of `Result` over the runs of a method; NaN if it was not measured."""
         return float(np.mean(self.values(method, measure)))
 
     def deviation(self, method: str, measure: str) -> float:
-        """The standard deviation of single runs (n - 1 below the root); NaN for one run alone."""
+        """The standard deviation of single runs, with n - 1 degrees of freedom; NaN for one run."""
         values = self.values(method, measure)
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
@@ -84,7 +82,3 @@ class Repeats:
 
     def _repr_html_(self) -> str:
         return as_html(self.HEAD, self.rows(), caption(self.settings))
-
-
-def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in one.items() if other.get(name) == value}

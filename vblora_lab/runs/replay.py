@@ -1,4 +1,4 @@
-"""The third driver: a recorded run, told again without training, and without torch."""
+"""A recorded run, told again without training and without torch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vblora_lab.errors import ConfigError
-from vblora_lab.runs.driving import Driven
 from vblora_lab.runs.events import Finished, Listener, Stepped
+from vblora_lab.runs.steerable import SteerableRun
 from vblora_lab.runs.trace import Trace
 
 
-class Replay(Driven):
+class Replay(SteerableRun):
     """Tells listeners the events of a trace, as the session did that recorded it.
 
-    Runs in either driver and is paused, stepped and stopped as a `TrainingSession` is.
+    Runs in the foreground or in a thread, and is paused, stepped and stopped as a
+    `TrainingSession` is.
 
     Args:
         trace: a `Trace`, or the path of one.
-        speed: times as fast as the run was; None for as fast as listeners take it.
+        speed: how many times as fast as the run was; None for as fast as the listeners are.
         listeners: functions of one `Event`.
 
-    Raises DataError for a path that holds no trace, ConfigError for a speed that is none.
+    Raises DataError for a path that holds no trace, and ConfigError for a speed of 0 or less.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Replay(Driven):
                 return event
             if isinstance(event, Stepped):
                 if self._speed is not None:
-                    # Where a resumed run began to count anew, there is nothing to wait for.
+                    # A resumed run counts its seconds anew, and then there is no wait.
                     self._control.sleep(max(0.0, event.seconds - seconds) / self._speed)
                 seconds = event.seconds
             self._emit(event)

@@ -1,4 +1,4 @@
-"""A training run as plain data: what was on screen, to keep, to plot, to replay and to compare."""
+"""A training run as plain data: all that it said, to keep, plot, replay and compare."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def base(self) -> str:
-        """What the base model is called, and if its weights are random; "" if that was not told."""
+        """What the base model is called, and whether its weights are random; "" if not told."""
         return self.started.base if self.started else ""
 
     @property
@@ -132,7 +132,7 @@ class Trace:
 class TraceRecorder:
     """A listener that gathers events; `trace` is the run so far, at any moment.
 
-    events: of the part of the run that came before, for one that goes on.
+    events: those of an earlier part of the run, for one that goes on.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:

@@ -1,7 +1,7 @@
-"""The order in which examples are trained on: like lengths together, batches in random order.
+"""The order in which examples are trained on: similar lengths together, batches in random order.
 
-A batch is padded to its longest row, so rows of like length waste little. Sorting everything would
-train on short texts first and long ones last; so batches are formed by length, then shuffled.
+A batch is padded to its longest row, so rows of similar length waste little. Sorting all rows would
+train on short texts first and on long ones last; so batches are formed by length, then shuffled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 
 Row = dict[str, list[int]]
 
-POOL = 50  # batches that are sorted together: the larger, the less padding and the less chance
+POOL = 50  # batches that are sorted together: with more, less is padded, and less left to chance
 
 
 def arrange(rows: Sequence[Row], batch_size: int, batches: int, seed: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""HF Trainer -> events, and steering -> HF Trainer: where the Trainer's callbacks are known."""
+"""What the HF Trainer does becomes events; what a session wants becomes control of the Trainer."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def describe(
 class EventCallback(TrainerCallback):  # type: ignore[misc]
     """Turns what any `transformers.Trainer` does with a VB-LoRA model into events.
 
-    Give it to a Trainer with ``logging_steps=1``. With
-    ``include_num_input_tokens_seen="non_padding"`` the speed in tokens is known too, else it is 0.
-    Where several processes train, the first one alone emits.
+    Give it to a Trainer with ``logging_steps=1``. The speed in tokens is 0 unless the Trainer has
+    ``include_num_input_tokens_seen="non_padding"``. Where several processes train, the first one
+    alone emits.
 
     Args:
         emit: gets the events.
         select_every: steps between two `Selected`, 0 for none.
         write_samples: writes texts with the model as it is; called every ``sample_every`` steps, 0
-            for never. Where it gives none, none are told.
+            for never. Where it returns none, no event is emitted.
         tell_ends: emit `Started` and `Finished` where the Trainer begins and ends. After a failure
             there is no `Finished`, since the Trainer does not tell its callbacks.
         clock: returns seconds; speeds are measured with it.
@@ -169,7 +169,7 @@ def _due(every: int, state: TrainerState) -> bool:
 
 
 class Steering(TrainerCallback):  # type: ignore[misc]
-    """Lets someone else change a Trainer's run between steps. Needs ``logging_steps=1``.
+    """Lets its owner change a Trainer's run between steps. Needs ``logging_steps=1``.
 
     Args:
         before_step: called with optimizer and schedule before each step.
@@ -201,7 +201,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        # Not in on_step_end, which comes before the step's loss is told.
+        # Not in on_step_end, which is called before the step's loss is told.
         if logs and "loss" in logs and self._after_step(state.global_step):
             end_training(args, control)
 
@@ -212,7 +212,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
 
 
 def end_training(args: TrainingArguments, control: TrainerControl) -> None:
-    """Let a Trainer end here: with no evaluation, and with a checkpoint if it saves any."""
+    """Let a Trainer end here: without an evaluation, and with a checkpoint if it saves any."""
     control.should_training_stop = True
     control.should_evaluate = False
     control.should_save = args.save_strategy != "no"

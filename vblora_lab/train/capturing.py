@@ -17,14 +17,15 @@ logger = logging.getLogger(__name__)
 class CapturingTrainer(Trainer):
     """A Trainer whose forward and backward pass are a captured step where that is safe.
 
-    The optimizer, its schedule, clipping and logging stay with the Trainer.
+    The optimizer, its schedule, clipping and logging stay with the Trainer. `_prepare_inputs` is
+    private there, and the one way to move a batch to the device as it does.
     """
 
     _captured: CapturedStep | None = None
     _told: str | None = None
 
     def train(self, *args: Any, **more: Any) -> Any:
-        """As a Trainer's. Graphs go at the end, well or not: each holds the memory of a step."""
+        """Train as a Trainer does. Its graphs, which hold memory, are dropped however it ends."""
         try:
             return super().train(*args, **more)
         finally:
@@ -50,7 +51,7 @@ class CapturingTrainer(Trainer):
 
         if self._captured is None:
             self._captured = CapturedStep(step, model)
-        if not model.training:  # the Trainer's own step sees to that, but a graph doesn't
+        if not model.training:  # the Trainer's own step sets the mode, but a graph doesn't
             model.train()
         batch: dict[str, Tensor] = self._prepare_inputs(inputs)
         if num_items_in_batch is not None:

@@ -25,15 +25,15 @@ def completion_logits(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside the block, calls with labels make the logits of completion columns alone.
 
     The loss is the same. Logits are (batch, columns, vocabulary), for the columns of the batch in
-    which any row has a next token to predict. Calls without labels are as ever. So are those on a
-    GPU, where Python would have to wait for the device to know the columns, and those of models
-    that can't leave logits out.
+    which any row has a next token to predict. Calls without labels are not changed; nor are those
+    on a GPU, where Python would have to wait for the device to know the columns, nor those of
+    models that can't leave logits out.
     """
     causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
     if causal_lm.device.type != "cpu" or not _can_leave_out(causal_lm):
         yield
         return
-    # First of the hooks, so that those who look at the arguments see what the model will see.
+    # The first of the hooks, so that others see the arguments as the model will see them.
     hook = causal_lm.register_forward_pre_hook(_narrow, with_kwargs=True, prepend=True)
     try:
         yield

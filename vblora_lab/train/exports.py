@@ -1,6 +1,6 @@
-"""What a session leaves to take away: its adapter, the same update as LoRA, its trace, its code.
+"""What a session's user may take away: its adapter, the same update as LoRA, its trace, its code.
 
-Each function writes whole or not at all, in place of an earlier export, and returns the path.
+Each function writes all or nothing, in place of an earlier export, and returns the path.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from vblora_lab.train.session import TrainingSession
 
 LORA, CODE = "lora", "train.py"
-NAMES = ("LearningRates", "TrainingSession", "VBLoRAConfig")  # what the code imports
+NAMES = ("LearningRates", "TrainingSession", "VBLoRAConfig")  # what the code of a run imports
 
 
 def export_adapter(session: TrainingSession, folder: str | Path) -> Path:
-    """Write ``folder/adapter``, which PEFT loads. Raises `SessionError` while steps are taken."""
-    _check_weights_rest(session)
+    """Write ``folder/adapter``, which PEFT loads. Raises `SessionError` while the session runs."""
+    _check_weights_are_still(session)
     place = _own_folder(folder)
     with place.writing(ADAPTER) as aside:
         session.model.save_pretrained(str(aside))
@@ -34,7 +34,7 @@ def export_adapter(session: TrainingSession, folder: str | Path) -> Path:
 
 def export_lora(session: TrainingSession, folder: str | Path) -> Path:
     """Write ``folder/lora``, the same update for engines that serve LoRA. Raises as above."""
-    _check_weights_rest(session)
+    _check_weights_are_still(session)
     return lora_of(session.model, _own_folder(folder).path / LORA)
 
 
@@ -90,13 +90,13 @@ def code_of(session: TrainingSession) -> str:
     return "\n".join(lines)
 
 
-def _check_weights_rest(session: TrainingSession) -> None:
+def _check_weights_are_still(session: TrainingSession) -> None:
     if session.status == "running":
         raise SessionError("the weights change with every step; pause or stop the run, then export")
 
 
 def _own_folder(folder: str | Path) -> RunFolder:
-    """The folder, unless a session keeps its own files there."""
+    """The folder; raises `SessionError` if a session keeps its own files there."""
     if (Path(folder) / SETTINGS).exists():
         raise SessionError(
             f"{str(folder)!r} is the folder of a run, which keeps its own files; choose another"

@@ -33,7 +33,7 @@ def write_texts(
     after each token (of all texts of a batch); an exception that it raises ends the writing.
     """
 
-    def nobody_stops(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def never_stop(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         on_token()
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
 
@@ -61,7 +61,7 @@ def write_texts(
             output = model.generate(  # type: ignore[operator]
                 **batch,
                 generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([nobody_stops]),
+                stopping_criteria=StoppingCriteriaList([never_stop]),
             )
             new = output[:, batch["input_ids"].shape[1] :]
             for i, text in zip(picked, tokenizer.batch_decode(new, True), strict=True):
@@ -77,7 +77,7 @@ def measure(
     domain: Domain,
     examples: Sequence[Example],
 ) -> dict[str, float]:
-    """Write a text for each example; the ``slot_error_rate`` and the ``bleu`` (0 to 100) of all."""
+    """Write a text for each example; returns ``slot_error_rate`` and ``bleu`` (0 to 100) of all."""
     texts = write_texts(model, tokenizer, [example.mr for example in examples])
     return {
         "slot_error_rate": slot_error_rate(domain, [example.facts for example in examples], texts),
@@ -92,7 +92,7 @@ def write_samples(
     examples: Sequence[Example],
     on_token: Callable[[], None] = lambda: None,
 ) -> tuple[Sample, ...]:
-    """Generate for each example and note what the text gets wrong. on_token: as `write_texts`."""
+    """Write a text for each example, and note what it gets wrong. on_token: as `write_texts`."""
     texts = write_texts(model, tokenizer, [example.mr for example in examples], on_token=on_token)
     return tuple(
         Sample(e.mr, e.references[0], text, slot_errors(domain, e.facts, text))

@@ -1,4 +1,4 @@
-"""Numbers that protect: a loss that went wrong, and a batch that is too large."""
+"""Protection against a loss that goes wrong and a batch that is too large."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vblora_lab.errors import DivergedError
 from vblora_lab.train.prompts import IGNORED
 
 EXPLODED = 3.0
-"""Times the first loss, and more than a uniform guess over the vocabulary costs: this is bad."""
+"""A loss has exploded that is this many times the first, and above that of a uniform guess."""
 
 Batch = Mapping[str, Tensor]
 
@@ -22,8 +22,8 @@ Batch = Mapping[str, Tensor]
 class Guard:
     """Watches each step and keeps the last good state of what is trained.
 
-    The state is good if it gave a finite loss of a usual size. Keeping it costs one copy of the
-    trained parameters in memory, and a copy per step.
+    A state is good if its loss is finite and has not exploded. Keeping it takes the memory of a
+    second copy of the trained parameters, which is written anew in each step.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,13 +41,14 @@ class Guard:
         Args:
             step: number of this step, from 1.
             loss: scalar.
-            batch: gave the loss; looked at only if that is bad.
+            batch: gave the loss; read only if that is bad.
             rates: learning rate of each optimizer group, for the message.
 
         Raises:
             DivergedError: names step and likely cause; the parameters are the last good ones.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # torch's functions over lists of tensors, private in name: few kernels for many parameters.
         norms = torch._foreach_norm(gradients) if gradients else [loss]
         # One transfer from the device, whatever the number of parameters.
         value, norm = torch.stack([loss.float(), torch.stack(list(norms)).float().sum()]).tolist()

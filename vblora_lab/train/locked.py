@@ -1,4 +1,4 @@
-"""While a model trains, its adapters stay as they are."""
+"""While a model is trained, nobody else may edit its adapters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from vblora_lab.errors import SessionError
 
-# What changes adapters, in a PeftModel and in its tuner. The optimizer would go on with parameters
-# that are no longer the model's or of another dtype, or train against weights that hold the adapter
-# already.
+# What changes adapters, in a PeftModel and in its tuner. After such an edit, the optimizer would
+# have parameters that are no longer the model's, or of another dtype, or it would train on top of
+# weights that the adapter is merged into.
 EDITS = (
     "add_adapter",
     "add_weighted_adapter",
@@ -48,7 +48,7 @@ def locked(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unlocked(model: nn.Module) -> Iterator[None]:
-    """Inside the block, within one of `locked`, the edits are done: for who trains the model."""
+    """Inside the block, within one of `locked`, edits are allowed: for the code that trains."""
     owners = _owners(model)
     refusals = [{name: vars(o).pop(name) for name in EDITS if name in vars(o)} for o in owners]
     try:

@@ -9,14 +9,17 @@ import torch
 
 
 def forget_peak(device: torch.device) -> None:
-    """From here on, what tensors took on a CUDA device before counts no more."""
+    """Measure the peak of a CUDA device anew from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device since `forget_peak`; elsewhere, the most
-    that the process took since it began."""
+    """The most memory in use so far, in bytes.
+
+    On a CUDA device, what tensors took since `forget_peak`; elsewhere, what the process took since
+    it began.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from vblora_lab.data import Example, Task
 from vblora_lab.errors import DataError
 from vblora_lab.train.generate import write_samples
-from vblora_lab.train.prompts import Collator, encode_all
+from vblora_lab.train.prompts import Collator, encode_all, positions_of
 from vblora_lab.train.session import TrainingSession
 
 Model = PreTrainedModel | PeftModel
@@ -22,10 +22,10 @@ Model = PreTrainedModel | PeftModel
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a look found.
+    """What a `Probe` found.
 
-    loss: nats per token. prompt, text: what the model was told, and wrote. mistakes: in words, what
-    the text gets wrong, as far as that can be known.
+    loss: nats per token. prompt, text: what the model was given, and what it wrote. mistakes: in
+    words, what the text gets wrong, as far as that can be known.
     """
 
     loss: float
@@ -56,8 +56,7 @@ class Probe:
         self._chosen: Sequence[Example] = task.validation[:examples]
         if not self._chosen:
             raise DataError(f"examples={examples!r}: needs one validation example at least.")
-        positions = getattr(model.config, "max_position_embeddings", 512)
-        rows = encode_all(tokenizer, self._chosen, positions)
+        rows = encode_all(tokenizer, self._chosen, positions_of(model))
         self._batch = Collator(tokenizer.pad_token_id)(rows)
         self._model, self._tokenizer, self._domain = model, tokenizer, task.domain
 

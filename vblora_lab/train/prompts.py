@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example
@@ -47,11 +49,16 @@ def encode_all(
     ]
 
 
+def positions_of(model: PreTrainedModel | PeftModel) -> int:
+    """How many tokens a row may have; 512 where the model's config doesn't say."""
+    return int(getattr(model.config, "max_position_embeddings", 512))
+
+
 @dataclass(frozen=True)
 class Collator:
     """Pads rows on the right to the longest of the batch: three int64 tensors (batch, length).
 
-    multiple: of which the length is one, so that batches come in few shapes.
+    multiple: what the length is rounded up to a multiple of, so that batches have few shapes.
     """
 
     pad_token_id: int

@@ -1,20 +1,27 @@
-"""A training session: one adapter, one task, one run, and everybody may listen."""
+"""A training session: one adapter, one task, one run, and anyone may listen.
+
+Read it from the top: what is given (`__init__`), what is trained, and the run: `_work`, `_train_in`
+and what happens before and after each step. What it leans on has modules of its own:
+
+    arguments       checks of the numbers that are given
+    trainer         the HF Trainer as it is set up here
+    callback        from the Trainer to events, and from steering to the Trainer
+    peak_rates      learning rates that change while the run goes on
+    run_files       settings, trace and adapter in the run's folder
+    checkpoints     the Trainer's own, to resume from
+    processes       several processes that train together
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, reduce
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
@@ -24,7 +31,6 @@ from vblora_lab.data import Example, Task, load_task
 from vblora_lab.errors import ConfigError, DivergedError, SessionError
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.runs.control import Interrupted
-from vblora_lab.runs.driving import Driven
 from vblora_lab.runs.events import (
     Event,
     Finished,
@@ -38,17 +44,22 @@ from vblora_lab.runs.events import (
     Started,
 )
 from vblora_lab.runs.folder import RunFolder
-from vblora_lab.runs.layout import ADAPTER, TRACE
-from vblora_lab.runs.trace import Trace, TraceRecorder
-from vblora_lab.runs.trace_file import TraceWriter
+from vblora_lab.runs.layout import step_of
+from vblora_lab.runs.steerable import SteerableRun
+from vblora_lab.train.arguments import check_counts, check_seed
+from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
+from vblora_lab.train.checkpoints import Checkpoints
 from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
-from vblora_lab.train.prompts import encode_all
-from vblora_lab.train.trainer import WRITE_ERRORS, LabTrainer, make_trainer
+from vblora_lab.train.peak_rates import PeakRates
+from vblora_lab.train.processes import in_any_process, is_first_process, of_first_process
+from vblora_lab.train.prompts import encode_all, positions_of
+from vblora_lab.train.run_files import RunFiles
+from vblora_lab.train.trainer import LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
 
@@ -58,7 +69,7 @@ _ONE_AT_A_TIME = threading.Lock()
 SAVE_EVERY = 50
 
 
-class TrainingSession(Driven):
+class TrainingSession(SteerableRun):
     """Fine-tune a base model on a task with VB-LoRA, once.
 
     Args:
@@ -75,7 +86,7 @@ class TrainingSession(Driven):
         sample_count: validation MRs for which texts are written before and after.
         sample_every: steps between further texts, 0 for none.
         select_every: steps between two `Selected` events, 0 for none.
-        out: folder for checkpoints, the final adapter and the trace; see `train.folder`. What can't
+        out: folder for checkpoints, the final adapter and the trace; see `runs.layout`. What can't
             be written is told as `SaveFailed`, and training goes on.
         save_every, keep: steps between checkpoints, 0 for none, and how many of them stay.
         resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
@@ -85,13 +96,13 @@ class TrainingSession(Driven):
     Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained, and
     SessionError for an ``out`` that holds another run.
 
-    `train` drives the run as the front end needs it: `start` trains in a background thread, `run`
-    in the caller's. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
+    `start` trains in a background thread, `run` in the caller's, and `train` in the one that the
+    front end needs. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
     thread; what they ask for happens after the step in progress. A run that is stopped skips the
-    evaluation and the texts that end a whole one, and cuts short those it is at.
+    evaluation and the texts at its end, and cuts short those in progress.
 
-    Started by torchrun or ``accelerate launch``, processes share each batch, and the first one
-    writes and emits.
+    Processes that torchrun or ``accelerate launch`` started share each batch; the first one writes
+    files and emits events.
     """
 
     def __init__(
@@ -115,14 +126,12 @@ class TrainingSession(Driven):
         resume: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        _check_counts(1, steps=steps, batch_size=batch_size, keep=keep)
-        _check_counts(
-            0, seed=seed, eval_examples=eval_examples, eval_every=eval_every,
-            sample_count=sample_count, sample_every=sample_every, select_every=select_every,
-            save_every=save_every,
+        check_counts(1, steps=steps, batch_size=batch_size, keep=keep)
+        check_counts(
+            0, eval_examples=eval_examples, eval_every=eval_every, sample_count=sample_count,
+            sample_every=sample_every, select_every=select_every, save_every=save_every,
         )  # fmt: skip
-        if seed >= 2**32:  # NumPy takes no larger ones
-            raise ConfigError(f"seed={seed!r} must be below 2**32; {seed % 2**32} would do")
+        check_seed(seed)
         if resume and out is None:
             raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
@@ -130,34 +139,34 @@ class TrainingSession(Driven):
         self.config = config
         self.steps = steps
         self.batch_size = batch_size
-        self.learning_rates = learning_rates or LearningRates()
         self.seed = seed
+        self._rates = PeakRates(learning_rates or LearningRates())
         self._select_every, self._save_every = select_every, save_every
         self._eval_every = eval_every if eval_examples else 0
         self._sample_every = sample_every if sample_count else 0
         self._eval_examples = self.task.validation[:eval_examples]
         self._sampled_examples = self.task.validation[:sample_count]
+        self._sampled_at = -1
         self._settings = self._read_settings()
-        self._folder = None if out is None else RunFolder(out, keep)
-        # torchrun and accelerate tell each process its rank; the first alone writes and emits.
-        self.is_first = os.environ.get("RANK", "0") == "0"
-        if self._folder and self.is_first:
-            self._folder.check(self._settings, resume)
+        self.is_first = is_first_process()  # of those that train together; it writes and emits
+        folder = None if out is None else RunFolder(out)
+        if folder and self.is_first:
+            folder.check(self._settings, resume)
 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
-        self._new_rates: deque[LearningRates] = deque(maxlen=1)  # from thread to thread
-        self._noted_rates: dict[int, LearningRates] = {}
-        self._sampled_at = -1
-        self._checkpoint = self._folder.latest_checkpoint() if self._folder and resume else None
-        self._first_step = int(self._checkpoint.name.split("-")[1]) if self._checkpoint else 0
-        super().__init__(listeners)
-        if self._folder and self.is_first:
-            self._keep_trace(self._folder.path / TRACE)
-        if self._folder and resume:
-            self._read_rates(self._folder)
+        self._checkpoints = Checkpoints(folder, keep) if folder else None
+        self._checkpoint = self._checkpoints.latest() if self._checkpoints and resume else None
+        self._first_step = step_of(self._checkpoint) if self._checkpoint else 0
+        if folder and resume:
+            self._rates.recall(folder.rates(), self._first_step)
+        self._files = RunFiles(folder if self.is_first else None, self._tell_problem)
+        super().__init__(
+            [*self._files.trace_writers(self._first_step), *listeners],
+            self._files.events_until(self._first_step),
+        )
 
     @property
     def base(self) -> Base:
@@ -168,6 +177,16 @@ class TrainingSession(Driven):
     def tokenizer(self) -> Tokenizer:
         return self._base.tokenizer
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was made with, as plain data."""
+        return self._settings
+
+    @property
+    def learning_rates(self) -> LearningRates:
+        """The peak rates now."""
+        return self._rates.now
+
     def set_learning_rates(self, rates: LearningRates) -> None:
         """Follow the rest of the schedule from other peak rates, from the next step on.
 
@@ -177,22 +196,30 @@ class TrainingSession(Driven):
         self._check_under_way("set_learning_rates")
         if not isinstance(rates, LearningRates):
             raise ConfigError(f"rates={rates!r} must be LearningRates(bank=, logits=, other=)")
-        self.learning_rates = rates
-        self._noted_rates = {}
-        self._new_rates.append(rates)
+        self._rates.ask_for(rates)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run was made with, as plain data."""
-        return self._settings
-
-    # --- the run
+    # --- what is trained; another method than VB-LoRA has its own
 
     def _make_model(self) -> PeftModel:
         return get_peft_model(share_weights(self._base.model), self.config)
 
     def _describe(self) -> Started:
         return describe(self.model, self.steps, self._first_step)
+
+    def _read_settings(self) -> dict[str, Any]:
+        """What must be the same for a run to go on where it ended."""
+        return {
+            "base": self._base.label,
+            "task": self.task.name,
+            "train_examples": len(self.task.train),
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "learning_rates": dataclasses.asdict(self.learning_rates),
+            "seed": self.seed,
+        }
+
+    # --- the run
 
     def _claim(self) -> None:
         if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
@@ -221,8 +248,7 @@ class TrainingSession(Driven):
         trainer = self._make_trainer(folder)
         forget_peak(trainer.args.device)  # of runs before this one
         self._emit(self._describe())
-        if self._folder and self.is_first:
-            self._write("the folder", partial(self._folder.open, self._settings))
+        self._files.open(self._settings)
         if self._checkpoint is None:
             self._sample()
             if self._select_every:
@@ -234,15 +260,14 @@ class TrainingSession(Driven):
             self._save_adapter()  # the last good state, which is in the model
             raise
         self._step = trainer.state.global_step
-        if self._new_rates:
-            self._note_rates(self._new_rates.pop())  # set in a pause that a stop has ended
+        self._new_rates()  # they may have been set in a pause that a stop ended
         self._save_adapter()
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        """Evaluate and sample after training, unless that was just done, or the run was stopped."""
-        if _anywhere(self._control.stopping):
-            return  # who stops a run doesn't want to wait
+        """Evaluate and sample after training, unless that was just done or the run was stopped."""
+        if in_any_process(self._control.stopping):
+            return  # nobody wants to wait for more
         log = trainer.state.log_history
         evaluated = {row["step"] for row in log if "eval_loss" in row}
         if self._eval_examples and trainer.state.global_step not in evaluated:
@@ -255,17 +280,19 @@ class TrainingSession(Driven):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        """Texts for the sampled examples; none if a stop came meanwhile."""
+        """Texts for the sampled examples; none if a stop came while they were written."""
         try:
-            return write_samples(
+            samples = write_samples(
                 self.model, self.tokenizer, self.task.domain, self._sampled_examples,
                 on_token=self._control.check,
             )  # fmt: skip
         except Interrupted:
             return ()
+        self._sampled_at = self._step
+        return samples
 
     def _while_evaluating(self) -> None:
-        if _anywhere(self._control.stopping):
+        if in_any_process(self._control.stopping):
             raise Interrupted
 
     def _make_trainer(self, folder: str) -> LabTrainer:
@@ -274,9 +301,10 @@ class TrainingSession(Driven):
             select_every=self._select_every,
             sample_every=self._sample_every,
             write_samples=self._write_samples,
-            tell_ends=False,  # they include the looks before and after
+            tell_ends=False,  # the session tells them, outside its evaluations and samples
             clock=self._control.clock,
         )
+        steering = Steering(self._before_step, self._after_step, self._while_evaluating)
         return make_trainer(
             self.model,
             self.tokenizer,
@@ -289,33 +317,32 @@ class TrainingSession(Driven):
             seed=self.seed,
             eval_first=bool(self._eval_examples) and self._checkpoint is None,
             eval_every=self._eval_every,
-            run_folder=self._folder,
+            checkpoints=self._checkpoints,
             save_every=self._save_every,
             emit=self._emit,
-            callbacks=[
-                events,
-                Steering(self._before_step, self._after_step, self._while_evaluating),
-            ],
+            callbacks=[events, steering],
         )
 
+    def _encode(self, examples: Sequence[Example]) -> list[Row]:
+        return encode_all(self.tokenizer, examples, positions_of(self._base.model))
+
     def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-        """Change the rates, if somebody wants that, or did before this run was resumed."""
-        rates = self._new_rates.pop() if self._new_rates else None
-        if rates is not None:
-            self._note_rates(rates)
-        elif rates := self._noted_rates.get(self._step):
-            self.learning_rates = rates
-        if PartialState().num_processes > 1:
-            (rates,) = broadcast_object_list([rates])
+        """Change the rates if that was asked for, now or before this run was resumed."""
+        rates = of_first_process(self._new_rates() or self._rates.recalled(self._step))
         if rates is not None:
             change_peak_rates(optimizer, schedule, rates)
 
+    def _new_rates(self) -> LearningRates | None:
+        """The rates that were set since the last step; they are noted for a resumed run."""
+        rates = self._rates.asked_for()
+        if rates is not None:
+            self._files.note_rates(self._step, rates)
+        return rates
+
     def _after_step(self, step: int) -> bool:
-        return _anywhere(super()._after_step(step))
+        return in_any_process(super()._after_step(step))
 
     def _emit(self, event: Event) -> None:
-        if isinstance(event, Sampled):
-            self._sampled_at = event.step
         if self.is_first:
             super()._emit(event)
         else:
@@ -324,81 +351,8 @@ class TrainingSession(Driven):
     # --- what is left behind
 
     def _save_adapter(self) -> None:
-        if self._folder is None or not self.is_first:
-            return
-        if self._write("the adapter", partial(_save_pretrained, self.model, self._folder)):
-            self._emit(Saved(self._step, str(self._folder.path / ADAPTER)))
+        if place := self._files.save_adapter(self.model):
+            self._emit(Saved(self._step, str(place)))
 
-    def _note_rates(self, rates: LearningRates) -> None:
-        if self._folder and self.is_first:
-            noted = partial(self._folder.note_rates, self._step, dataclasses.asdict(rates))
-            self._write("the new learning rates", noted)
-
-    def _read_rates(self, folder: RunFolder) -> None:
-        """The rates that a checkpoint holds, and those that were set after it."""
-        for step, rates in folder.rates().items():
-            if step >= self._first_step:
-                self._noted_rates[step] = LearningRates(**rates)
-            else:
-                self.learning_rates = LearningRates(**rates)
-
-    def _write(self, what: str, write: Callable[[], None]) -> bool:
-        """Whether it could be written; a failure is told."""
-        try:
-            write()
-        except WRITE_ERRORS as error:
-            self._emit(SaveFailed(self._step, f"{what} not saved: {error}"))
-            return False
-        return True
-
-    def _keep_trace(self, path: Path) -> None:
-        """Write events to a file; a run that goes on begins with what was told until then."""
-        if self._checkpoint and path.exists():
-            told = Trace.load(path).events
-            until = [e for e in told if e.step <= self._first_step and not isinstance(e, Finished)]
-            self._recorder = TraceRecorder(until)
-            self._listeners[0] = self._recorder
-        self._listeners.insert(
-            1,
-            TraceWriter(
-                path,
-                resume_from=self._first_step or None,
-                tell=lambda problem: self._emit(SaveFailed(self._step, problem)),
-            ),
-        )
-
-    def _read_settings(self) -> dict[str, Any]:
-        """What must be the same for a run to go on where it ended."""
-        return {
-            "base": self._base.label,
-            "task": self.task.name,
-            "train_examples": len(self.task.train),
-            "config": self.config.to_dict(),
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "learning_rates": dataclasses.asdict(self.learning_rates),
-            "seed": self.seed,
-        }
-
-    def _encode(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-        positions = getattr(self._base.model.config, "max_position_embeddings", 512)
-        return encode_all(self.tokenizer, examples, positions)
-
-
-def _check_counts(least: int, **counts: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def _anywhere(flag: bool) -> bool:
-    """Whether a flag is set in any of the processes that train together."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return flag
-    return bool(reduce(torch.tensor(float(flag), device=state.device)))
-
-
-def _save_pretrained(model: PeftModel, folder: RunFolder) -> None:
-    with folder.writing(ADAPTER) as place:
-        model.save_pretrained(str(place))
+    def _tell_problem(self, problem: str) -> None:
+        self._emit(SaveFailed(self._step, problem))

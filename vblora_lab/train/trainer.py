@@ -1,4 +1,4 @@
-"""The HF Trainer as the lab sets it up, for VB-LoRA and for what it is compared to."""
+"""The HF Trainer as it is set up here, for VB-LoRA and for the methods it is compared to."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.runs.control import Interrupted
 from vblora_lab.runs.events import Listener, Saved, SaveFailed
-from vblora_lab.runs.folder import RunFolder
 from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.callback import end_training
 from vblora_lab.train.capturing import CapturingTrainer
+from vblora_lab.train.checkpoints import Checkpoints
 from vblora_lab.train.guard import Guard, largest_that_fits
 from vblora_lab.train.locked import unlocked
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of
 from vblora_lab.train.prompts import Collator
-
-# What writing to a full disk or a read-only folder raises: Python, torch.save, safetensors.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+from vblora_lab.train.run_files import WRITE_ERRORS
 
 
 class LabTrainer(CapturingTrainer):
-    """A Trainer that watches its numbers, and whose checkpoints are whole or not there.
+    """A Trainer that watches its numbers, and whose checkpoints are whole or absent.
 
-    rows: those it draws from; run_folder: where checkpoints are kept, None for nowhere; emit: gets
-    `Saved` and `SaveFailed`.
+    It overrides private methods of Trainer where that has no public ones: for where and how a
+    checkpoint is written and read.
+
+    Attributes:
+        guard: judges each step.
+        emit: gets `Saved` and `SaveFailed`.
+        rows: those that batches are drawn from.
+        checkpoints: where they are kept; None for nowhere.
     """
 
     model: nn.Module
@@ -42,7 +44,7 @@ class LabTrainer(CapturingTrainer):
     guard: Guard
     emit: Listener
     rows: Sequence[Row]
-    run_folder: RunFolder | None = None
+    checkpoints: Checkpoints | None = None
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
@@ -69,7 +71,7 @@ class LabTrainer(CapturingTrainer):
     def _what_fits(self, inputs: dict[str, Tensor]) -> str:
         rows, length = inputs["input_ids"].shape
         start = f"a batch of {rows} x {length} tokens does not fit into the GPU's memory"
-        # A batch is as long as its own texts: what is named must hold for the longest there are.
+        # This batch is as long as its own texts; what is named must fit for the longest there are.
         by_length = sorted(self.rows, key=lambda row: -len(row["input_ids"]))
         batch = self._prepare_inputs(self.data_collator(by_length[:rows]))
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -90,7 +92,7 @@ class LabTrainer(CapturingTrainer):
         )
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
-        """As a Trainer's; an evaluation that is interrupted tells nothing and ends the run."""
+        """Evaluate as a Trainer does; one that is interrupted tells nothing and ends the run."""
         try:
             return super().evaluate(*args, **more)  # type: ignore[no-any-return]
         except Interrupted:
@@ -98,15 +100,15 @@ class LabTrainer(CapturingTrainer):
             return {}
 
     def _load_from_checkpoint(self, *args: Any, **more: Any) -> None:
-        with unlocked(self.model):  # this edit is the session's own
+        with unlocked(self.model):  # loading a state dict is refused to others while it trains
             super()._load_from_checkpoint(*args, **more)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.run_folder.aside if self.run_folder else super()._get_output_dir(trial))
+        return str(self.checkpoints.aside if self.checkpoints else super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside and move it into place. A failure is told, and no more."""
-        if self.run_folder is None:
+        """Write a checkpoint aside and move it into place. A failure is told and not raised."""
+        if self.checkpoints is None:
             return super()._save_checkpoint(model, trial)
         step = self.state.global_step
         problem = ""
@@ -114,15 +116,14 @@ class LabTrainer(CapturingTrainer):
             super()._save_checkpoint(model, trial)
         except WRITE_ERRORS as error:
             problem = str(error)
-        # Each process wrote its random state: all must be done, and with success.
+        # Each process wrote its random state: all must have succeeded.
         failures = self.accelerator.reduce(torch.tensor(float(bool(problem))).to(self.args.device))
         if not self.is_world_process_zero():
             return None
         try:
             if failures:
                 raise OSError(problem or "another process could not write its random state")
-            place = self.run_folder.bring_in(f"{PREFIX_CHECKPOINT_DIR}-{step}")
-            self.run_folder.prune()
+            place = self.checkpoints.bring_in(step)
         except OSError as error:
             self.emit(SaveFailed(step, f"checkpoint of step {step} not saved: {error}"))
         else:
@@ -143,7 +144,7 @@ def make_trainer(
     seed: int,
     eval_first: bool = False,
     eval_every: int = 0,
-    run_folder: RunFolder | None = None,
+    checkpoints: Checkpoints | None = None,
     save_every: int = 0,
     emit: Listener = lambda _: None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -154,7 +155,7 @@ def make_trainer(
     batches as `arrange` makes them; on CUDA bfloat16 autocast and captured steps, else float32.
     Where several processes train (torchrun, accelerate launch), each takes its share of a batch.
 
-    folder: for the Trainer, which leaves nothing in it. run_folder: gets a checkpoint every
+    folder: for the Trainer, which leaves nothing in it. checkpoints: get a new one every
     ``save_every`` steps and at the end. eval_first: evaluate when training begins (calling
     `evaluate` before `train` would leave the gradients of several processes apart: accelerate takes
     the model for prepared). eval_every: steps between evaluations; 0 for none.
@@ -172,12 +173,12 @@ def make_trainer(
         warmup_steps=WARM_UP,
         max_grad_norm=0.0,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # `Guard` sees to it
+        logging_nan_inf_filter=False,  # `Guard` looks for such losses
         include_num_input_tokens_seen="non_padding",
         eval_strategy="steps" if eval_every else "no",
         eval_steps=eval_every or None,
         eval_on_start=eval_first,
-        save_strategy="steps" if run_folder and save_every else "no",
+        save_strategy="steps" if checkpoints and save_every else "no",
         save_steps=save_every or 1,
         report_to="none",
         disable_tqdm=True,
@@ -200,18 +201,18 @@ def make_trainer(
         args=arguments,
         train_dataset=arrange(train_rows, batch_size, steps, seed),
         eval_dataset=eval_rows,
-        # A captured step is for one length, so there should be few of them.
+        # A captured step is for one length, so there should be few lengths.
         data_collator=Collator(tokenizer.pad_token_id, multiple=_multiple(model) if on_gpu else 1),
         optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
     trainer.guard, trainer.rows = Guard(model), train_rows
-    trainer.emit, trainer.run_folder = emit, run_folder
+    trainer.emit, trainer.checkpoints = emit, checkpoints
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _multiple(model: nn.Module) -> int:
-    """32 tokens, or as much of it as the model's positions are a multiple of."""
+    """What lengths of batches are a multiple of: 32, or the most of it that divides positions."""
     config = getattr(model, "config", None)
     return math.gcd(32, getattr(config, "max_position_embeddings", 32))

@@ -1,6 +1,6 @@
-"""Drivers: a run in the foreground or in a background thread, steered while it goes on.
+"""A run in the foreground or in a background thread, steered while it goes on.
 
-What is done in a run, `TrainingSession` and `Replay` say. Nothing here imports torch.
+`TrainingSession` and `Replay` say what is done in the run. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from vblora_lab.runs.frontend import Driver, detect
 from vblora_lab.runs.trace import Trace, TraceRecorder
 
 
-class Driven(ABC):
-    """A run that happens once, that can be steered, and that listeners hear of."""
+class SteerableRun(ABC):
+    """A run that happens once, can be steered, and tells its listeners what happens.
 
-    def __init__(self, listeners: Iterable[Listener]) -> None:
+    Args:
+        listeners: functions of one `Event`, called in the thread of the run.
+        events: those of an earlier part of the run, which `trace` begins with.
+    """
+
+    def __init__(self, listeners: Iterable[Listener], events: Iterable[Event] = ()) -> None:
         self.status: Reason | str = "ready"
-        self._recorder = TraceRecorder()
+        self._recorder = TraceRecorder(events)
         self._listeners: list[Listener] = [self._recorder, *listeners]
         self._control = Control()
         self._thread: threading.Thread | None = None
-        self._works_in: int | None = None
+        self._runs_in: int | None = None  # the ident of a thread
         self._error: BaseException | None = None
         self._step = 0
 
@@ -39,9 +44,10 @@ class Driven(ABC):
         return self._recorder.trace
 
     def add_listener(self, listener: Listener) -> None:
+        """Let a function hear the events from here on."""
         self._listeners.append(listener)
 
-    # --- driving
+    # --- foreground and background
 
     def train(self, driver: Driver | None = None) -> Trace | None:
         """`run` in the "foreground" and return the trace, or `start` a "thread" and return None.
@@ -54,24 +60,27 @@ class Driven(ABC):
         return None
 
     def run(self) -> Trace:
-        """Do it in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
+        """Run in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
 
         The first interrupt lets the step in progress end; a second one doesn't. A failure is told
         to the listeners and then raised.
         """
         self._claim()
         with self._interrupt_stops():
-            self._drive()
+            self._carry_out()
         if self._error is not None:
             raise self._error
         return self.trace
 
     def start(self) -> None:
-        """Do it in a background thread, in a copy of this context (ipykernel keeps its own)."""
+        """Run in a background thread, in a copy of this context (ipykernel keeps its state there).
+
+        Returns at once; `wait` gives the trace, or raises what made the run fail.
+        """
         self._claim()
         context = contextvars.copy_context()
         self._thread = threading.Thread(
-            target=context.run, args=(self._drive,), name="vblora-training", daemon=True
+            target=context.run, args=(self._carry_out,), name="vblora-training", daemon=True
         )
         self._thread.start()
 
@@ -97,7 +106,7 @@ class Driven(ABC):
         foreground.
         """
         self._check_under_way("pause")
-        if self._thread is None and threading.get_ident() == self._works_in:
+        if self._thread is None and threading.get_ident() == self._runs_in:
             raise SessionError(
                 "pause: this thread trains, so it could not end the pause. Use stop(), and go on "
                 "later with resume=True; or train in the background with start()."
@@ -123,18 +132,19 @@ class Driven(ABC):
         self._control.stop()
 
     def _check_under_way(self, wish: str) -> None:
+        """Raise `SessionError` unless there is a run to steer."""
         if self.status not in ("running", "paused"):
             hint = "start() it first" if self.status == "ready" else "make a new one"
             raise SessionError(f"{wish}: the session is {self.status}; {hint}.")
 
-    # --- the run
+    # --- the run: what a kind of run defines, and what is done around it
 
     @abstractmethod
     def _work(self) -> Finished:
         """Emit events, call `_after_step` after each step, and return the last event."""
 
     def _claim(self) -> None:
-        """Begin, or raise `SessionError` with nothing changed."""
+        """Begin the one run there is, or raise `SessionError` with nothing changed."""
         if self.status != "ready":
             raise SessionError(
                 f"this session is {self.status}; a session trains once. Make a new "
@@ -142,11 +152,11 @@ class Driven(ABC):
             )
         self.status = "running"
 
-    def _release(self) -> None:  # noqa: B027, nothing to do is fine
-        """The end of what `_claim` began, before the last event is told."""
+    def _release(self) -> None:  # noqa: B027, there may be nothing to do
+        """Give back what `_claim` took, before the last event is told."""
 
-    def _drive(self) -> None:
-        self._works_in = threading.get_ident()
+    def _carry_out(self) -> None:
+        self._runs_in = threading.get_ident()
         start = self._control.clock()
         end = None
         reason: Reason = "failed"
@@ -165,7 +175,7 @@ class Driven(ABC):
             self._emit(end)
 
     def _after_step(self, step: int) -> bool:
-        """Wait while paused; whether to stop."""
+        """Wait while the run is paused; returns whether to stop."""
 
         def on_pause() -> None:
             self.status = "paused"
@@ -184,7 +194,7 @@ class Driven(ABC):
 
     @contextlib.contextmanager
     def _interrupt_stops(self) -> Iterator[None]:
-        """Inside the block, the first SIGINT is `stop`. Only the main thread may have it so."""
+        """Inside the block, the first SIGINT is `stop`. Only the main thread can arrange that."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

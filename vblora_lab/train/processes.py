@@ -1,0 +1,35 @@
+"""Several processes that train together, started by torchrun or ``accelerate launch``.
+
+They share each batch. The first one alone writes files and tells events; what it decides, all do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
+
+T = TypeVar("T")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first, or the only one. torchrun and accelerate set its rank."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether a flag is set in any process. All must call it."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device)))
+
+
+def of_first_process(value: T) -> T:
+    """What the first process passes, in all of them. All must call it."""
+    if PartialState().num_processes > 1:
+        (value,) = broadcast_object_list([value])
+    return value
