@@ -19,7 +19,7 @@ PACKAGE = Path(vblora_lab.__file__).parent
 # line know nothing of each other.
 ORDER = """
     errors
-    admixture tables files
+    admixture tables files logs
     speed
     tuner
     convert inspection
