@@ -1,5 +1,5 @@
-# make lab | make test | make demo | make setup | make check | make notebooks | make images | make site
-# make bench | make clean
+# make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
+# make images | make site | make bench | make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
@@ -15,12 +15,12 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
 # a browser takes one of two cores, which it does in these.
-lab test notebooks site: export GOMP_SPINCOUNT ?= 2000
+lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 # Give freed memory back to the system, so that OPT-125m trains in what Binder has.
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
+.PHONY: lab test test-fast demo setup check notebooks images site bench clean binder-check colab-check matrix
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -33,6 +33,11 @@ test: $(READY)  ## run every test and every notebook
 	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser tests notebooks || failed=1; \
 	$(BIN)/python -m pytest tests/browser || failed=1; \
 	exit $$failed
+
+# For the time between two changes: what is left out here is marked `slow`, or is in `make test` alone.
+test-fast: $(READY)  ## run the quick tests: no notebooks, no browser, nothing marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	  -m "not slow" --ignore tests/browser tests
 
 demo: $(LAB)  ## train in the terminal; leaves everything in demo/
 	$(BIN)/vblora-lab demo --out demo
