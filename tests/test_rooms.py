@@ -19,7 +19,7 @@ PACKAGE = Path(vblora_lab.__file__).parent
 # line know nothing of each other.
 ORDER = """
     errors
-    admixture tables files logs
+    admixture tables files
     speed
     tuner
     convert inspection

@@ -7,10 +7,6 @@ never loads matplotlib, ipywidgets or the Trainer.
 
 import lazy_loader
 
-from vblora_lab.logs import lower_known_warnings
-
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-lower_known_warnings()  # here, since it must come before the first import of PEFT
