@@ -1,11 +1,13 @@
-# make lab | make test | make demo | make setup | make check | make notebooks | make images | make site
-# make bench | make clean
+# make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
+# make images | make site | make bench | make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB := $(VENV)/.lab
 READY := $(VENV)/.ready
+QUANTISED := $(VENV)/quantised
+IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
 FIRST := 00-start-here.ipynb
 NEWS := @jupyterlab/apputils-extension:announcements
@@ -15,24 +17,32 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
 # a browser takes one of two cores, which it does in these.
-lab test notebooks site: export GOMP_SPINCOUNT ?= 2000
+lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 # Give freed memory back to the system, so that OPT-125m trains in what Binder has.
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test demo setup check notebooks images site bench clean binder-check colab-check matrix
+.PHONY: lab test test-fast demo setup check notebooks images site bench clean binder-check colab-check matrix
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
 
 # Two processes, each with one thread and with whole files, since what a file's tests share is made
-# once. Then the browser, which waits for what it sees, alone: beside others it would wait too long.
-test: $(READY)  ## run every test and every notebook
+# once. Then the tests of 4-bit and 8-bit bases, which alone see bitsandbytes. Then the browser, which
+# waits for what it sees, alone: beside others it would wait too long.
+test: $(READY) $(QUANTISED)/.ready  ## run every test and every notebook
 	@failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
-	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser tests notebooks || failed=1; \
+	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser --ignore $(IN_BITS) \
+	  tests notebooks || failed=1; \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest $(IN_BITS) || failed=1; \
 	$(BIN)/python -m pytest tests/browser || failed=1; \
 	exit $$failed
+
+# For the time between two changes: what is left out here is marked `slow`, or is in `make test` alone.
+test-fast: $(READY)  ## run the quick tests: no notebooks, no browser, nothing marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	  -m "not slow" --ignore tests/browser --ignore $(IN_BITS) tests
 
 demo: $(LAB)  ## train in the terminal; leaves everything in demo/
 	$(BIN)/vblora-lab demo --out demo
@@ -81,4 +91,12 @@ $(LAB): pyproject.toml constraints.txt
 
 $(READY): $(LAB)
 	$(INSTALL) --editable '.[lab,dev,site]'
+	@# It was among these tools once.
+	@$(BIN)/pip uninstall --quiet --yes bitsandbytes 2> /dev/null
+	@touch $@
+
+# bitsandbytes has a folder of its own. PEFT imports it wherever it is installed, for notebooks and
+# commands too, and on some CPUs it then warns in red about a kernel for 4-bit weights.
+$(QUANTISED)/.ready: $(READY)
+	$(INSTALL) --no-deps --upgrade --target $(QUANTISED) bitsandbytes
 	@touch $@

@@ -4,7 +4,7 @@
 
 "kernel" is the time from the fields' arrival to the answer's departure (plan, code and view);
 "page" is the time from moving a slider in headless Chromium to the drawn answer, the kernel's part
-included; what a Jupyter server adds between the two is the network's. Writes
+included. What a Jupyter server adds between the two is not measured. Writes
 results/explorer.json: medians and maxima in milliseconds, bytes sent once and at each change.
 """
 

@@ -28,8 +28,8 @@ from browser_lab import CHROMIUM_FLAGS, chromium
 from widget_page import Open
 
 RESULTS = Path(__file__).parent / "results" / "heatmap.json"
-# name: layers, modules in each, sub-vectors of a module, bank vectors; the most milliseconds of an
-# update and of a frame that the package means to take
+# name: layers, modules in each, sub-vectors of a module, bank vectors; the package's targets: the
+# most milliseconds for an update and for a frame
 SIZES = {
     "576 x 256 (OPT-125m, q and v)": (12, 2, 24, 256, 1.0, 50.0),
     "5,000 x 2,048": (50, 2, 50, 2048, None, 200.0),

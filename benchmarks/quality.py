@@ -6,7 +6,7 @@
 Each method trains mini-OPT on the restaurants task for the same steps, batches and schedule, and
 is measured on the same held-out meaning representations. Learning rates are each method's best of
 those in `RATES_TRIED`. Writes quality.csv, which ships with the package for chapter 08 of the
-course (one row a run; it takes the place of an earlier one of the same method and seed), and
+course (one row per run; it replaces an earlier one of the same method and seed), and
 results/quality.md (means).
 """
 

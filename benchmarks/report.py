@@ -34,7 +34,7 @@ def of(records: list[Record], section: str) -> list[Record]:
 
 # --- targets: what this project set out to reach
 
-Target = tuple[str, str, str, bool]  # what, how much is asked, how much was measured, met
+Target = tuple[str, str, str, bool]  # what, the target, what was measured, whether it was met
 
 
 def at_least(what: str, asked: float, measured: float) -> Target:
@@ -256,7 +256,7 @@ def draw(axis: Any, points: list[Record], what: str, against: Any) -> None:
 
 
 def plot_roofline(records: list[Record], device: str, path: Path) -> None:
-    """Bytes of logits read and of gradient written, a second, against their number."""
+    """Bytes of logits read and of gradient written per second, against the number of logits."""
     figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
     looks = {
         "kernels, captured": ("#009E73", "D"),

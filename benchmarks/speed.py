@@ -6,197 +6,51 @@
 
 Each section runs its methods interleaved in one process and takes medians after a warm-up.
 Models have the shapes of the named ones and random weights, which cost the same time. Writes
-results/speed-<device>.json, one record a row; `benchmarks/report.py` makes the table and plots.
+results/speed-<device>.json, one record per row; `benchmarks/report.py` makes the table and plots.
+What is measured is in `speed_rows.py`, and how in `speed_clock.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
-import statistics
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import peft
 import torch
 import transformers
+from speed_admixture import admixture_alone
+from speed_clock import clean_up, interleaved, milliseconds, peak_memory, waits
+from speed_rows import (
+    CPU_ROWS,
+    CUDA,
+    DEVICE,
+    GPU_ROWS,
+    METHODS,
+    Row,
+    adapted,
+    base_model,
+    batch_of,
+    captured_step,
+    make_optimizer,
+    make_step,
+)
 from torch import nn
-from transformers import AutoConfig, OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 
 import vblora_lab
-from vblora_lab.admixture import admixture
 from vblora_lab.bases import share_weights
-from vblora_lab.speed import kernels
-from vblora_lab.speed.captured import CapturedStep
-from vblora_lab.speed.mixing import mix_all
-from vblora_lab.speed.pool import MatrixPool
 
 RESULTS = Path(__file__).parent / "results"
-CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
-ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-TARGETS = {"qv": ["q_proj", "v_proj"], "all": ALL_LINEAR}
-MINI_OPT = Path(vblora_lab.__file__).parent / "assets" / "mini-opt"
-OPT_SIZES = {
-    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32},
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model, batch and adapter: what a line of the training table measures."""
-
-    model: str
-    batch: int
-    length: int
-    targets: str
-    r: int = 4
-    num_vectors: int = 256
-    vector_length: int = 256
-    topk: int = 2
-    layers: int | None = None  # how many are adapted, from the first on; None for all
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}-{self.batch}x{self.length}-{self.targets}"
-
-    def where(self) -> dict[str, Any]:
-        which = {} if self.layers is None else {"layers_to_transform": list(range(self.layers))}
-        return {"target_modules": TARGETS[self.targets]} | which
-
-    def fields(self) -> dict[str, Any]:
-        names = ("r", "num_vectors", "vector_length", "topk")
-        return {n: getattr(self, n) for n in names} | self.where()
-
-
-GPU_ROWS = [
-    Row(model, batch, length, targets)
-    for model, batch, length in (("opt-125m", 4, 64), ("opt-125m", 8, 512), ("opt-1.3b", 8, 512))
-    for targets in ("qv", "all")
-]
-CPU_ROWS = [
-    Row("mini-opt", 16, 64, "all", r=16, num_vectors=192, vector_length=128, topk=4),
-    Row("opt-125m", 4, 64, "qv"),
-    Row("opt-125m", 4, 64, "all"),
-]
-
-
-def base_model(name: str) -> OPTForCausalLM:
-    """A model of the named shape with random weights: bf16 on a GPU, float32 on a CPU."""
-    if name == "mini-opt":
-        config = AutoConfig.from_pretrained(MINI_OPT)
-    else:
-        size = OPT_SIZES[name]
-        width = size["hidden_size"]
-        config = OPTConfig(**size, ffn_dim=4 * width, word_embed_proj_dim=width)
-    torch.manual_seed(0)
-    with DEVICE:
-        model = OPTForCausalLM(config)
-    return model.to(torch.bfloat16 if CUDA else torch.float32).train()
-
-
-def frozen(base: nn.Module, row: Row) -> nn.Module:
-    return base.requires_grad_(False)
-
-
-def lora(base: nn.Module, row: Row) -> nn.Module:
-    config = peft.LoraConfig(r=row.r, lora_alpha=row.r, **row.where())
-    return peft.get_peft_model(base, config)
-
-
-def peft_vblora(base: nn.Module, row: Row) -> nn.Module:
-    return peft.get_peft_model(base, peft.VBLoRAConfig(**row.fields()))
-
-
-def ours(base: nn.Module, row: Row) -> nn.Module:
-    return vblora_lab.get_peft_model(base, vblora_lab.VBLoRAConfig(**row.fields()))
-
-
-METHODS: dict[str, Callable[[nn.Module, Row], nn.Module]] = {
-    "frozen base": frozen,
-    "PEFT LoRA": lora,
-    "PEFT VB-LoRA": peft_vblora,
-    "vblora_lab": ours,
-}
-
-
-def adapted(method: str, base: nn.Module, row: Row) -> nn.Module:
-    """A model over the base's weights, whose inputs get gradients as in any training from text.
-
-    The frozen base has nothing to train, so its backward pass is that of the activations alone.
-    """
-    model = METHODS[method](share_weights(base), row)
-    getattr(model, "enable_input_require_grads")()  # noqa: B009
-    return model
-
-
-def make_optimizer(model: nn.Module, **options: Any) -> torch.optim.Optimizer | None:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, **{"lr": 1e-3, "fused": True, **options}) if trained else None
-
-
-def make_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> Callable[[Any], torch.Tensor]:
-    """Forward, backward and optimizer."""
-
-    def step(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16) if CUDA else nullcontext():
-            loss = model(**batch).loss
-        loss.backward()
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def captured_step(model: nn.Module) -> CapturedStep:
-    lr = torch.tensor(1e-3, device=DEVICE)
-    optimizer = make_optimizer(model, lr=lr, capturable=True)
-    return CapturedStep(make_step(model, optimizer), model, optimizer)
-
-
-def batch_of(row: Row, vocabulary: int) -> dict[str, torch.Tensor]:
-    tokens = torch.randint(4, vocabulary, (row.batch, row.length), device=DEVICE)
-    return {"input_ids": tokens, "labels": tokens}
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if CUDA:
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict:
-    """Median time of each call, one after the other in each round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(warm_up + rounds):
-        for name, call in calls.items():
-            taken = milliseconds(call)
-            if number >= warm_up:
-                times[name].append(taken)
-    return {name: round(statistics.median(taken), 4) for name, taken in times.items()}
-
-
-# --- sections: each yields records
+# --- sections: each yields records; that of the admixture alone is in speed_admixture.py
 
 
 def training(args: argparse.Namespace) -> Iterator[dict]:
@@ -230,70 +84,6 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
         clean_up()
 
 
-def checkpointing(args: argparse.Namespace) -> Iterator[dict]:
-    """Steps with gradient checkpointing, and what mixing layer by layer would cost instead."""
-    row = Row("opt-125m", 4, 64, "all") if CUDA else CPU_ROWS[0]
-    base = base_model(row.model)
-    batch = batch_of(row, base.config.vocab_size)
-
-    def layer_by_layer(step: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
-        def call(batch: Any) -> torch.Tensor:
-            with mock.patch.object(MatrixPool, "held", lambda _: nullcontext()):
-                return step(batch)
-
-        return call
-
-    for use_reentrant in (True, False):
-        steps = {}
-        for method in METHODS:
-            model = adapted(method, base, row)
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            steps[method] = make_step(model, make_optimizer(model))
-        steps["vblora_lab, layer by layer"] = layer_by_layer(steps["vblora_lab"])
-        calls = {name: partial(step, batch) for name, step in steps.items()}
-        yield {
-            "section": "checkpointing",
-            "row": f"{row.name}-{'reentrant' if use_reentrant else 'not-reentrant'}",
-            "milliseconds": interleaved(calls, args.steps, args.warm_up),
-        }
-    clean_up()
-
-
-def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
-    """GiB at the peak of the third step, the base's weights included."""
-    clean_up()
-    model = adapted(method, base, row)
-    step = make_step(model, make_optimizer(model))
-    for _ in range(2):
-        step(batch)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    step(batch)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    del model, step
-    clean_up()
-    return round(peak, 3)
-
-
-def waits(step: Callable, batch: dict) -> dict[str, int]:
-    """How many times a step waits for the device, by file and line."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step(batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    places = [f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in caught]
-    return dict(Counter(places))
-
-
-def clean_up() -> None:
-    gc.collect()
-    if CUDA:
-        torch.cuda.empty_cache()
-
-
 def generation(args: argparse.Namespace) -> Iterator[dict]:
     """Milliseconds per token, greedy, unmerged."""
     tokens = 64
@@ -323,113 +113,6 @@ def generation(args: argparse.Namespace) -> Iterator[dict]:
             }
         del base, models
         clean_up()
-
-
-def admixture_alone(args: argparse.Namespace) -> Iterator[dict]:
-    """All sub-vectors of Llama-2-13B, all linear, rank 6, bank 2048 x 256, and of fewer layers."""
-    for layers in (1, 4, 12, 40) if CUDA else (1, 2):
-        yield admixture_of(layers, args)
-        clean_up()
-
-
-def admixture_of(layers: int, args: argparse.Namespace) -> dict:
-    """Forward and backward, and the least time that moving its logits can take."""
-    r, num_vectors, length, topk = 6, 2048, 256, 2
-    shapes = 4 * [(5120, 5120)] + 2 * [(5120, 13824)] + [(13824, 5120)]
-    generator = torch.Generator(DEVICE).manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator, device=DEVICE)
-        return (0.1 * values).requires_grad_()
-
-    bank = draw(num_vectors, length)
-    logits = [
-        (draw(r, size_in // length, num_vectors), draw(size_out // length, r, num_vectors))
-        for size_in, size_out in layers * shapes
-    ]
-    inputs = [bank, *(part for pair in logits for part in pair)]
-    sub_vectors = sum(part.shape[0] * part.shape[1] for pair in logits for part in pair)
-    wide = sub_vectors // r * length
-    slope = torch.randn(r, wide, generator=generator, device=DEVICE)
-
-    def pooled() -> None:
-        mixed = mix_all(logits, bank, topk, torch.float32)
-        joined = torch.cat([m for pair in mixed for m in pair], dim=1)
-        torch.autograd.grad(joined, inputs, slope)
-
-    def only(enabled: bool) -> Callable[[], None]:
-        def call() -> None:
-            kernels.enabled, before = enabled, kernels.enabled
-            try:
-                pooled()
-            finally:
-                kernels.enabled = before
-
-        return call
-
-    def deterministic() -> None:
-        torch.use_deterministic_algorithms(True)
-        try:
-            pooled()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    def layer_by_layer() -> None:
-        column = 0
-        outputs, slopes = [], []
-        for pair in logits:
-            for part in pair:
-                mixed = admixture(part, bank, topk)
-                outputs.append(mixed)
-                slopes.append(slope[:, column : column + mixed.numel() // r].reshape(mixed.shape))
-                column += mixed.numel() // r
-        torch.autograd.grad(outputs, inputs, slopes)
-
-    calls = {"eager, pooled": only(False), "eager, layer by layer": layer_by_layer}
-    if CUDA:
-        calls |= {"kernels": only(True), "kernels, deterministic": deterministic}
-        calls["kernels, captured"] = captured_kernels(logits, bank, topk, slope)
-    record = {
-        "section": "admixture",
-        "row": f"{layers} layers, {sub_vectors} sub-vectors",
-        "milliseconds": interleaved(calls, max(args.steps, 20), 5),
-    }
-    logit_bytes = sub_vectors * num_vectors * 4
-    return record | {"logit_bytes": logit_bytes} | floor(logit_bytes)
-
-
-def captured_kernels(
-    logits: list, bank: torch.Tensor, topk: int, slope: torch.Tensor
-) -> Callable[[], None]:
-    """The two kernels as a captured step runs them: without Python's time for 560 tensors."""
-    shaped = slope.view(slope.shape[0], -1, bank.shape[1])
-    sources = [bank, *(part for pair in logits for part in pair)]
-
-    def call() -> None:
-        mixed = kernels.fused_admixture(logits, bank, topk, torch.float32)
-        torch.autograd.grad(mixed, sources, shaped)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def floor(logit_bytes: int) -> dict[str, float]:
-    """The time to read all logits and write their gradient once, at this device's copy speed."""
-    source = torch.randn(2**28 if CUDA else 2**24, device=DEVICE)
-    target = torch.empty_like(source)
-    taken = interleaved({"copy": lambda: target.copy_(source)}, 20, 5)["copy"]
-    bytes_per_ms = 2 * source.nbytes / taken
-    return {
-        "copy_gb_per_s": round(bytes_per_ms / 1e6, 1),
-        "floor_milliseconds": round(2 * logit_bytes / bytes_per_ms, 4),
-    }
 
 
 def growth(args: argparse.Namespace) -> Iterator[dict]:

@@ -2,13 +2,13 @@
 
     OMP_NUM_THREADS=2 GOMP_SPINCOUNT=2000 python benchmarks/studio.py    # results/studio.json
 
-One session trains, and the studio is told of its steps in every second block of them: so both
-kinds of blocks meet the same machine, model and data. The throughput is that of all shown blocks
-over that of all others, 1 is no loss, with an interval from drawing pairs of blocks anew. `browser`
-is with the studio on the screen of a headless Chromium, which draws on the same processor; `kernel`
-is with the widget alone, which is what a machine pays whose browser is elsewhere. The first steps
-of a block, in which the browser still draws what the last block told, are left out. All texts are
-of about one length, so that steps are alike.
+One session trains, and the studio is told of every second block of steps, so that both kinds of
+blocks meet the same machine, model and data. The result is the throughput of all shown blocks
+divided by that of all others (1 is no loss), with an interval from resampling pairs of blocks.
+`browser` is with the studio on the screen of a headless Chromium, which draws on the same
+processor; `kernel` is with the widget alone, as where the browser is on another machine. The first
+steps of a block, in which the browser still draws the end of the last one, are left out. All texts
+have about the same length, so that steps are alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vblora_lab.train import Stepped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "studio.json"
-AT_LEAST = 0.97  # what the package means to reach
+AT_LEAST = 0.97  # the package's target
 BLOCK = 10  # steps
 LEFT_OUT = 2  # steps at the start of a block
 PAIRS = 150
@@ -45,7 +45,7 @@ TEXTS = 400
 
 
 class EverySecondBlock(TrainingStudio):
-    """A studio that hears of every second block of steps."""
+    """A studio that is told of every second block of steps."""
 
     def _listen(self, event):
         if not isinstance(event, Stepped):
@@ -85,7 +85,7 @@ def measure(shown: TrainingStudio) -> dict:
     shown.session.add_listener(note)
     shown.train(wait=True)
     seconds: dict[int, list[float]] = {}
-    for (step, begin), (_, end) in pairwise(at):  # what is told of a step is paid before the next
+    for (step, begin), (_, end) in pairwise(at):  # events of a step are handled before the next
         if (step - 1) % BLOCK >= LEFT_OUT:
             seconds.setdefault((step - 1) // BLOCK, []).append(end - begin)
     means = [statistics.mean(seconds[block]) for block in sorted(seconds)][2:]  # after a warm-up

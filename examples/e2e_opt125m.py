@@ -7,12 +7,12 @@
 
 The paper's settings: AdamW, learning rates 1e-3 for the bank and 1e-2 for the logits, linear decay
 after a warm-up of 6% of the steps, vectors of length 256, the top 2 of them, rank 4, query and
-value (in GPT-2, c_attn holds both). It prints the paper's columns, each by a kept library
-(pip install 'vblora-lab[e2e]').
+value (in GPT-2, c_attn holds both). It prints the paper's columns, each computed by a maintained
+library (pip install 'vblora-lab[e2e]').
 
-Expect the shape of the paper's result and not its digits: the paper trains GPT-2 medium and large
+Expect the shape of the paper's result, not its digits: the paper trains GPT-2 medium and large
 and decodes with beam search; here the model is smaller and the decoding greedy. Five epochs of E2E
-with OPT-125m want a GPU; `--steps` makes it shorter.
+with OPT-125m need a GPU; `--steps` makes the run shorter.
 """
 
 from __future__ import annotations

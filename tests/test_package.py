@@ -27,6 +27,22 @@ def test_what_a_run_says_and_leaves_has_its_old_address_too():
         assert getattr(vblora_lab.train, name) is getattr(vblora_lab.runs, name)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import vblora_lab; vblora_lab.load_base()"],
+        ["-c", "import peft; from transformers import Trainer; import vblora_lab"],
+        ["-m", "vblora_lab.cli", "plan", "mini-opt"],
+    ],
+    ids=["load_base", "PEFT and the Trainer first", "vblora-lab plan"],
+)
+def test_a_fresh_process_says_nothing_on_stderr(arguments):
+    """PEFT imports bitsandbytes where that is installed, and on some CPUs it warns in red."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "is bitsandbytes installed beside the rest? See CONTRIBUTING.md"
+
+
 def test_a_type_checker_sees_every_public_name(tmp_path):
     """mypy reads what __init__.pyi says; at run time lazy_loader does. Neither may give Any."""
     names = vblora_lab.__all__

@@ -78,7 +78,7 @@ def lacking(folder: Path = FOLDER, name: str | None = None) -> list[Path]:
 
 
 def write(folder: Path = FOLDER, name: str | None = None) -> list[Path]:
-    """Write badge and install cell where they lack or differ; returns the changed notebooks."""
+    """Write badges and install cell where they are missing or differ; returns what changed."""
     name = name or repository.name()
     changed = lacking(folder, name)
     for path in changed:

@@ -1,6 +1,6 @@
 """Take the pictures of the widgets in docs/images anew: `python tools/images.py`.
 
-    python tools/images.py --record    # first train the runs that they show again, two minutes
+    python tools/images.py --record    # first train the runs that they show, two minutes
 
 Look at them before you commit them. What they show is in tests/browser/gallery.py; a test there
 compares them with how the widgets look.

@@ -1,11 +1,11 @@
-"""Make the course a site: `make site`, or `python tools/make_site.py`. It lies in build/site/html.
+"""Make a web site of the course, in build/site/html: `make site`, or `python tools/make_site.py`.
 
 1. Every notebook is run, so that its pages show what its cells show, training included. Runs are
-   kept in build/site/runs and done again when the notebook or the package has changed.
+   kept in build/site/runs, and repeated when the notebook or the package has changed.
    `--stored` runs nothing and shows the outputs that are stored in the repository.
 2. The sources of the pages are gathered in build/site/source: README as the front page, those
    notebooks, and a reference of every public name, room by room.
-3. Sphinx builds the pages; a warning is an error. At last every link and anchor is followed, and
+3. Sphinx builds the pages; a warning is an error. Finally, every link and anchor is followed, and
    nothing may be loaded from another host.
 """
 
@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
 import inspect
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -27,10 +25,9 @@ from urllib.parse import unquote, urlsplit
 import badges
 import nbformat
 import repository
-import site_widgets
-from bs4 import BeautifulSoup
-from nbclient import NotebookClient
 from nbformat import NotebookNode
+from site_links import problems
+from site_runs import run
 from sphinx.cmd.build import build_main
 
 import notebooks
@@ -38,7 +35,6 @@ import vblora_lab
 
 ROOT = repository.ROOT
 BUILD = ROOT / "build" / "site"
-TOOLS = Path(__file__).parent
 FRONT = "README.md"
 COURSE = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 GLOSSARY = "notebooks/glossary.md"
@@ -90,7 +86,7 @@ ROOMS = {
     ),
     "training": Room(
         "Training",
-        "Base models, tasks, sessions, and what is kept of a run. A session says all that "
+        "Base models, tasks, sessions, and what is kept of a run. A session reports all that "
         "happens as events.",
         (
             "bases",
@@ -126,71 +122,18 @@ ROOMS = {
         "The exercises of the notebooks, the demo, and what this machine can do.",
         ("course", "app.demo", "app.doctor"),
     ),
-    "errors": Room("Errors", "What is raised, and what it tells.", whole=("errors",)),
+    "errors": Room("Errors", "What is raised, and what it tells you.", whole=("errors",)),
 }
-
-
-# --- running
-
-
-def run(path: Path, runs: Path, pages: Path) -> Path:
-    """Run a notebook, unless that was done; returns the file with its outputs.
-
-    Args:
-        path: of the notebook.
-        runs: folder for the file.
-        pages: folder for pages of widgets.
-    """
-    file, key = runs / path.name, _key(path)
-    if file.exists() and nbformat.read(file, as_version=4).metadata.get("key") == key:
-        return file
-    for old in pages.glob(f"{path.stem}-*.html"):
-        old.unlink()
-    notebook = nbformat.read(path, as_version=4)
-    before = f"import sys; sys.path.append({str(TOOLS)!r}); import site_widgets\n"
-    first = nbformat.v4.new_code_cell(before + "site_widgets.watch()")
-    last = nbformat.v4.new_code_cell(f"site_widgets.show_forms({str(pages)!r}, {path.stem!r})")
-    notebook.cells = [first, *notebook.cells, last]
-    client = NotebookClient(
-        notebook,
-        timeout=notebooks.SECONDS,
-        coalesce_streams=True,
-        resources={"metadata": {"path": path.parent}},
-    )
-    client.execute()
-    (shown,) = notebook.cells.pop().outputs
-    del notebook.cells[0]
-    put_forms(notebook, shown.data["application/json"])
-    notebook.metadata["key"] = key
-    nbformat.write(notebook, file)
-    return file
-
-
-def _key(path: Path) -> str:
-    """Changes when the notebook does, or what it may import."""
-    files = [path, *sorted((ROOT / "vblora_lab").rglob("*")), TOOLS / "site_widgets.py"]
-    kinds = (".ipynb", ".py", ".js", ".css")
-    texts = b"".join(each.read_bytes() for each in files if each.suffix in kinds)
-    return hashlib.sha256(texts).hexdigest()
-
-
-def put_forms(notebook: NotebookNode, forms: dict[str, str]) -> None:
-    """Put static forms where `site_widgets.watch` left marks."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            text = output.get("data", {}).get("text/plain", "")
-            if text.startswith(site_widgets.MARK):
-                output.data = {"text/html": forms[text]}
 
 
 # --- gathering
 
 
 def gather(source: Path, course: list[Path]) -> None:
-    """Lay the sources of all pages into a folder.
+    """Put the sources of all pages into a folder.
 
     Args:
-        source: the folder; what was in it goes.
+        source: the folder; what was in it is deleted.
         course: the notebooks to show, with outputs.
 
     Raises:
@@ -233,7 +176,7 @@ _LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 
 
 def local(text: str, page: str, source: Path) -> str:
-    """Markdown of the repository, so that its links are right on the site.
+    """Markdown of the repository, with links that work on the site.
 
     A file that is a page stays a link to it, a picture is copied, any other file becomes an address
     in the repository. A picture from another host becomes its text: a badge is a plain link then.
@@ -340,45 +283,6 @@ def _entry(name: str) -> str:
         return f".. autofunction:: {name}"
     keys = ", ".join(f"``{key}``" for key in value)
     return f".. autodata:: {name}\n\n   A mapping with the keys {keys}."
-
-
-# --- checking
-
-
-def problems(html: Path) -> Iterator[str]:
-    """Sentences about links that lead nowhere and things that come from another host."""
-    paths = sorted(set(html.rglob("*.html")) - set((html / "_static").rglob("*")))
-    pages = {path: _soup(path) for path in paths}
-    anchors = {
-        path: {tag.get("id") or tag.get("name") for tag in soup.find_all(True)}
-        for path, soup in pages.items()
-    }
-    for path, soup in pages.items():
-        here = path.relative_to(html).as_posix()
-        if re.search(rf"{site_widgets.MARK}\d", soup.get_text()):
-            yield f"{here}: a widget without a static form"
-        for tag in soup.find_all(True):
-            for attribute in ("href", "src", "data", "srcset", "poster"):
-                address = tag.get(attribute)
-                if not address or address.startswith(("data:", "mailto:")):
-                    continue
-                parts = urlsplit(address)
-                if parts.scheme or parts.netloc:
-                    if tag.name != "a" and tag.get("rel") != ["canonical"]:
-                        yield f"{here}: <{tag.name}> loads {address}"
-                    continue
-                target = path.parent.joinpath(unquote(parts.path)) if parts.path else path
-                target = target.resolve() / "index.html" if target.is_dir() else target.resolve()
-                if not target.is_file():
-                    yield f"{here}: {address} leads nowhere"
-                elif target in pages and parts.fragment:
-                    fragment = unquote(parts.fragment)
-                    if fragment not in anchors[target] and fragment not in ("", "top"):
-                        yield f"{here}: {address} names a part that isn't there"
-
-
-def _soup(path: Path) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 
 # --- all of it

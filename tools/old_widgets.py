@@ -1,7 +1,7 @@
-"""Play with every widget in a real browser, in a notebook of the time of ipywidgets 7.
+"""Play with every widget in a real browser, in a notebook as it was with ipywidgets 7.
 
-`tools/platforms.py colab` calls this. Colab's own page can't be had elsewhere; what runs here is
-the classic notebook, which shows widgets by the same code of ipywidgets 7.
+`tools/platforms.py colab` calls this. Colab's own page can't be run elsewhere; what runs here is
+the classic notebook, which shows widgets with the same code of ipywidgets 7.
 """
 
 from __future__ import annotations

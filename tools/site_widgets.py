@@ -1,11 +1,11 @@
 """What stands on the site in place of a widget, which would need a kernel.
 
 `make_site.py` imports this in the kernel of each notebook that it runs. A widget is live: what is
-shown of it is its state at the end of the notebook, as in a lab where all cells have been run.
+shown is its state at the end of the notebook, as in a lab where all cells have been run.
 
 - A `BankHeatmap` becomes the page that its `to_html` writes, which can be played with.
 - A panel becomes its words and numbers, its loss curve, and the heatmap of its whole run.
-- Any other becomes the picture that it brings along.
+- Any other becomes its own picture.
 """
 
 from __future__ import annotations

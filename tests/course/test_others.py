@@ -100,9 +100,10 @@ def test_the_front_is_what_nobody_beats(defined):
 
 def test_sizes_by_formula_are_those_of_the_models(defined):
     """For VeRA and IA3; for VB-LoRA and LoRA they are those of `plan`, which has its own tests."""
+    from vblora_lab.app.demo import demo_config
     from vblora_lab.bases import load_skeleton
 
     measured_sizes = {n: r[0].stored_bytes for n, r in measured.quality().results.items()}
-    sizes = defined["stored"](load_skeleton("mini-opt"), lab.demo.demo_config(), vera_rank=256)
+    sizes = defined["stored"](load_skeleton("mini-opt"), demo_config(), vera_rank=256)
     for name in ("VB-LoRA", "LoRA", "VeRA", "IA3"):
         assert sizes[name] == measured_sizes[name], name

@@ -55,7 +55,7 @@ def test_both_ways_to_mix_give_the_same_matrices_and_gradients(defined, draw):
     ways = [defined["one_by_one"], defined["at_once"]]
     for pair, other in zip(*(way(logits, bank) for way in ways), strict=True):
         torch.testing.assert_close(tuple(pair), tuple(other))
-    one, other = (defined["there_and_back"](way, bank, logits)() for way in ways)
+    one, other = (defined["forward_and_backward"](way, bank, logits)() for way in ways)
     assert len(one) == 1 + 2 * 12
     torch.testing.assert_close(one, other)
 

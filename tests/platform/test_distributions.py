@@ -1,11 +1,13 @@
 """Wheel and sdist: built as for the index, complete, and light to import once installed."""
 
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import lazy_loader
 import platforms
 import pytest
 
@@ -31,7 +33,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """A clean environment that has the wheel, and this one's packages for what it depends on."""
+    """A clean environment that has the wheel, and of all that it depends on, lazy_loader alone."""
     folder = tmp_path_factory.mktemp("installed") / "env"
     wheel = next(built.glob("*.whl"))
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -44,6 +46,7 @@ def installed(built, tmp_path_factory):
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
+    shutil.copytree(Path(lazy_loader.__file__).parent, Path(site) / "lazy_loader")
     return python, Path(site)
 
 
@@ -80,8 +83,8 @@ def test_the_wheel_says_what_it_is(built):
     assert "vblora-lab = vblora_lab.cli:main" in commands
 
 
-def test_importing_what_is_installed_needs_nothing_else(installed):
-    """With no dependency at all: the package, its version and the command's help."""
+def test_importing_what_is_installed_needs_lazy_loader_alone(installed):
+    """With no other dependency: the package, its version and the command's help."""
     out = run(installed, "import vblora_lab; print(vblora_lab.__version__, vblora_lab.__file__)")
     assert str(installed[1]) in out
     done = subprocess.run(

@@ -19,6 +19,7 @@ from vblora_lab.errors import MergeError
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import VBLoRALayer
 
+# `make test` runs these by themselves, with bitsandbytes in a folder that nothing else sees.
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes isn't installed: no 4 and 8 bits")
 
 SIZE = 64  # bitsandbytes cuts weights into blocks of 64 values
