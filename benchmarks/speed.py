@@ -84,6 +84,35 @@ def training(args: argparse.Namespace) -> Iterator[dict]:
         clean_up()
 
 
+def checkpointing(args: argparse.Namespace) -> Iterator[dict]:
+    """Steps with gradient checkpointing, and what mixing layer by layer would cost instead."""
+    row = Row("opt-125m", 4, 64, "all") if CUDA else CPU_ROWS[0]
+    base = base_model(row.model)
+    batch = batch_of(row, base.config.vocab_size)
+
+    def layer_by_layer(step: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+        def call(batch: Any) -> torch.Tensor:
+            with mock.patch.object(MatrixPool, "held", lambda _: nullcontext()):
+                return step(batch)
+
+        return call
+
+    for use_reentrant in (True, False):
+        steps = {}
+        for method in METHODS:
+            model = adapted(method, base, row)
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            steps[method] = make_step(model, make_optimizer(model))
+        steps["vblora_lab, layer by layer"] = layer_by_layer(steps["vblora_lab"])
+        calls = {name: partial(step, batch) for name, step in steps.items()}
+        yield {
+            "section": "checkpointing",
+            "row": f"{row.name}-{'reentrant' if use_reentrant else 'not-reentrant'}",
+            "milliseconds": interleaved(calls, args.steps, args.warm_up),
+        }
+    clean_up()
+
+
 def generation(args: argparse.Namespace) -> Iterator[dict]:
     """Milliseconds per token, greedy, unmerged."""
     tokens = 64
