@@ -19,10 +19,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import peft
 import torch
@@ -48,6 +50,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import vblora_lab
 from vblora_lab.bases import share_weights
+from vblora_lab.speed.pool import MatrixPool
 
 RESULTS = Path(__file__).parent / "results"
 # --- sections: each yields records; that of the admixture alone is in speed_admixture.py
