@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_for_a_while(base, task, config, tmp_path, monkeypat
 
 
 def test_a_really_full_disk(base, task, config, tmp_path):
-    """A file system that holds nothing, where there is one to be had."""
+    """A file system with almost no room, where one can be mounted."""
     place = tmp_path / "small"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]

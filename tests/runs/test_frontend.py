@@ -1,4 +1,4 @@
-"""Front ends: real kernels and processes where they can be had, their marks where they can't."""
+"""Front ends: real kernels and processes where possible, their marks elsewhere."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def _nothing_from_outside(monkeypatch):
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """IPython's shell as it is in a kernel, started by nobody known; returns its namespace."""
+    """IPython's shell as in a kernel that no known program started; returns its namespace."""
     shell = SimpleNamespace(kernel=object(), user_ns={})
     ipython = ModuleType("IPython")
     ipython.get_ipython = lambda: shell

@@ -16,7 +16,7 @@ def trained(session):
 
 
 class Spoilt:
-    """From one call on, the loss of a session's model is multiplied by a number."""
+    """Multiply the loss of a session's model by a number, from one call on."""
 
     def __init__(self, session, call, factor):
         self.session, self.call, self.factor, self.calls = session, call, factor, 0

@@ -56,7 +56,7 @@ def session(base, task, config, heard):
 
 
 def pause_at(session, heard, step):
-    """Start, and pause in the training thread after a step, so that it is sure which."""
+    """Start, and pause after this very step: in the training thread, so that none can follow."""
     session.add_listener(lambda e: isinstance(e, Stepped) and e.step == step and session.pause())
     session.start()
     return heard.wait_for(Paused)

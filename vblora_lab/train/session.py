@@ -1,15 +1,10 @@
 """A training session: one adapter, one task, one run, and anyone may listen.
 
-Read it from the top: what is given (`__init__`), what is trained, and the run: `_work`, `_train_in`
-and what happens before and after each step. What it leans on has modules of its own:
-
-    arguments       checks of the numbers that are given
-    trainer         the HF Trainer as it is set up here
-    callback        from the Trainer to events, and from steering to the Trainer
-    peak_rates      learning rates that change while the run goes on
-    run_files       settings, trace and adapter in the run's folder
-    checkpoints     the Trainer's own, to resume from
-    processes       several processes that train together
+Read it from the top: what is given (`__init__`), what is trained, and the run (`_work`, `_train_in`
+and what happens around each step). Its helpers do one thing each: `trainer` sets up the HF Trainer,
+`callback` tells what that does, `sampling` writes texts, `peak_rates` keeps rates that change,
+`run_files` and `checkpoints` write the run's folder, and `processes` is about several that train
+together.
 """
 
 from __future__ import annotations
@@ -51,7 +46,6 @@ from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.checkpoints import Checkpoints
 from vblora_lab.train.completion import completion_logits
-from vblora_lab.train.generate import write_samples
 from vblora_lab.train.locked import locked
 from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
@@ -59,6 +53,7 @@ from vblora_lab.train.peak_rates import PeakRates
 from vblora_lab.train.processes import in_any_process, is_first_process, of_first_process
 from vblora_lab.train.prompts import encode_all, positions_of
 from vblora_lab.train.run_files import RunFiles
+from vblora_lab.train.sampling import SampleWriter
 from vblora_lab.train.trainer import LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
@@ -145,8 +140,6 @@ class TrainingSession(SteerableRun):
         self._eval_every = eval_every if eval_examples else 0
         self._sample_every = sample_every if sample_count else 0
         self._eval_examples = self.task.validation[:eval_examples]
-        self._sampled_examples = self.task.validation[:sample_count]
-        self._sampled_at = -1
         self._settings = self._read_settings()
         self.is_first = is_first_process()  # of those that train together; it writes and emits
         folder = None if out is None else RunFolder(out)
@@ -157,6 +150,7 @@ class TrainingSession(SteerableRun):
             torch.manual_seed(seed)
             self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
+        self._samples = SampleWriter(self.model, self.tokenizer, self.task, sample_count)
         self._checkpoints = Checkpoints(folder, keep) if folder else None
         self._checkpoint = self._checkpoints.latest() if self._checkpoints and resume else None
         self._first_step = step_of(self._checkpoint) if self._checkpoint else 0
@@ -275,21 +269,11 @@ class TrainingSession(SteerableRun):
         self._sample()
 
     def _sample(self) -> None:
-        wanted = self._sampled_examples and self.is_first and self._sampled_at != self._step
-        if wanted and (samples := self._write_samples()):
+        if self.is_first and (samples := self._write_samples()):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        """Texts for the sampled examples; none if a stop came while they were written."""
-        try:
-            samples = write_samples(
-                self.model, self.tokenizer, self.task.domain, self._sampled_examples,
-                on_token=self._control.check,
-            )  # fmt: skip
-        except Interrupted:
-            return ()
-        self._sampled_at = self._step
-        return samples
+        return self._samples.write(self._step, on_token=self._control.check)
 
     def _while_evaluating(self) -> None:
         if in_any_process(self._control.stopping):

@@ -163,39 +163,18 @@ def make_trainer(
     Raises `ConfigError` where the batch can't be shared evenly by the processes.
     """
     on_gpu = next(model.parameters()).device.type == "cuda"
-    arguments = TrainingArguments(
+    arguments = _arguments(
+        on_gpu,
+        batch_size,
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,  # what fits for training fits here
-        train_sampling_strategy="sequential",  # the order is made by `arrange`
-        lr_scheduler_type="linear",
-        warmup_steps=WARM_UP,
-        max_grad_norm=0.0,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # `Guard` looks for such losses
-        include_num_input_tokens_seen="non_padding",
         eval_strategy="steps" if eval_every else "no",
         eval_steps=eval_every or None,
         eval_on_start=eval_first,
         save_strategy="steps" if checkpoints and save_every else "no",
         save_steps=save_every or 1,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
         seed=seed,
-        use_cpu=not on_gpu,
-        bf16=on_gpu,
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
     )
-    if batch_size % arguments.world_size:
-        raise ConfigError(
-            f"batch_size={batch_size} can't be shared evenly by {arguments.world_size} processes; "
-            f"the next that can is {-(-batch_size // arguments.world_size) * arguments.world_size}"
-        )
-    arguments.per_device_train_batch_size = batch_size // arguments.world_size
     trainer = LabTrainer(
         model=model,
         args=arguments,
@@ -210,6 +189,38 @@ def make_trainer(
     trainer.emit, trainer.checkpoints = emit, checkpoints
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _arguments(on_gpu: bool, batch_size: int, **more: Any) -> TrainingArguments:
+    """What all runs here have in common, and ``more``. Raises as `make_trainer`."""
+    arguments = TrainingArguments(
+        per_device_train_batch_size=batch_size,  # of all processes; shared below
+        per_device_eval_batch_size=batch_size,  # what fits for training fits here
+        train_sampling_strategy="sequential",  # the order is made by `arrange`
+        lr_scheduler_type="linear",
+        warmup_steps=WARM_UP,
+        max_grad_norm=0.0,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # `Guard` looks for such losses
+        include_num_input_tokens_seen="non_padding",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+        **more,
+    )
+    processes = arguments.world_size
+    if batch_size % processes:
+        raise ConfigError(
+            f"batch_size={batch_size} can't be shared evenly by {processes} processes; "
+            f"the next that can is {-(-batch_size // processes) * processes}"
+        )
+    arguments.per_device_train_batch_size = batch_size // processes
+    return arguments
 
 
 def _multiple(model: nn.Module) -> int:
