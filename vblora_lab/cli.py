@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vblora_lab import __version__
 from vblora_lab.app import convert, plan, train
@@ -56,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vblora-lab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_demo(commands)
+    for command in (train, plan, convert):
+        command.add_to(commands)
+
+    _add_doctor(commands)
+    _add_explore(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="fine-tune the shipped model and leave curves, adapter and numbers in a folder",
@@ -67,9 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=at_least(0), default=0, help="draws adapter and data order")
     demo.set_defaults(run=_demo)
 
-    for command in (train, plan, convert):
-        command.add_to(commands)
 
+def _demo(args: argparse.Namespace) -> int:
+    from vblora_lab.app.demo import (  # torch and matplotlib only when they are needed
+        STEPS,
+        run_demo,
+    )
+
+    run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
+    print(f"Left in {args.out}: adapter/, loss.png, selection.png, run.trace, summary.json")
+    return 0
+
+
+def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="look at this machine and environment, and say what to do about what is wrong",
@@ -79,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON, for scripts")
     doctor.set_defaults(run=_doctor)
 
+
+def _doctor(args: argparse.Namespace) -> int:
+    from vblora_lab.app.doctor import doctor
+
+    result = doctor()
+    print(result.to_json() if args.json else result)
+    return 0 if result.can_run else 1
+
+
+def _add_explore(commands: Any) -> None:
     explore = commands.add_parser(
         "explore",
         help="try configs on a model in the browser, with no code shown",
@@ -97,26 +128,6 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--port", type=int, default=8866, help="default: 8866")
     explore.add_argument("--no-browser", action="store_true", help="only print the address")
     explore.set_defaults(run=_explore)
-    return parser
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from vblora_lab.app.demo import (  # torch and matplotlib only when they are needed
-        STEPS,
-        run_demo,
-    )
-
-    run_demo(args.out, steps=STEPS if args.steps is None else args.steps, seed=args.seed)
-    print(f"Left in {args.out}: adapter/, loss.png, selection.png, run.trace, summary.json")
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from vblora_lab.app.doctor import doctor
-
-    result = doctor()
-    print(result.to_json() if args.json else result)
-    return 0 if result.can_run else 1
 
 
 def _explore(args: argparse.Namespace) -> int:

@@ -83,7 +83,7 @@ def training_studio() -> TrainingStudio:
         studio._listen(event)
         if isinstance(event, Stepped) and event.step == SHOWN_STEP:
             break
-    studio._show_news()
+    studio._show_what_was_heard()
     return studio
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from vblora_lab import LiveTraining, Runs, Trace, TrainingStudio, load_base, load_task
+from vblora_lab.app.train import _report
 from vblora_lab.bases import OPT_125M_RANDOM, Base, share_weights
-from vblora_lab.cli import _report
 from vblora_lab.plots import loss_curve, loss_curves
 from vblora_lab.train import ProgressBar, TrainingSession
 from vblora_lab.tuner.config import VBLoRAConfig

@@ -11,7 +11,7 @@ from peft import PeftType
 from torch import Tensor
 
 from vblora_lab.convert.adapters import Source, read_lora, shared_fields, vblora_factors
-from vblora_lab.convert.factors import BALANCES, Errors, SubVectorProblem, errors
+from vblora_lab.convert.factors import BALANCES, Errors, Factors, SubVectorProblem, errors
 from vblora_lab.convert.places import free_folder, write_adapter
 from vblora_lab.errors import ConfigError
 from vblora_lab.tuner import formats, sizes
@@ -129,14 +129,7 @@ def compress_lora(
     """
     if path is not None:
         free_folder(path, PeftType.VBLORA)
-    if balance not in (*BALANCES, "auto"):
-        allowed = ", ".join(map(repr, (*BALANCES, "auto")))
-        raise ConfigError(f"balance={balance!r}: must be one of {allowed}.")
-    for name, value, least in (("rounds", rounds, 1), ("steps", steps, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ConfigError(f"seed={seed!r}: must be a whole number, at least 0 and below 2**63.")
+    _check_arguments(balance, rounds, steps, seed)
     lora_config, factors, others = read_lora(lora_adapter, adapter_name)
     config = VBLoRAConfig(
         r=max(len(A) for A, _ in factors.values()),
@@ -158,26 +151,45 @@ def compress_lora(
     problem = problems[balance]
     fit = problem.refine(fits[balance], steps)
     tensors = _vblora_tensors(*problem.bank_and_logits(fit))
-    by_module, overall = errors(vblora_factors(tensors, config), problem.factors, factors)
-    full_bytes, topk_bytes = (
-        sizes.vblora_stored_bytes(config, features.values(), only_topk=only_topk)
-        for only_topk in (False, True)
-    )
-    result = Compression(
+    result = _compression(config, {**others, **tensors}, balance, problem.factors, factors)
+    if path is not None:
+        result.save(path)
+    return result
+
+
+def _check_arguments(balance: str, rounds: int, steps: int, seed: int) -> None:
+    if balance not in (*BALANCES, "auto"):
+        allowed = ", ".join(map(repr, (*BALANCES, "auto")))
+        raise ConfigError(f"balance={balance!r}: must be one of {allowed}.")
+    for name, value, least in (("rounds", rounds, 1), ("steps", steps, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed!r}: must be a whole number, at least 0 and below 2**63.")
+
+
+def _compression(
+    config: VBLoRAConfig,
+    tensors: dict[str, Tensor],
+    balance: str,
+    balanced: Mapping[str, Factors],
+    wanted: Mapping[str, Factors],
+) -> Compression:
+    """The result: how far the found factors are from those that were wanted, and its sizes."""
+    by_module, overall = errors(vblora_factors(tensors, config), balanced, wanted)
+    features = {name: (A.shape[1], B.shape[0]) for name, (A, B) in wanted.items()}
+    return Compression(
         config=config,
-        tensors={**others, **tensors},
+        tensors=tensors,
         balance=balance,
         errors=by_module,
         overall=overall,
         lora_bytes=sum(
-            sizes.lora_stored_bytes([features[name]], len(A)) for name, (A, _) in factors.items()
+            sizes.lora_stored_bytes([features[name]], len(A)) for name, (A, _) in wanted.items()
         ),
-        full_bytes=full_bytes,
-        topk_bytes=topk_bytes,
+        full_bytes=sizes.vblora_stored_bytes(config, features.values(), only_topk=False),
+        topk_bytes=sizes.vblora_stored_bytes(config, features.values(), only_topk=True),
     )
-    if path is not None:
-        result.save(path)
-    return result
 
 
 def _vblora_tensors(bank: Tensor, logits: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

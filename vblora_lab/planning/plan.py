@@ -16,7 +16,7 @@ from torch import nn
 
 from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import views
-from vblora_lab.planning.others import once, others_of
+from vblora_lab.planning.others import Others, once, others_of
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
 from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
@@ -24,6 +24,7 @@ from vblora_lab.tuner.problems import vector_lengths
 from vblora_lab.tuner.targets import match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
+OF_CONFIG = ("r", "num_vectors", "vector_length", "topk", "save_only_topk_weights")
 ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
 
 
@@ -64,45 +65,34 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
-    if (batch_size is None) != (length is None):
-        missing = "batch_size" if batch_size is None else "length"
-        raise ConfigError(
-            f"{missing} isn't given: activations are those of batch_size x length tokens; give "
-            "both or neither.",
-            field=missing,
-        )
+    _check_batch(batch_size, length)
     model = base_of(model)
     found = match_targets(model, as_vblora_config(config))
     config = found.config
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
+    skipped = tuple(
+        Skipped(name, type(model.get_submodule(name)).__name__, why)
+        for name, why in found.left_out.items()
+    )
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
-    sub_vectors = sizes.count_sub_vectors(config, features)
-    bank = config.num_vectors * config.vector_length
-    logits = sub_vectors * config.num_vectors
     float_bytes = _float_bytes(found.targets.values())
+    bank = config.num_vectors * config.vector_length
+    logits = sizes.count_sub_vectors(config, features) * config.num_vectors
     others = others_of(model, config, found.targets.values())
+    other_parameters = sum(p.numel() for p in others.trained)
     full, topk = (
         others.stored_bytes
         + sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
         for only in (False, True)
     )
-    adapter = (bank + logits) * float_bytes
-    trained = adapter + sum(p.nbytes for p in others.trained)
-    other_parameters = sum(p.numel() for p in others.trained)
-    everything = once([*model.parameters(), *model.buffers()])
+    memory = _memory(model, others, adapter=(bank + logits) * float_bytes)
+    activations = _activations(model, config, batch_size, length, fits=not found.problems)
     return Plan(
         model=type(model).__name__,
-        r=config.r,
-        num_vectors=config.num_vectors,
-        vector_length=config.vector_length,
-        topk=config.topk,
-        save_only_topk_weights=config.save_only_topk_weights,
+        **{name: getattr(config, name) for name in OF_CONFIG},
         targets=targets,
-        skipped=tuple(
-            Skipped(name, type(model.get_submodule(name)).__name__, why)
-            for name, why in found.left_out.items()
-        ),
+        skipped=skipped,
         problems=found.problems,
         vector_lengths=tuple(vector_lengths(found.targets.values())) if targets else (),
         base_parameters=sum(p.numel() for p in model.parameters()),
@@ -114,14 +104,29 @@ def plan(
         other_bytes=others.stored_bytes,
         lora_parameters=sizes.lora_parameters(features, config.r) + other_parameters,
         lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
-        memory=Memory(
-            weights=sum(t.nbytes for t in everything),
-            adapter=adapter + sum(p.nbytes for p in others.copies),
-            gradients=trained,
-            optimizer=ADAMW_STATES * trained,
-            **_activations(model, config, batch_size, length, fits=not found.problems),
-        ),
+        memory=Memory(**memory, **activations),
     )
+
+
+def _check_batch(batch_size: int | None, length: int | None) -> None:
+    if (batch_size is None) != (length is None):
+        missing = "batch_size" if batch_size is None else "length"
+        raise ConfigError(
+            f"{missing} isn't given: activations are those of batch_size x length tokens; give "
+            "both or neither.",
+            field=missing,
+        )
+
+
+def _memory(model: nn.Module, others: Others, adapter: int) -> dict[str, Any]:
+    """Fields of `Memory`, whatever the batch. adapter: bytes of bank and logits."""
+    trained = adapter + sum(p.nbytes for p in others.trained)
+    return {
+        "weights": sum(t.nbytes for t in once([*model.parameters(), *model.buffers()])),
+        "adapter": adapter + sum(p.nbytes for p in others.copies),
+        "gradients": trained,
+        "optimizer": ADAMW_STATES * trained,
+    }
 
 
 def _activations(

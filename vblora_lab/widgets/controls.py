@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +65,19 @@ class Controls:
         names = self._presets["all linear"]
         chosen = _as_names(config.target_modules, names) or self._presets.get("attention", names)
 
+        self._make_adapter_controls(config, names, chosen)
+        self._make_run_controls(steps, batch_size, learning_rates, seed)
+        self._offer_vector_lengths(config.vector_length)
+        self._name_preset()
+        self._tell_the_rest()
+        self.start.observe(self._on_start, "value")
+        self.preset.observe(self._on_preset, "value")
+        self.targets.observe(self._on_targets, "value")
+        self.box = self._laid_out()
+
+    def _make_adapter_controls(
+        self, config: VBLoRAConfig, names: Sequence[str], chosen: Sequence[str]
+    ) -> None:
         self.start = ipywidgets.Dropdown(
             options=list(self._starts), description="start from",
             **_style("A preset, as long as it fits this model."),
@@ -85,6 +98,10 @@ class Controls:
             options=names, value=tuple(chosen), rows=min(6, len(names)),
             description="modules", **_style(_help("target_modules")),
         )  # fmt: skip
+
+    def _make_run_controls(
+        self, steps: int, batch_size: int, learning_rates: LearningRates, seed: int
+    ) -> None:
         self.bank_rate = _rate("bank", learning_rates.bank)
         self.logits_rate = _rate("logits", learning_rates.logits)
         self.steps = ipywidgets.BoundedIntText(
@@ -94,13 +111,9 @@ class Controls:
         self.seed = ipywidgets.BoundedIntText(
             value=seed, min=0, max=2**31 - 1, description="seed", **_style()
         )
-        self._offer_vector_lengths(config.vector_length)
-        self._name_preset()
-        self._tell_the_rest()
-        self.start.observe(self._on_start, "value")
-        self.preset.observe(self._on_preset, "value")
-        self.targets.observe(self._on_targets, "value")
-        self.box = ipywidgets.VBox(
+
+    def _laid_out(self) -> ipywidgets.VBox:
+        box = ipywidgets.VBox(
             [
                 group("Adapter"), self.start, self.also,
                 self.r, self.num_vectors, self.vector_length, self.topk,
@@ -110,7 +123,8 @@ class Controls:
                 group("How to read it"), ipywidgets.HTML(HOW_TO_READ),
             ]
         )  # fmt: skip
-        self.box.add_class("vblora-controls")
+        box.add_class("vblora-controls")
+        return box
 
     def config(self) -> VBLoRAConfig:
         """The adapter that the controls describe. Raises `ConfigError` if they don't fit."""

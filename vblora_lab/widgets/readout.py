@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NOTHING = "—"  # stands where there is no number yet
 
+Numbers = dict[str, tuple[str, str]]  # name -> number and small print
+
 _STATES = {  # a sign and a word for each, so that colour alone carries no meaning
     "ready": ("○", "ready"),
     "running": ("▶", "training"),

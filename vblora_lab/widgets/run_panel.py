@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import SessionError
-from vblora_lab.inspection.selection import Selection
 from vblora_lab.plots.run import run_summary
 from vblora_lab.runs.events import (
     Evaluated,
@@ -29,7 +28,6 @@ from vblora_lab.runs.events import (
     Finished,
     Paused,
     Resumed,
-    Sample,
     Sampled,
     SaveFailed,
     Selected,
@@ -37,28 +35,16 @@ from vblora_lab.runs.events import (
     Stepped,
 )
 from vblora_lab.runs.frontend import Driver, detect
-from vblora_lab.tables import readable
 from vblora_lab.train import Trace, TrainingSession
 from vblora_lab.widgets import readout
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
+from vblora_lab.widgets.heard import Heard, settings_of
 from vblora_lab.widgets.loss_chart import LossChart
 
 SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
-
-
-@dataclass
-class _News:
-    """What a session said: the latest of each kind, and what is not on the screen yet."""
-
-    started: Started | None = None
-    last_step: Stepped | None = None
-    evaluation: Evaluated | None = None
-    samples_before: tuple[Sample, ...] = ()
-    unseen_steps: list[Stepped] = field(default_factory=list)
-    unseen_selection: Selection | None = None
 
 
 class _Frame(anywidget.AnyWidget):
@@ -175,52 +161,52 @@ class RunPanel(Pictured, ipywidgets.VBox):
         """Runs in the training thread, once for each event."""
         match event:
             case Started():
-                self._news.started = event
+                self._heard.started = event
                 if self.status == "ready":  # begun by session.start(), not by the button
                     self._show_status("running")
             case Stepped():
-                self._news.unseen_steps.append(event)
+                self._heard.unseen_steps.append(event)
             case Selected():
-                self._news.unseen_selection = event.selection
+                self._heard.unseen_selection = event.selection
             case Evaluated():
-                self._news.evaluation = event
+                self._heard.evaluation = event
                 self.loss_chart.append_evaluation(event.step, event.eval_loss)
             case Sampled():
                 self._show_samples(event)
             case SaveFailed():
                 self._message.value = readout.message(SessionError(event.problem))
             case Paused() | Resumed():
-                self._show_news()
+                self._show_what_was_heard()
                 self._show_status("paused" if isinstance(event, Paused) else "running")
                 return
             case Finished():
-                self._show_news()
+                self._show_what_was_heard()
                 self._show_end(event)
                 return
         if time.monotonic() - self._shown_at >= SHOW_EVERY:
-            self._show_news()
+            self._show_what_was_heard()
 
-    def _show_news(self) -> None:
+    def _show_what_was_heard(self) -> None:
         """Bring the screen up to date with what was gathered."""
-        news = self._news
-        if news.unseen_steps:
-            steps, news.unseen_steps = news.unseen_steps, []
-            last = news.last_step = steps[-1]
+        heard = self._heard
+        if heard.unseen_steps:
+            steps, heard.unseen_steps = heard.unseen_steps, []
+            last = heard.last_step = steps[-1]
             self.loss_chart.append([s.step for s in steps], [s.loss for s in steps])
             self._progress.value = last.step
             self._progress_text.value = readout.progress(last.step, last.total_steps)
-        if news.unseen_selection is not None:
-            self.heatmap.update(news.unseen_selection)
-            news.unseen_selection = None
+        if heard.unseen_selection is not None:
+            self.heatmap.update(heard.unseen_selection)
+            heard.unseen_selection = None
         self._tiles.value = readout.tiles(self._numbers())
         self._shown_at = time.monotonic()
 
     def _show_samples(self, event: Sampled) -> None:
-        if not self._news.samples_before:
-            self._news.samples_before = event.samples
+        if not self._heard.samples_before:
+            self._heard.samples_before = event.samples
             self._samples.value = readout.samples(event.samples, (), None)
         else:
-            before = self._news.samples_before
+            before = self._heard.samples_before
             self._samples.value = readout.samples(before, event.samples, event.step)
 
     def _show_end(self, event: Finished) -> None:
@@ -229,40 +215,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._show_status(event.reason)
         self._tiles.value = readout.tiles(self._numbers())  # no time is left
 
-    def _numbers(self) -> dict[str, tuple[str, str]]:
-        """The tiles: name -> (number, small print)."""
-        news = self._news
-        step, started, evaluation = news.last_step, news.started, news.evaluation
-        nothing = (readout.NOTHING, "")
-        numbers = dict.fromkeys(
-            (
-                "loss", "validation", "tokens / s", "time left",
-                "trained", "stored", "sub-vectors", "peak memory",
-            ),
-            nothing,
-        )  # fmt: skip
-        if step is not None:
-            numbers["loss"] = (f"{step.loss:.3f}", "nats per token")
-            numbers["tokens / s"] = (
-                f"{step.tokens_per_second:,.0f}", f"{step.steps_per_second:.1f} steps/s"
-            )  # fmt: skip
-            goes_on = self.status in ("running", "paused")
-            numbers["time left"] = (
-                readout.duration(step.eta_seconds) if goes_on else readout.NOTHING,
-                f"{readout.duration(step.seconds)} {'so far' if goes_on else 'in all'}",
-            )
-            if step.peak_memory_bytes:
-                numbers["peak memory"] = (readable(step.peak_memory_bytes), "so far")
-        if evaluation is not None:
-            numbers["validation"] = (f"{evaluation.eval_loss:.3f}", f"at step {evaluation.step}")
-        if started is not None:
-            numbers["trained"] = (f"{started.trained_parameters:,}", "parameters")
-            lora = readable(started.lora_stored_bytes)
-            numbers["sub-vectors"] = (
-                f"{len(started.sub_vectors):,}", f"{started.topk} of {started.num_vectors} each"
-            )  # fmt: skip
-            numbers["stored"] = (readable(started.stored_bytes), f"LoRA: {lora}")
-        return numbers
+    def _numbers(self) -> readout.Numbers:
+        return self._heard.numbers(goes_on=self.status in ("running", "paused"))
 
     # ---- the screen ----------------------------------------------------------------------------
 
@@ -273,18 +227,10 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._samples = ipywidgets.HTML()
         self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
         self._progress_text = ipywidgets.HTML()
-        self._train_button = ipywidgets.Button(
-            description="Train", icon="play", button_style="primary", layout={"width": "auto"}
-        )
-        self._stop_button = ipywidgets.Button(
-            description="Stop", icon="stop", layout={"width": "auto"}
-        )
-        self._pause_button = ipywidgets.Button(
-            description="Pause", icon="pause", layout={"width": "auto"}
-        )
-        self._step_button = ipywidgets.Button(
-            description="Step", icon="step-forward", layout={"width": "auto"}
-        )
+        self._train_button = _button("Train", "play", button_style="primary")
+        self._stop_button = _button("Stop", "stop")
+        self._pause_button = _button("Pause", "pause")
+        self._step_button = _button("Step", "step-forward")
         self._train_button.on_click(self._on(self.train))
         self._pause_button.on_click(self._on(self._pause_or_resume))
         self._step_button.on_click(self._on(self.step))
@@ -346,7 +292,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
 
     def _reset(self, total_steps: int) -> None:
         """An empty screen, ready for a run of that many steps."""
-        self._news = _News()
+        self._heard = Heard()
         self._shown_at = 0.0
         self.loss_chart.reset(total_steps)
         self.heatmap.selection = None
@@ -374,17 +320,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._header.value = readout.header(self._title, base, task, state)
 
 
-def settings_of(session: TrainingSession) -> dict[str, str]:
-    """What a session trains, in words."""
-    config = session.config
-    targets = config.target_modules
-    return {
-        "bank": f"{config.num_vectors} vectors of {config.vector_length}",
-        "r, topk": f"{config.r}, {config.topk}",
-        "targets": targets if isinstance(targets, str) else ", ".join(sorted(targets or ())),
-        "steps": f"{session.steps} of {session.batch_size} pairs",
-        "seed": str(session.seed),
-    }
+def _button(text: str, icon: str, **more: Any) -> ipywidgets.Button:
+    return ipywidgets.Button(description=text, icon=icon, layout={"width": "auto"}, **more)
 
 
 def classed(box: ipywidgets.Box, css_class: str) -> ipywidgets.Box:

@@ -20,8 +20,9 @@ from vblora_lab.train import Runs, Trace, TrainingSession
 from vblora_lab.train.exports import export_adapter, export_code, export_lora, export_trace
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import group
+from vblora_lab.widgets.heard import settings_of
 from vblora_lab.widgets.loss_chart import THIS_RUN
-from vblora_lab.widgets.run_panel import RunPanel, classed, settings_of
+from vblora_lab.widgets.run_panel import RunPanel, classed
 
 Export = Literal["adapter", "LoRA", "trace", "figure", "code"]
 FIGURE = "loss.png"
@@ -149,7 +150,7 @@ class TrainingStudio(RunPanel):
             last_told = told[-1] if told else None
             for event in told:
                 self._listen(event)
-            self._show_news()
+            self._show_what_was_heard()
 
     # ---- the screen ----------------------------------------------------------------------------
 
