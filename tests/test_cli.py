@@ -32,6 +32,7 @@ def demo(tmp_path_factory):
     return out, done
 
 
+@pytest.mark.slow
 def test_the_demo_learns_the_format_and_stores_a_tenth_of_lora(demo):
     out, _ = demo
     summary = json.loads((out / "summary.json").read_text())
@@ -43,6 +44,7 @@ def test_the_demo_learns_the_format_and_stores_a_tenth_of_lora(demo):
     assert summary["reason"] == "completed" and summary["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_sizes_in_the_summary_are_those_of_files(demo, tmp_path):
     from safetensors.torch import load_file
 
@@ -59,6 +61,7 @@ def test_the_sizes_in_the_summary_are_those_of_files(demo, tmp_path):
     assert summary["lora_stored_bytes"] == sum(t.nbytes for t in stored.values())
 
 
+@pytest.mark.slow
 def test_peft_alone_loads_the_adapter_and_writes_what_the_demo_showed(demo):
     out, _ = demo
     sample = Trace.load(out / "run.trace").samples_after[0]
@@ -71,6 +74,7 @@ def test_peft_alone_loads_the_adapter_and_writes_what_the_demo_showed(demo):
     assert text.removeprefix(sample.mr + " ->").strip() == sample.text
 
 
+@pytest.mark.slow
 def test_the_demo_prints_samples_sizes_and_a_progress_bar(demo):
     out, done = demo
     trace = Trace.load(out / "run.trace")
@@ -80,6 +84,7 @@ def test_the_demo_prints_samples_sizes_and_a_progress_bar(demo):
     assert f"{len(trace.steps)}/{len(trace.steps)}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss.png", "selection.png"])
 def test_the_pictures_show_something(demo, name):
     pixels = matplotlib.image.imread(demo[0] / name)
@@ -97,6 +102,7 @@ def test_wrong_arguments_are_refused(arguments, capsys):
     assert "usage: vblora-lab" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_demo_quietly_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     class Interrupting(ProgressBar):
         def __call__(self, event):

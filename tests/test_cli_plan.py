@@ -148,6 +148,7 @@ def test_folders_and_models_that_cannot_be_planned(tmp_path):
         load_skeleton(tmp_path, task_type="TOKEN_CLS")
 
 
+@pytest.mark.slow
 def test_the_command_from_a_shell(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "vblora_lab.cli", "plan", "mini-opt", "--preset", "larger-bank"],

@@ -96,6 +96,7 @@ def in_this_process(out, *options):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a lone process can't be sent Ctrl-C there")
 def test_an_interrupt_is_a_clean_stop_and_resume_goes_on(tmp_path, monkeypatch):
     """A process that is interrupted, and another that goes on, end as a third that does it all."""
@@ -141,6 +142,7 @@ def accelerate():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="torch is built without torchrun's libuv there")
 @pytest.mark.parametrize("launcher", [torchrun, accelerate])
 def test_two_processes_train_as_one_does(trained, tmp_path, launcher):

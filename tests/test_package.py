@@ -27,6 +27,7 @@ def test_what_a_run_says_and_leaves_has_its_old_address_too():
         assert getattr(vblora_lab.train, name) is getattr(vblora_lab.runs, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -43,6 +44,7 @@ def test_a_fresh_process_says_nothing_on_stderr(arguments):
     assert done.stderr == "", "is bitsandbytes installed beside the rest? See CONTRIBUTING.md"
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_every_public_name(tmp_path):
     """mypy reads what __init__.pyi says; at run time lazy_loader does. Neither may give Any."""
     names = vblora_lab.__all__

@@ -124,6 +124,7 @@ def test_the_package_is_light_to_import():
     assert not heavy & loaded_by("import vblora_lab")
 
 
+@pytest.mark.slow
 def test_the_core_loads_no_figures_no_widgets_and_no_trainer():
     loaded = loaded_by(
         "import vblora_lab.tuner.peft, vblora_lab.planning.presets, vblora_lab.planning.plan"

@@ -43,6 +43,7 @@ def without(monkeypatch, package, version=None):
 # --- a machine as it is
 
 
+@pytest.mark.slow
 def test_the_command_tells_scripts_and_people_the_same():
     command = [sys.executable, "-m", "vblora_lab.cli", "doctor"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True)

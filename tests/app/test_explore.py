@@ -86,6 +86,7 @@ def test_too_many_cells_are_not_drawn(folder, monkeypatch):
     assert heatmap.selection is None and "too many" in note.value
 
 
+@pytest.mark.slow
 def test_only_who_has_the_token_sees_the_page(folder, tmp_path):
     pytest.importorskip("voila")
     command = [sys.executable, "-m", "vblora_lab.cli", "explore", folder, "--no-browser"]

@@ -107,6 +107,7 @@ def hub_cache(tmp_path):
     return tmp_path, float(model.lm_head.weight.detach().double().sum())
 
 
+@pytest.mark.slow
 def test_hub_names_load_from_the_local_cache_offline_in_both_weight_formats(hub_cache):
     home, expected = hub_cache
     script = """
@@ -200,6 +201,7 @@ def test_the_random_opt_125m_says_so_and_has_its_shape(offline):
     }
 
 
+@pytest.mark.slow
 def test_its_weights_are_the_same_every_time_and_leave_the_caller_s_chance_alone(offline):
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -70,6 +70,7 @@ def test_its_exercises_are_at_least_three_and_open(path):
         assert KEPT not in cell.metadata.get("tags", []), "its output depends on the answer"
 
 
+@pytest.mark.slow
 @every_notebook
 def test_nbval_is_green_with_every_exercise_solved(path, tmp_path):
     """Stored outputs are compared here too, so a solution must not change what comes after it."""

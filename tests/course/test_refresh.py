@@ -45,6 +45,7 @@ def test_outputs_of_tagged_cells_are_kept_and_no_others(tool, tmp_path):
     assert nbformat.writes(notebook) == once  # nothing differs from run to run
 
 
+@pytest.mark.slow
 def test_figures_are_stored_small_and_look_the_same(tool, tmp_path):
     source = """
 from vblora_lab.course import figures

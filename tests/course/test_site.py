@@ -83,6 +83,7 @@ def test_the_checks_find_what_is_wrong_with_a_page(tmp_path):
 # --- widgets
 
 
+@pytest.mark.slow
 def test_a_heatmap_becomes_a_page_of_its_own_as_it_is_at_the_end(tmp_path):
     cells = [
         nbformat.v4.new_code_cell(HEATMAP),

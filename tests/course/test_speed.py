@@ -69,6 +69,7 @@ def test_the_switch_of_the_kernels_is_put_back(defined):
     assert kernels.enabled == before
 
 
+@pytest.mark.slow
 def test_it_reads_what_the_benchmark_writes(defined, tmp_path):
     assert defined["read_results"](tmp_path / "none") == []
     script = FOLDER.parent / "benchmarks" / "speed.py"

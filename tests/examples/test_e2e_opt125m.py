@@ -17,6 +17,8 @@ from vblora_lab.data.e2e_scores import COLUMNS, e2e_scores
 from vblora_lab.errors import BaseModelError, DataError
 from vblora_lab.train import write_texts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "e2e_opt125m.py"
 NOTEBOOK = ROOT / "notebooks" / "10-your-model-your-data.ipynb"

@@ -11,6 +11,8 @@ import lazy_loader
 import platforms
 import pytest
 
+pytestmark = pytest.mark.slow  # builds both, and an environment
+
 FOLDER = platforms.ROOT / "vblora_lab"
 # Everything in the package but what Python leaves behind.
 FILES = {

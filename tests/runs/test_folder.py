@@ -68,6 +68,7 @@ def train_with(base, task, config, out):
     ]
 
 
+@pytest.mark.slow
 def test_an_unwritable_folder_is_told_and_training_goes_on(base, task, config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     failed, saved = train_with(base, task, config, tmp_path / "file" / "run")
@@ -76,6 +77,7 @@ def test_an_unwritable_folder_is_told_and_training_goes_on(base, task, config, t
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "error"),
     [
@@ -111,6 +113,7 @@ def test_a_disk_that_is_full_for_a_while(base, task, config, tmp_path, monkeypat
     assert session.status == "completed"
 
 
+@pytest.mark.slow
 def test_a_really_full_disk(base, task, config, tmp_path):
     """A file system with almost no room, where one can be mounted."""
     place = tmp_path / "small"
@@ -126,6 +129,7 @@ def test_a_really_full_disk(base, task, config, tmp_path):
     assert any("No space left" in e.problem or "writing" in e.problem for e in failed)
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_for_a_while(base, task, config, tmp_path):
     """Real writes that really fail, by the system's limit on the size of a file."""
     resource = pytest.importorskip("resource")  # not on Windows

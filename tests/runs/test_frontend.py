@@ -61,6 +61,7 @@ def test_ipython_in_a_terminal():
     assert "terminal foreground" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_kernel_of_nbconvert_and_one_of_nbval(tmp_path):
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(PRINT)],

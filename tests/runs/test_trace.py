@@ -246,6 +246,7 @@ def small(tmp_path_factory):
     return path.read_bytes(), events
 
 
+@pytest.mark.slow
 def test_a_trace_cut_anywhere_opens_up_to_its_last_whole_step(small, tmp_path):
     data, events = small
     ends = set(boundaries(data))
@@ -263,6 +264,7 @@ def test_a_trace_cut_anywhere_opens_up_to_its_last_whole_step(small, tmp_path):
         assert all(step <= max(steps, default=0) for step, _ in back.selections)
 
 
+@pytest.mark.slow
 def test_no_changed_byte_goes_unnoticed(small, tmp_path):
     data, events = small
     rng = np.random.default_rng(0)

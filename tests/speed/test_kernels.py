@@ -20,6 +20,7 @@ with_kernels = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernels run in this process")
 def test_all_of_this_file_interpreted():
     pytest.importorskip("triton", reason="Triton isn't installed; it has no build for this system")

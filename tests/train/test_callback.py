@@ -84,6 +84,7 @@ def test_speed_and_memory_are_measured(base, task, config, tmp_path):
     assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
 
 
+@pytest.mark.slow
 def test_texts_are_written_while_training_and_change_nothing(base, task, config, tmp_path):
     options = {"steps": 5, "batch_size": 2, "eval_examples": 2, "sample_count": 1}
     plain = TrainingSession(base, config, task, **options).run()

@@ -31,6 +31,8 @@ from vblora_lab.train.compare import MethodSession
 from vblora_lab.train.methods import METHODS
 from vblora_lab.train.prompts import Collator
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"steps": 4, "batch_size": 2, "eval_examples": 4}
 RATES = {name: LearningRates(bank=1e-2, logits=1e-1, other=1e-3) for name in METHODS}
 

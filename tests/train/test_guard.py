@@ -126,6 +126,7 @@ def equal_rows(session, length):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
@@ -165,6 +166,7 @@ def test_the_batch_that_is_named_trains(base, task, config):
     assert session.run().reason == "completed"
 
 
+@pytest.mark.slow
 def test_the_search_halves_rows_and_then_length():
     tried = []
 

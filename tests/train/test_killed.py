@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from vblora_lab.train import LearningRates, Paused, Started, Stepped, Trace, TrainingSession
 from vblora_lab.tuner.config import VBLoRAConfig
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 RUN = {"steps": 8, "batch_size": 2, "eval_examples": 2, "sample_count": 1, "save_every": 3}
 

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1.4e9  # bytes
 
 # As in a notebook: the panel, with its widgets, in a process that has a kernel's modules.

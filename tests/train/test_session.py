@@ -122,6 +122,7 @@ def test_training_is_that_of_a_plain_loop(base, task, config):
             )
 
 
+@pytest.mark.slow
 def test_background_and_foreground_train_the_same_adapter(base, task, config):
     sessions = [TrainingSession(base, config, task, steps=3, **SMALL) for _ in range(2)]
     sessions[0].run()
@@ -231,6 +232,7 @@ def test_rates_of_zero_leave_the_adapter_where_it_started(base, task, config):
     assert all(torch.equal(start[name], now) for name, now in trained(session).items())
 
 
+@pytest.mark.slow
 def test_tasks_and_bases_may_be_named(config):
     session = TrainingSession("mini-opt", config, "hotels", steps=1)
     assert session.task == load_task("hotels")

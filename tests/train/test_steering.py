@@ -90,6 +90,7 @@ def test_stop_ends_a_pause_without_another_step(session, heard):
     assert [e.step for e in heard.all if isinstance(e, Stepped)] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["evaluation", "writing"])
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_stop_cuts_short_what_takes_longer_than_a_step(base, task, config, tmp_path, at, step):
@@ -121,6 +122,7 @@ def test_a_stop_cuts_short_what_takes_longer_than_a_step(base, task, config, tmp
     assert (tmp_path / f"checkpoint-{max(step, 1)}").is_dir() and (tmp_path / "adapter").is_dir()
 
 
+@pytest.mark.slow
 def test_a_pause_changes_nothing_and_counts_as_no_time(base, task, config, heard):
     plain = TrainingSession(base, config, task, steps=5, **SMALL).run()
     session = TrainingSession(base, config, task, steps=5, listeners=[heard], **SMALL)

@@ -153,6 +153,7 @@ def test_any_adapter_loads_both_ways(
         assert_close(case.output(loaded), case.output(writer), relative=1e-4)
 
 
+@pytest.mark.slow
 def test_a_second_process_gets_the_same_output(opt_case, tmp_path):
     """Save here, load there with PEFT alone and then with this package; compare the logits."""
     base = opt_case.base()

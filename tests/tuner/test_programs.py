@@ -22,6 +22,8 @@ from vblora_lab.bases import load_base
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.model import VBLoRAModel
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROWS = torch.randint(VOCABULARY, (24, 7), generator=torch.Generator().manual_seed(2))
 DATA = [{"input_ids": row, "labels": row} for row in ROWS]

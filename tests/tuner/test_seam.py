@@ -118,6 +118,7 @@ def test_the_class_for_the_task(opt_case):
     assert isinstance(opt_case.ours(task_type="CAUSAL_LM"), peft.PeftModelForCausalLM)
 
 
+@pytest.mark.slow
 def test_importing_leaves_peft_alone():
     """Seen from a fresh process, since this one has imported everything."""
     script = """

@@ -295,6 +295,7 @@ def distributed(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 def test_distributed_training_with_checkpointing(distributed):
     """On both processes, the gradients of one with all of the batch."""
     expected = plain_gradients(scrambled().train(), STEADY_OPT.inputs(2 * WORLD))
@@ -304,6 +305,7 @@ def test_distributed_training_with_checkpointing(distributed):
             assert_same_gradients(found, expected)
 
 
+@pytest.mark.slow
 def test_peft_still_cannot_checkpoint_the_reentrant_kind_when_distributed(distributed):
     for results in distributed:
         assert isinstance(results["stock"]["not reentrant"], dict)
@@ -324,6 +326,7 @@ def one_graph(model):
     return torch.compile(model, fullgraph=True, backend="aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("kind", ["linear", "opt"])
@@ -347,6 +350,7 @@ def test_one_graph_with_the_same_outputs_and_gradients(kind, training):
                     parameter.mul_(0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_one_graph_for_several_adapters_dropout_and_autocast():
     case = CASES["linear"]
@@ -390,6 +394,7 @@ class Logits(nn.Module):
         return self.model(tokens, use_cache=False).logits
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
 def test_an_exported_model_gives_the_same_output(merged, tmp_path):

@@ -23,20 +23,24 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def session(base, tmp_path_factory):
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "one"
+
+
+@pytest.fixture(scope="module")
+def session(base, out):
     config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])
     session = TrainingSession(
         base, config, steps=2, batch_size=2, eval_examples=0, sample_count=0,
-        out=tmp_path_factory.mktemp("runs") / "one",
+        out=out,
     )  # fmt: skip
     session.run()
     return session
 
 
-def test_the_trace_says_so_in_memory_and_in_its_file(session):
-    folder = session._folder.path
-    assert session.trace.base == Trace.load(folder / "run.trace").base == WORDS
-    runs = Runs(folder.parent)
+def test_the_trace_says_so_in_memory_and_in_its_file(session, out):
+    assert session.trace.base == Trace.load(out / "run.trace").base == WORDS
+    runs = Runs(out.parent)
     assert WORDS in str(runs.compare()) and WORDS in runs._repr_html_()
     assert runs["one"].settings["base"] == WORDS
 

@@ -21,6 +21,8 @@ from vblora_lab.train import LearningRates, Runs, Trace, TrainingSession
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import TrainingStudio
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 
 
