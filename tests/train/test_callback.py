@@ -1,5 +1,6 @@
 """The callback alone, in a Trainer that someone else set up."""
 
+import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
