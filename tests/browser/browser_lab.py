@@ -138,6 +138,15 @@ def picture(canvas: Any) -> str:
     return canvas.evaluate("canvas => canvas.toDataURL()")
 
 
+def wait_for_another_picture(canvas: Any, before: str) -> None:
+    """Wait until a canvas no longer shows `before`: panels draw after they have counted a step."""
+    canvas.page.wait_for_function(
+        "([canvas, before]) => canvas.toDataURL() !== before",
+        arg=[canvas.element_handle(), before],
+        timeout=LONG,
+    )
+
+
 def steps_told(page: Any) -> int:
     """How many steps the panel of a training says are done."""
     return int(page.locator(".vblora-steps").inner_text().split(" ")[1])

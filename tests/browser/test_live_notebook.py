@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser_lab import LONG, picture, wait_for_step
+from browser_lab import LONG, picture, wait_for_another_picture, wait_for_step
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "01-vblora-live.ipynb"
@@ -29,8 +29,11 @@ def show_panel(page):
     for _ in range(20):
         if makes_panel.count():
             break
+        selected = page.locator(".jp-mod-selected .cm-content").first.element_handle()
         page.keyboard.press("Shift+Enter")
-        page.wait_for_timeout(200)
+        page.wait_for_function(
+            "before => !before.isConnected || !before.closest('.jp-mod-selected')", arg=selected
+        )
     page.keyboard.press("Control+Enter")
     page.locator(".vblora-panel").wait_for(timeout=LONG)
 
@@ -64,8 +67,8 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     at = steps.inner_text()
     wait_for_step(page, 10)
     assert steps.inner_text() != at
-    assert picture(loss) != before[0]
-    assert picture(heatmap) != before[1]
+    wait_for_another_picture(loss, before[0])
+    wait_for_another_picture(heatmap, before[1])
 
     # The kernel answers another cell meanwhile.
     page.locator(".jp-Notebook .jp-mod-selected").first.click()

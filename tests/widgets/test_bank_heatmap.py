@@ -303,6 +303,66 @@ def test_the_bench_changes_measures_and_restores(live):
         assert torch.equal(tensor, state[name])
 
 
+@pytest.mark.parametrize("error", [ValueError("no loss"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [("switch_off", {"vector": 1}), ("undo", {}), ("restore", {})]
+)
+def test_a_measurement_that_fails_leaves_the_changes_as_they_were(live, error, kind, arguments):
+    """The change that is asked for isn't made, and those that were in force still are."""
+    measure, failing = loss_and_text(live), [False]
+
+    def evaluate():
+        if failing[0]:
+            raise error
+        return measure()
+
+    widget = BankHeatmap(live, evaluate)
+    original = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    widget.try_change("switch_off", vector=0)
+    widget.try_change("force", row=2, vectors=[3], weights=[1.0])
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    changes = widget.bench["changes"]
+    failing[0] = True
+    if kind == "restore":  # nothing is measured after it: let its write-back fail instead
+        with pytest.raises(type(error)), widget._bench.what_if.restored_on_error():
+            widget._bench.what_if.restore()
+            raise error
+    else:
+        with pytest.raises(type(error)):
+            widget.try_change(kind, **arguments)
+        assert widget.bench["error"] and not widget.bench["busy"]
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert widget.bench["changes"] == changes == list(widget._bench.what_if.changes)
+    failing[0] = False
+    widget.try_change("restore")
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, original[name])
+
+
+def test_a_change_made_before_the_first_measurement_is_measured_too(live):
+    evaluate = loss_and_text(live)
+    loss = float(evaluate()[0])
+    widget = BankHeatmap(live, evaluate)
+    widget._bench.what_if.switch_off(0)
+    changed = float(evaluate()[0])
+    before, after = widget.try_change("switch_off", vector=1)
+    assert before.loss == loss
+    assert widget.try_change("undo")[1].loss == changed != loss
+    assert after.loss not in (loss, changed)
+
+
+@pytest.mark.parametrize("status", ["running", "paused"])
+def test_a_model_that_trains_on_is_not_changed(live, status):
+    widget = BankHeatmap(live, loss_and_text(live))
+    widget._bench._session = SimpleNamespace(status=status)
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    with pytest.raises(SessionError, match=f"the session is {status}"):
+        widget.try_change("switch_off", vector=0)
+    for name, tensor in live.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
 def test_the_page_asks_for_changes_and_hears_of_problems(live):
     widget = BankHeatmap(live, loss_and_text(live))
     ask = widget._handle_custom_msg
@@ -331,7 +391,7 @@ def test_closing_takes_changes_back(live):
 def test_a_bench_needs_a_model_and_a_way_to_measure(selection, live):
     with pytest.raises(TypeError, match="live model"):
         BankHeatmap(selection, lambda: (1.0, ""))
-    with pytest.raises(TypeError, match="evaluate is a int"):
+    with pytest.raises(TypeError, match="evaluate is of type int"):
         BankHeatmap(live, 3)
     with pytest.raises(SessionError, match="no bench"):
         BankHeatmap(live).try_change("undo")

@@ -223,7 +223,7 @@ def test_a_model_config_is_built_without_weights():
 
 
 def test_a_model_that_is_none_is_refused():
-    with pytest.raises(TypeError, match="a int, but a ConfigExplorer takes a torch model"):
+    with pytest.raises(TypeError, match="of type int, but a ConfigExplorer takes a torch model"):
         ConfigExplorer(3)
     with pytest.raises(BaseModelError):
         ConfigExplorer("mini-otp")

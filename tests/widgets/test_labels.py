@@ -3,7 +3,7 @@
 import pytest
 
 from vblora_lab import LiveTraining, Runs, Trace, TrainingStudio, load_base, load_task
-from vblora_lab.app.train import _report
+from vblora_lab.app.train import report
 from vblora_lab.bases import OPT_125M_RANDOM, Base, share_weights
 from vblora_lab.plots import loss_curve, loss_curves
 from vblora_lab.train import ProgressBar, TrainingSession
@@ -56,7 +56,7 @@ def test_the_terminal_says_so(session, capsys):
     for event in session.trace.events:
         bar(event)
     assert WORDS in capsys.readouterr().err
-    assert WORDS in _report(session.base.label, session.trace)
+    assert WORDS in report(session.base.label, session.trace)
 
 
 def test_figures_say_so(session):

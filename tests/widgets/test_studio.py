@@ -317,9 +317,9 @@ def test_code_is_refused_where_it_would_train_something_else(base, task, make_st
 
 
 def test_other_sessions_and_runs_are_refused(make_session):
-    with pytest.raises(ConfigError, match="session is a str"):
+    with pytest.raises(ConfigError, match="session is of type str"):
         TrainingStudio("mini-opt")
-    with pytest.raises(ConfigError, match=r"runs is a list.*Runs\(folder\)"):
+    with pytest.raises(ConfigError, match=r"runs is of type list.*Runs\(folder\)"):
         TrainingStudio(make_session(), runs=[1])
 
 

@@ -35,6 +35,16 @@ def add_to(commands: Any) -> None:
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--preset", metavar="NAME", help="start from a preset; 'list' lists them")
+    _add_numbers(train)
+    for kind in ("bank", "logits", "other"):
+        train.add_argument(
+            f"--{kind}-rate", type=float, metavar="X", help=f"peak learning rate: {kind}"
+        )
+    add_config_options(train)
+    train.set_defaults(run=run)
+
+
+def _add_numbers(train: argparse.ArgumentParser) -> None:
     for option, default, least, meaning in (
         ("steps", 200, 1, "optimizer steps"),
         ("batch-size", 8, 1, "pairs of meaning and text per step"),
@@ -53,12 +63,6 @@ def add_to(commands: Any) -> None:
             metavar="N",
             help=f"{meaning} (default: {default})",
         )
-    for kind in ("bank", "logits", "other"):
-        train.add_argument(
-            f"--{kind}-rate", type=float, metavar="X", help=f"peak learning rate: {kind}"
-        )
-    add_config_options(train)
-    train.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     trace = session.run()
     if not session.is_first:
         return 0
-    print(_report(session.base.label, trace))
+    print(report(session.base.label, trace))
     print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
     if trace.reason == "stopped":
         print("Stopped early; the same command with --resume goes on.")
@@ -107,7 +111,7 @@ def _own_device() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
-def _report(base: str, trace: Trace) -> str:
+def report(base: str, trace: Trace) -> str:
     """The losses of a run and a text that it wrote."""
     lines = [f"{base}: {trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
     if len(trace.eval_losses) > 1:

@@ -14,7 +14,7 @@ def _check_regex(answer: Any) -> None:
     from vblora_lab.bases import load_skeleton
 
     if not isinstance(answer, str):
-        raise Wrong(f"the answer is a string; this is a {type(answer).__name__}.")
+        raise Wrong(f"the answer is a string; this is of type {type(answer).__name__}.")
     try:
         expression = re.compile(answer)
     except re.error as error:

@@ -186,7 +186,7 @@ def called(function: Any, *args: Any) -> Any:
         Wrong: it is no function, or it raises.
     """
     if not callable(function):
-        raise Wrong(f"the answer is a function; this is a {type(function).__name__}.")
+        raise Wrong(f"the answer is a function; this is of type {type(function).__name__}.")
     try:
         result = function(*args)
     except Exception as error:  # whatever a learner's code may raise is what has to be told

@@ -13,7 +13,8 @@ or folded weights, of before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple
 
@@ -181,16 +182,35 @@ class Counterfactual:
         """Take back the latest change; returns its sentence, or None if there is none left."""
         if not self._undo:
             return None
-        sentence, saved = self._undo.pop()
-        with torch.no_grad():
-            for parameters, where, values in saved:
-                self._of(parameters)[where].copy_(values)
+        sentence, saved = self._undo[-1]
+        self._put_back(saved)
+        self._undo.pop()  # last, so that an undo cut short can be done again
         return sentence
 
     def restore(self) -> None:
         """Take back every change."""
         while self._undo:
             self.undo()
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Within, none of the changes is in force; afterwards they are again."""
+        undo, now = list(self._undo), self._now()
+        try:
+            self.restore()
+            yield
+        finally:
+            self._go_back(undo, now)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """If the block raises, the same changes are in force as before it."""
+        undo, now = list(self._undo), self._now()
+        try:
+            yield
+        except BaseException:
+            self._go_back(undo, now)
+            raise
 
     def __enter__(self) -> Counterfactual:
         return self
@@ -222,6 +242,24 @@ class Counterfactual:
         matrix = self._matrices[number]
         within = np.unravel_index(row - self._starts[number], self._of(matrix).shape[:2])
         return matrix, tuple(int(i) for i in within)
+
+    def _now(self) -> list[_Saved]:
+        """What stands now wherever a change is in force."""
+        places = [(m, where) for _, saved in self._undo for m, where, _ in saved]
+        return [_Saved(m, where, self._of(m)[where].clone()) for m, where in places]
+
+    def _go_back(self, undo: list[tuple[str, list[_Saved]]], now: list[_Saved]) -> None:
+        """To the changes `undo`, made again as `now` says, without any that came after them."""
+        kept = set(map(id, undo))
+        while self._undo and id(self._undo[-1]) not in kept:
+            self.undo()
+        self._put_back(now)
+        self._undo = undo
+
+    def _put_back(self, saved: Sequence[_Saved]) -> None:
+        with torch.no_grad():
+            for parameters, where, values in saved:
+                self._of(parameters)[where].copy_(values)
 
     def _check_vectors(self, vectors: Sequence[int]) -> None:
         size, topk = len(self._of(self._layers[0].vblora_vector_bank)), self._topk

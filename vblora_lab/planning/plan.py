@@ -63,10 +63,8 @@ def plan(
             or one of batch_size and length is given without the other.
         TargetError: model is no torch module, or its activations can't be counted.
     """
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
     _check_batch(batch_size, length)
-    model = base_of(model)
+    model = _checked_base(model)
     found = match_targets(model, as_vblora_config(config))
     config = found.config
 
@@ -106,6 +104,12 @@ def plan(
         lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(**memory, **activations),
     )
+
+
+def _checked_base(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model={model!r}: must be a torch.nn.Module, on any device.")
+    return base_of(model)
 
 
 def _check_batch(batch_size: int | None, length: int | None) -> None:

@@ -78,11 +78,13 @@ class Control:
             self._allowed -= 1
             if self._allowed > 0 or self._stopping:
                 return self._stopping
+            self._waiting = True  # before anyone hears of the pause and asks for a step
         begun = time.monotonic()
-        on_pause()
-        with self._changed:
-            self._waiting = True
-            self._changed.wait_for(lambda: self._allowed > 0 or self._stopping)
+        try:
+            on_pause()
+            with self._changed:
+                self._changed.wait_for(lambda: self._allowed > 0 or self._stopping)
+        finally:
             self._waiting = False
         self._idle += time.monotonic() - begun
         on_resume()

@@ -331,8 +331,8 @@ def as_vblora_config(config: PeftConfig) -> VBLoRAConfig:
         return copy.deepcopy(config)
     if getattr(config, "peft_type", None) != PeftType.VBLORA:
         raise ConfigError(
-            f"config is a {type(config).__name__}: must be a VBLoRAConfig; for other methods use "
-            "peft.get_peft_model."
+            f"config is of type {type(config).__name__}: must be a VBLoRAConfig; for other "
+            "methods use peft.get_peft_model."
         )
     names = [spec.name for spec in dataclasses.fields(VBLoRAConfig)]
     return VBLoRAConfig(**{name: copy.deepcopy(getattr(config, name)) for name in names})

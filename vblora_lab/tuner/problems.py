@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,20 +185,24 @@ def layer_problems(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> list
             f"{few if numbers == {0} else many}."
         )
         return [Problem(field, message, inside)]
-    # PEFT adapts a module that is given by its full name, whatever layer it is in.
-    elsewhere = [
-        name
-        for name in named
-        if name in (config.target_modules or ()) and _layer_number(name, patterns) not in asked
-    ]
-    if elsewhere:
-        message = (
-            f"{field}={wanted!r}: has no effect on modules given by their full names, but "
-            f"target_modules has {_listed(elsewhere, 4)}, in another layer; leave it out."
-        )
-        rest = sorted(set(config.target_modules or ()) - set(elsewhere))
-        return [Problem("target_modules", message, rest or None, tuple(elsewhere))]
-    return []
+    return _given_elsewhere(config, named, patterns, asked)
+
+
+def _given_elsewhere(
+    config: VBLoRAConfig, named: Iterable[str], patterns: list[str], asked: Sequence[int | None]
+) -> list[Problem]:
+    """PEFT adapts a module that is given by its full name, whatever layer it is in."""
+    targets = config.target_modules or ()
+    elsewhere = [n for n in named if n in targets and _layer_number(n, patterns) not in asked]
+    if not elsewhere:
+        return []
+    message = (
+        f"layers_to_transform={config.layers_to_transform!r}: has no effect on modules given by "
+        f"their full names, but target_modules has {_listed(elsewhere, 4)}, in another layer; "
+        "leave it out."
+    )
+    rest = sorted(set(targets) - set(elsewhere))
+    return [Problem("target_modules", message, rest or None, tuple(elsewhere))]
 
 
 def _dead_pattern(dead: str, patterns: list[str], named: Iterable[str]) -> Problem:

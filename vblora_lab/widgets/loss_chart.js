@@ -46,9 +46,9 @@ class Chart {
 
   writeLegend() {
     const over = this.model.get("smooth_over");
-    const told = JSON.stringify([over, this.model.get("other_names")]);
-    if (told === this.told) return; // a legend is read: it isn't made anew at every step
-    this.told = told;
+    const drawn = JSON.stringify([over, this.model.get("other_names")]);
+    if (drawn === this.drawnLegend) return; // a legend is read: it isn't made anew at every step
+    this.drawnLegend = drawn;
     this.legend.replaceChildren();
     for (const [mark, text] of [
       ["thin", "each batch"],

@@ -57,13 +57,13 @@ class TrainingStudio(RunPanel):
     ):
         if not isinstance(session, TrainingSession):
             raise ConfigError(
-                f"session is a {type(session).__name__}; allowed: a TrainingSession. "
+                f"session is of type {type(session).__name__}; allowed: a TrainingSession. "
                 "LiveTraining makes one by itself."
             )
         if not isinstance(runs, Runs | Mapping | None):
             raise ConfigError(
-                f"runs is a {type(runs).__name__}; allowed: Runs(folder), or traces by name, as "
-                '{"first": trace}'
+                f"runs is of type {type(runs).__name__}; allowed: Runs(folder), or traces by name, "
+                'as {"first": trace}'
             )
         self._base, self._task = session.base, session.task
         self._runs = {} if runs is None else runs

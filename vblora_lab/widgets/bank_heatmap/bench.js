@@ -69,8 +69,8 @@ class Bench {
 
   draw() {
     const { data, model } = this;
-    const told = model.get("bench");
-    this.box.hidden = told.changes === undefined || !data.ready;
+    const state = model.get("bench");
+    this.box.hidden = state.changes === undefined || !data.ready;
     if (this.box.hidden) return;
     const pinned = this.row >= 0 && this.row < data.count;
     this.where.textContent = pinned
@@ -83,14 +83,14 @@ class Bench {
     this.lastLit = lit;
     for (const input of [this.new, this.off]) input.max = String(data.columns - 1);
     for (const control of [this.old, this.new, this.swap, this.vector, this.weight, this.reweight])
-      control.disabled = told.busy || !pinned;
-    this.switchOff.disabled = told.busy;
-    this.undo.disabled = this.restore.disabled = told.busy || told.changes.length === 0;
-    this.state.textContent = told.busy ? "measuring…" : told.error ? `✕ ${told.error}` : "";
-    this.state.classList.toggle("vblora-problem", Boolean(told.error));
+      control.disabled = state.busy || !pinned;
+    this.switchOff.disabled = state.busy;
+    this.undo.disabled = this.restore.disabled = state.busy || state.changes.length === 0;
+    this.state.textContent = state.busy ? "measuring…" : state.error ? `✕ ${state.error}` : "";
+    this.state.classList.toggle("vblora-problem", Boolean(state.error));
     this.changes.replaceChildren();
-    for (const change of told.changes) make(this.changes, "li", "", change);
-    this.drawResult(told);
+    for (const change of state.changes) make(this.changes, "li", "", change);
+    this.drawResult(state);
   }
 
   drawResult({ before, after, changes }) {

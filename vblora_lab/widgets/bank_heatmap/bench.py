@@ -29,7 +29,7 @@ class Bench:
             a `TrainingSession`, or a `Base` and a `Task` to make a `Probe` of.
         session: that trains the model, if one does; nothing is changed while it runs.
         changed: called after each change.
-        tell: gets the state as plain data, whenever it is another.
+        show: gets the state as plain data, whenever it is another.
 
     Attributes:
         what_if: the changes that are in force.
@@ -43,52 +43,59 @@ class Bench:
         *,
         session: TrainingSession | None,
         changed: Callable[[], None],
-        tell: Callable[[dict[str, Any]], None],
+        show: Callable[[dict[str, Any]], None],
     ) -> None:
         self._evaluate = _as_function(model, evaluate)
-        self._session, self._changed, self._tell = session, changed, tell
+        self._session, self._changed, self._show = session, changed, show
         self._state: dict[str, Any] = {}
+        self._without: Outcome | None = None  # measured without any change
         self.what_if = Counterfactual(model, adapter_name)
-        self.tell()
+        self.show()
 
     def try_change(self, kind: str, **arguments: Any) -> tuple[Outcome, Outcome]:
         """Change the model and measure; see `BankHeatmap.try_change`."""
-        if getattr(self._session, "status", "") == "running":
-            raise SessionError("the session is training; wait for its end before you change it.")
+        status = getattr(self._session, "status", "")
+        if status in ("running", "paused"):  # a paused one would train on with the change
+            raise SessionError(
+                f"the session is {status}, and would train on with the change; wait for its end, "
+                "or stop() it, before you change it."
+            )
         if kind not in CHANGES:
             raise ValueError(f"kind={kind!r}: must be one of {', '.join(CHANGES)}.")
-        self.tell(busy=True)
+        self.show(busy=True)
         try:
-            if not self.what_if.changes:
-                self._without = self._evaluate()  # anew: the model may have been trained since
-            getattr(self.what_if, kind)(**arguments)
-            after = self._evaluate() if self.what_if.changes else self._without
-        except Exception as error:
-            self.tell(error=str(error))
+            with self.what_if.restored_on_error():
+                if self._without is None or not self.what_if.changes:
+                    with self.what_if.lifted():  # anew: the model may have been trained since
+                        self._without = self._evaluate()
+                getattr(self.what_if, kind)(**arguments)
+                after = self._evaluate() if self.what_if.changes else self._without
+        except BaseException as error:
+            self.show(error=str(error) or type(error).__name__)
             raise
         self._changed()
-        self.tell(outcomes=(self._without, after))
+        self.show(outcomes=(self._without, after))
         return self._without, after
 
-    def tell(
+    def show(
         self,
         *,
         busy: bool = False,
         error: str = "",
         outcomes: tuple[Outcome, Outcome] | None = None,
     ) -> None:
-        """Tell the state: what is in force, what was measured last, what went wrong."""
-        told = self._state | {"busy": busy, "error": error, "changes": list(self.what_if.changes)}
+        """Show the state: what is in force, what was measured last, what went wrong."""
+        state = self._state | {"busy": busy, "error": error, "changes": list(self.what_if.changes)}
         if outcomes is not None:
-            told |= {
+            state |= {
                 name: {
                     "loss": outcome.loss, "prompt": outcome.prompt,
                     "text": outcome.text, "mistakes": list(outcome.mistakes),
                 }
                 for name, outcome in zip(("before", "after"), outcomes, strict=True)
             }  # fmt: skip
-        self._state = told
-        self._tell(told)
+        self._state = state
+        self._show(state)
 
 
 def _as_function(model: nn.Module, evaluate: Any) -> Callable[[], Outcome]:
@@ -99,8 +106,8 @@ def _as_function(model: nn.Module, evaluate: Any) -> Callable[[], Outcome]:
         return Probe(cast(Any, model), base.tokenizer, task)
     if not callable(evaluate):
         raise TypeError(
-            f"evaluate is a {type(evaluate).__name__}: must be a function without arguments, a "
-            "TrainingSession, or a Base and a Task."
+            f"evaluate is of type {type(evaluate).__name__}: must be a function without arguments, "
+            "a TrainingSession, or a Base and a Task."
         )
 
     def call() -> Outcome:

@@ -14,7 +14,7 @@ PARTS = (
     "render",
 )
 SCRIPT = source("canvas.js", *(f"bank_heatmap/{part}.js" for part in PARTS))
-STYLE = source("theme.css", "bank_heatmap/bank_heatmap.css")
+STYLE = source("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # trait -> its value -> other traits
 

@@ -25,7 +25,7 @@ function render({ model, el }) {
   for (const trait of ["pinned_row", "lit_vector", "selected", "height", "view", "rows_by", "columns_by",
     "compact", "base", "bank", "delta", "delta_blocks", "bench", "modules", "module_shown"]) watched[trait] = all;
   for (const [trait, listener] of Object.entries(watched)) model.on(`change:${trait}`, listener);
-  map.onLook = ((told) => (window) => { told(window); around(); })(map.onLook);
+  map.onLook = ((onLook) => (window) => { onLook(window); around(); })(map.onLook);
   map.canvas.addEventListener("pointermove", (event) => map.point(event));
   map.canvas.addEventListener("pointerleave", () => map.leave());
   map.canvas.addEventListener("blur", () => map.leave());

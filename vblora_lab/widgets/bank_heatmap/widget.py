@@ -76,7 +76,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
     """
 
     _esm = SCRIPT
-    _css = source("theme.css", "bank_heatmap/bank_heatmap.css")
+    _css = source("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
             evaluate,
             session=self._session,
             changed=self._after_change,
-            tell=lambda state: self.set_trait("bench", state),
+            show=lambda state: self.set_trait("bench", state),
         )
 
     def try_change(self, kind: str, **arguments: Any) -> tuple[Outcome, Outcome]:
@@ -303,7 +303,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
                 self.try_change(content["bench"], **arguments)
             except Exception as error:  # a button has nobody to raise to
                 if self._bench is not None:
-                    self._bench.tell(error=str(error))
+                    self._bench.show(error=str(error))
 
     # --- what stays
 

@@ -132,8 +132,8 @@ class Names extends Fields {
     const name = "layers_to_transform";
     const all = this.catalogue.layers;
     const box = this.field(parent, name);
-    const told = make(box.head, "span", "vblora-count");
-    if (!all.length) { told.textContent = "this model has no numbered layers"; return; }
+    const note = make(box.head, "span", "vblora-count");
+    if (!all.length) { note.textContent = "this model has no numbered layers"; return; }
     const strip = make(box, "div", "vblora-brush");
     strip.setAttribute("aria-hidden", "true"); // the two numbers below do the same by keyboard
     const cells = all.map((number) => {
@@ -198,9 +198,9 @@ class Names extends Fields {
       box.classList.toggle("vblora-off", fixed);
       for (const input of [...bounds, every]) input.disabled = fixed;
       cells.forEach((cell, i) => cell.classList.toggle("vblora-on", numbers.includes(all[i])));
-      told.textContent = fixed ? "in names only" : this.fields[name] === null
+      note.textContent = fixed ? "in names only" : this.fields[name] === null
         ? `all ${all.length}` : ranges(numbers);
-      told.title = fixed ? "Numbers go with target_modules as names." : "";
+      note.title = fixed ? "Numbers go with target_modules as names." : "";
       const ends = [numbers[0], numbers.at(-1)];
       bounds.forEach((bound, i) => {
         if (bound !== document.activeElement && bound.valueAsNumber !== ends[i]) bound.value = ends[i];

@@ -146,8 +146,8 @@ def _as_model(model: Explorable) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     raise TypeError(
-        f"model is a {type(model).__name__}, but a ConfigExplorer takes a torch model, a Base, a "
-        "transformers config, or the name of a base model."
+        f"model is of type {type(model).__name__}, but a ConfigExplorer takes a torch model, a "
+        "Base, a transformers config, or the name of a base model."
     )
 
 
