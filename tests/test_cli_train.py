@@ -24,7 +24,7 @@ LOOKS = ["--eval-examples", "2", "--sample-count", "1"]
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def train(out, *options, launcher=LAB, steps=6):
+def train(out, *options, launcher=LAB, steps=6, preexec_fn=None):
     command = [*launcher, "train", "--steps", str(steps), "--batch-size", "4", "--out", str(out)]
     return subprocess.run(
         [*command, *CONFIG, *LOOKS, *options],
@@ -32,6 +32,7 @@ def train(out, *options, launcher=LAB, steps=6):
         text=True,
         env=ENVIRONMENT,
         timeout=300,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -63,6 +64,28 @@ def test_a_run_leaves_adapter_trace_and_checkpoints(trained):
     model = peft.PeftModel.from_pretrained(base, out / "adapter")
     assert model.peft_config["default"].r == 2
     assert isinstance(model, peft.PeftModelForCausalLM)
+
+
+def test_the_last_line_names_what_is_there(trained):
+    out, done = trained
+    names = "run.trace, run.json, checkpoint-4/, checkpoint-6/, adapter/"
+    assert done.stdout.splitlines()[-1] == f"Left in {out}: {names}"
+
+
+def test_a_run_that_could_not_be_saved_says_so_and_fails(tmp_path):
+    """Files may have 64 KiB: settings and the trace's beginning fit, weights don't."""
+    resource = pytest.importorskip("resource")
+
+    def at_most_64_kib():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, 64 * 1024))
+
+    done = train(tmp_path / "run", "--num-vectors", "512", steps=2, preexec_fn=at_most_64_kib)
+    assert done.returncode == 1, done.stderr
+    last = done.stdout.splitlines()[-1]
+    there, _, problems = last.partition(";")
+    assert "the adapter not saved: " in problems and "adapter/" not in there
+    for name in there.partition(": ")[2].split(", "):
+        assert (tmp_path / "run" / name).exists()
 
 
 def test_a_folder_that_is_taken_is_refused(trained, capsys):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vblora_lab.app.options import add_config_options, at_least, config_of
 from vblora_lab.errors import DataError
+from vblora_lab.runs.events import Event, Saved, SaveFailed
+from vblora_lab.runs.layout import SETTINGS, TRACE
 
 if TYPE_CHECKING:
     from vblora_lab.runs.trace import Trace
@@ -84,23 +86,25 @@ def run(args: argparse.Namespace) -> int:
         "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
         "eval_every", "sample_count", "sample_every",
     )  # fmt: skip
+    kept = Kept(args.out)
     session = TrainingSession(
         load_base(args.model, device=_own_device()),
         config,
         args.task,
         learning_rates=learning_rates,
-        listeners=[ProgressBar()],
+        listeners=[ProgressBar(), kept],
         **{name: getattr(args, name) for name in options},
     )
     trace = session.run()
     if not session.is_first:
         return 0
     print(report(session.base.label, trace))
-    print(f"Left in {args.out}: adapter/, run.trace, run.json, checkpoints")
     if trace.reason == "stopped":
         print("Stopped early; the same command with --resume goes on.")
-        return 130
-    return 0
+    print(kept.summary())
+    if kept.problems:
+        return 1
+    return 130 if trace.reason == "stopped" else 0
 
 
 def _own_device() -> str | None:
@@ -109,6 +113,33 @@ def _own_device() -> str | None:
 
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+class Kept:
+    """Hears what a run saves and what it can't save, and says in the end what is there.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._saved: dict[str, None] = {}  # names, in the order of saving
+        self.problems: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Saved():
+                self._saved[Path(event.folder).name] = None
+            case SaveFailed():
+                self.problems.append(event.problem)
+
+    def summary(self) -> str:
+        """A line with the names of what is there now, and what isn't and why."""
+        files = [name for name in (TRACE, SETTINGS) if (self._folder / name).is_file()]
+        folders = [f"{name}/" for name in self._saved if (self._folder / name).is_dir()]
+        there = ", ".join([*files, *folders]) or "nothing"
+        return "; ".join([f"Left in {self._folder}: {there}", *dict.fromkeys(self.problems)])
 
 
 def report(base: str, trace: Trace) -> str:
