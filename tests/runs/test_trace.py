@@ -163,7 +163,9 @@ def test_losses_that_are_no_numbers_and_errors_are_kept(tmp_path):
     write(tmp_path / "run.trace", events)
     back = Trace.load(tmp_path / "run.trace")
     assert np.isnan(back.losses[0]) and np.isinf(back.losses[1])
-    assert back.reason == "failed" and "ValueError: the loss is nan" in str(back.events[-1].error)
+    assert back.reason == "failed" and str(back.events[-1].error) == "ValueError: the loss is nan"
+    again = Trace.load(back.save(tmp_path / "again.trace"))
+    assert str(again.events[-1].error) == "ValueError: the loss is nan"
 
 
 @pytest.mark.parametrize(("num_vectors", "bytes_each"), [(256, 1), (257, 2), (70_000, 4)])

@@ -1,5 +1,6 @@
 """Sessions: the same adapter as a plain loop trains, in either thread, stopped when asked."""
 
+import dataclasses
 import random
 import threading
 
@@ -9,7 +10,7 @@ import torch
 
 from vblora_lab.bases import share_weights
 from vblora_lab.data import load_task
-from vblora_lab.errors import ConfigError, SessionError, TargetError
+from vblora_lab.errors import ConfigError, DataError, SessionError, TargetError
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.train import (
     Evaluated,
@@ -176,6 +177,31 @@ def test_a_failure_is_told_and_raised_in_the_waiting_thread(base, task, config):
     assert session.status == session.trace.reason == "failed"
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_a_listener_that_fails_at_the_end_is_heard_of(base, task, config, background):
+    """And those after it hear the end all the same."""
+    heard = []
+
+    def fail(event):
+        if isinstance(event, Finished):
+            raise RuntimeError("no more space on screen")
+
+    session = TrainingSession(base, config, task, steps=1, listeners=[fail, heard.append], **SMALL)
+    with pytest.raises(RuntimeError, match="no more space on screen"):
+        if background:
+            session.start()
+            session.wait(timeout=120)
+        else:
+            session.run()
+    assert isinstance(heard[-1], Finished) and heard[-1].reason == "completed"
+    TrainingSession(base, config, task, steps=1, **SMALL).run()  # nothing is held for ever
+
+
+def test_a_task_without_training_examples_is_refused(base, task, config):
+    with pytest.raises(DataError, match="no training examples"):
+        TrainingSession(base, config, dataclasses.replace(task, train=()), **SMALL)
+
+
 def test_waiting_has_a_limit(base, task, config):
     go_on = threading.Event()
     session = TrainingSession(
@@ -206,6 +232,8 @@ def test_the_global_random_state_is_left_alone(base, task, config):
     ("wrong", "message"),
     [
         ({"steps": 0}, "steps=0"),
+        ({"steps": True}, "steps=True"),
+        ({"seed": False}, "seed=False"),
         ({"batch_size": 2.5}, r"batch_size=2\.5"),
         ({"sample_count": -1}, "sample_count=-1"),
         ({"seed": 2**32 + 5}, r"seed=4294967301 must be below 2\*\*32; 5 would do"),

@@ -46,6 +46,32 @@ def shown(panel):
     return "\n".join(part.value for part in parts)
 
 
+# ---- refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["check_none_trains", "TrainingSession.start"])
+@pytest.mark.parametrize(
+    "error", [SessionError("another session is training"), KeyboardInterrupt()]
+)
+def test_a_refused_or_interrupted_start_leaves_the_panel_as_it_was(
+    make_panel, monkeypatch, when, error
+):
+    panel = make_panel(driver="thread")
+    panel.train(wait=True)
+    session, status, trace = panel.session, panel.status, panel.trace
+
+    def refuse(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"vblora_lab.widgets.live.{when}", refuse)
+        with pytest.raises(type(error)):
+            panel.train()
+    assert (panel.session, panel.status, panel.trace) == (session, status, trace)
+    assert panel.status == "completed" and "\u2715" in panel._message.value
+    assert panel.train(wait=True) is not None  # and it can be tried again
+
+
 # ---- controls -------------------------------------------------------------------------------
 
 

@@ -162,9 +162,9 @@ def _check_arguments(balance: str, rounds: int, steps: int, seed: int) -> None:
         allowed = ", ".join(map(repr, (*BALANCES, "auto")))
         raise ConfigError(f"balance={balance!r}: must be one of {allowed}.")
     for name, value, least in (("rounds", rounds, 1), ("steps", steps, 0)):
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed!r}: must be a whole number, at least 0 and below 2**63.")
 
 

@@ -172,7 +172,7 @@ class SteerableRun(ABC):
                 end = Finished(reason, self._step, seconds, self._error)
             self.status = end.reason
             self._release()
-            self._emit(end)
+            self._emit_last(end)
 
     def _after_step(self, step: int) -> bool:
         """Wait while the run is paused; returns whether to stop."""
@@ -191,6 +191,15 @@ class SteerableRun(ABC):
         self._step = getattr(event, "step", self._step)
         for listener in self._listeners:
             listener(event)
+
+    def _emit_last(self, end: Finished) -> None:
+        """Let every listener hear the end, even if another fails; the first failure is kept."""
+        self._step = end.step
+        for listener in self._listeners:
+            try:
+                listener(end)
+            except BaseException as error:  # kept for run() and wait(), which raise it
+                self._error = self._error or error
 
     @contextlib.contextmanager
     def _interrupt_stops(self) -> Iterator[None]:

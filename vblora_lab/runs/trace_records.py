@@ -98,7 +98,8 @@ def _plain(value: object) -> object:
         return {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, np.generic):
         return value.item()
-    return f"{type(value).__name__}: {value}"  # the exception that ended a run
+    # The exception that ended a run. One that was read from a trace has its kind in its text.
+    return str(value) if isinstance(value, SessionError) else f"{type(value).__name__}: {value}"
 
 
 def _pack_coordinates(where: SubVectors) -> bytes:

@@ -41,7 +41,7 @@ from vblora_lab.runs.events import (
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import step_of
 from vblora_lab.runs.steerable import SteerableRun
-from vblora_lab.train.arguments import check_counts, check_seed
+from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.checkpoints import Checkpoints
@@ -59,6 +59,15 @@ from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
 
 _ONE_AT_A_TIME = threading.Lock()
+ANOTHER_TRAINS = "another session is training in this process. Stop it, or wait for its end, first."
+
+
+def check_none_trains() -> None:
+    """Raise `SessionError` while a session trains in this process, where only one can."""
+    if _ONE_AT_A_TIME.locked():
+        raise SessionError(ANOTHER_TRAINS)
+
+
 """Held by the session that trains: two would draw from the same random numbers."""
 
 SAVE_EVERY = 50
@@ -130,7 +139,7 @@ class TrainingSession(SteerableRun):
         if resume and out is None:
             raise ConfigError("resume=True needs out, the folder of the run to go on with")
         self._base = base if isinstance(base, Base) else load_base(base)
-        self.task = task if isinstance(task, Task) else load_task(task)
+        self.task = with_examples(task if isinstance(task, Task) else load_task(task))
         self.config = config
         self.steps = steps
         self.batch_size = batch_size
@@ -217,10 +226,7 @@ class TrainingSession(SteerableRun):
 
     def _claim(self) -> None:
         if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
-            raise SessionError(
-                "another session is training in this process. Stop it, or wait for its end, before "
-                "you start this one."
-            )
+            raise SessionError(ANOTHER_TRAINS)
         super()._claim()
 
     def _release(self) -> None:

@@ -12,6 +12,7 @@ from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
 from vblora_lab.runs.frontend import Driver
 from vblora_lab.train import LearningRates, Trace, TrainingSession
+from vblora_lab.train.session import check_none_trains
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import Controls
@@ -92,10 +93,11 @@ class LiveTraining(RunPanel):
         """
         if self.status in ("running", "paused"):
             raise SessionError("A run is going on. Stop it, or wait for its end, before the next.")
-        before = self.status
+        before, session_before = self.status, self.session
         self._show_status("running")  # at once: a second click must not make a second session
         self._stop_button.disabled = True  # there is nothing to stop yet
         try:
+            check_none_trains()
             session = TrainingSession(
                 self._base,
                 self.config,
@@ -107,16 +109,23 @@ class LiveTraining(RunPanel):
                 listeners=(self._listen,),
                 **self._session_options,
             )
-        except Exception as error:
+        except BaseException as error:
             self._message.value = readout.message(error)
             self._show_status(before)
             raise
         self.session = session
         self._reset(total_steps=self.controls.steps.value)
         self._show_status("running")
-        if self.driver == "foreground":
-            return session.run()
-        session.start()
+        try:
+            if self.driver == "foreground":
+                return session.run()
+            session.start()
+        except BaseException as error:
+            if session.status == "ready":  # refused: another began just now
+                self._message.value = readout.message(error)
+                self.session = session_before
+                self._show_status(before)
+            raise
         return self.wait() if wait else None
 
     # ---- the screen ----------------------------------------------------------------------------
