@@ -23,7 +23,7 @@ def _check_churn(answer: Any) -> None:
         5 / 12: "this counts single places; a sub-vector counts once, and the order within its "
         "set doesn't matter.",
         2.0: "this is how many; give their share of all sub-vectors.",
-        3.0: "this is how many, and it takes 3 and 1 for another set than 1 and 3.",
+        3.0: "this is how many, and it counts 3 and 1 as a different set from 1 and 3.",
     }
     for wrong, text in mistakes.items():
         if math.isclose(value, wrong):
