@@ -5,6 +5,7 @@ PEFT replaces layers one after the other, and leaves what it did if one of them 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,14 +20,26 @@ from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
 from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.wrapped import adapter_dtype
 
+UNFIT_FOR_A_FOLDER = re.compile(r"[/\\:\x00-\x1f\x7f]")  # a drive letter has a colon
+LONGEST_NAME = 200  # bytes; file systems take 255
+
 
 def check_adapter_name(name: str, model: nn.Module) -> None:
-    """Raise `ConfigError` for a name that would get lost among the keys of the model."""
+    """Raise `ConfigError` for a name that would get lost among the keys of the model, or that a
+    folder can't have: PEFT saves an adapter in one of its name.
+    """
     reserved = {NO_ADAPTER, *dir(VectorBanks()), *dir(nn.ModuleDict())}
     if not isinstance(name, str) or not name or "." in name or name in reserved:
         raise ConfigError(
             f"adapter_name={name!r}: must be a word without dots, and none that a parameter "
             "dictionary uses itself (such as 'keys' or 'training')."
+        )
+    if UNFIT_FOR_A_FOLDER.search(name) or len(name.encode()) > LONGEST_NAME:
+        fit = UNFIT_FOR_A_FOLDER.sub("_", name).encode()[:LONGEST_NAME].decode(errors="ignore")
+        raise ConfigError(
+            f"adapter_name={name!r}: names the folder that the adapter is saved in, so it must be "
+            f"at most {LONGEST_NAME} bytes long, without slashes, colons and control characters; "
+            f"{fit!r} would do."
         )
     if any(name in module_name.split(".") for module_name in own_modules(model)):
         # When PEFT saves an adapter, it drops each key that has another adapter's name in it.
