@@ -66,9 +66,10 @@ def test_a_studio_outlives_reloads_and_begins_anew_with_its_kernel(browser, fron
 
     page.reload()
     panel.wait_for(timeout=LONG)
-    wait_for_step(page, 4)  # what was told before, and the run goes on
+    seen = wait_for_step(page, 4)  # what was told before, and the run goes on
     loss, heatmap = panel.locator("canvas").nth(0), panel.locator("canvas").nth(1)
     before = picture(loss), picture(heatmap)
+    wait_for_step(page, seen + 5)
     wait_for_another_picture(loss, before[0])
     wait_for_another_picture(heatmap, before[1])
     assert "▶ training" in panel.locator(".vblora-status").inner_text()

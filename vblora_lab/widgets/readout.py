@@ -97,7 +97,7 @@ def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int |
     if not before:
         return ""
     later = "After training" if after_step is None else f"After {after_step} steps"
-    heads = ("It reads", "A person would write", "Before training", later)
+    heads = ("It is told", "A person would write", "Before training", later)
     rows = []
     for i, sample in enumerate(before):
         then = _said(after[i]) if after else f'<span class="vblora-wait">{NOTHING}</span>'
