@@ -68,7 +68,7 @@ def test_the_method_is_read_in_one_sitting():
         ("difflib", "errors.py"),  # the nearest valid choice
         ("os.fsync", "files.py"),  # files that are whole or absent
         ('"KiB"', "tables.py"),  # one scale of bytes
-        ("<table style", "tables.py"),  # HTML tables
+        ("<table", "tables.py"),  # HTML tables
     ],
 )
 def test_said_once(text, home):

@@ -124,6 +124,12 @@ def test_the_package_is_light_to_import():
     assert not heavy & loaded_by("import vblora_lab")
 
 
+def test_the_command_line_is_light_to_start():
+    """Its help needs nothing that must be loaded first."""
+    heavy = {"torch", "transformers", "peft", "matplotlib", "ipywidgets", "numpy", "pandas"}
+    assert not heavy & loaded_by("import vblora_lab.cli")
+
+
 @pytest.mark.slow
 def test_the_core_loads_no_figures_no_widgets_and_no_trainer():
     loaded = loaded_by(

@@ -109,3 +109,22 @@ def as_html(
     heads = line(head, "th", f"border-bottom:{RULE};font-weight:normal;opacity:.75;")
     body = "".join(line(cells, "td", "") for cells in rows)
     return f'<table style="{TABLE}">{title if caption else ""}{heads if head else ""}{body}</table>'
+
+
+def for_stylesheet(name: str, head: Sequence[str], rows: Rows) -> str:
+    """A table of a CSS class, without styles of its own: for pages that bring a stylesheet.
+
+    Each cell also has its column's head as `data-head`, for pages so narrow that cells stand below
+    each other.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return "".join(
+            f'<td data-head="{html.escape(title)}">'
+            f"{cell if isinstance(cell, Html) else html.escape(cell)}</td>"
+            for title, cell in zip(head, cells, strict=True)
+        )
+
+    heads = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in head)
+    body = "".join(f"<tr>{line(cells)}</tr>" for cells in rows)
+    return f'<table class="{name}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vblora_lab.inspection.selection import Selection, SubVectors
+if TYPE_CHECKING:  # numpy stays out of what only hears events, such as the command line
+    from vblora_lab.inspection.selection import Selection, SubVectors
 
 Reason = Literal["completed", "stopped", "failed"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vblora_lab.errors import VBLoRAError
+from vblora_lab.tables import Html, for_stylesheet
 
 if TYPE_CHECKING:
     from vblora_lab.runs.events import Sample
@@ -100,31 +101,23 @@ def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int |
     heads = ("It is told", "A person would write", "Before training", later)
     rows = []
     for i, sample in enumerate(before):
-        then = _said(after[i]) if after else f'<span class="vblora-wait">{NOTHING}</span>'
-        cells = (_slots(sample.mr), escape(sample.reference), _said(sample), then)
-        # On a narrow page cells stand below each other, each with its own head.
-        named = (
-            f'<td data-head="{head}">{text}</td>' for head, text in zip(heads, cells, strict=True)
-        )
-        rows.append(f"<tr>{''.join(named)}</tr>")
-    return (
-        '<div class="vblora-chart-title">What the model writes</div><table class="vblora-samples">'
-        f"<thead><tr>{''.join(f'<th scope=col>{head}</th>' for head in heads)}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+        then = _said(after[i]) if after else Html(f'<span class="vblora-wait">{NOTHING}</span>')
+        rows.append((_slots(sample.mr), sample.reference, _said(sample), then))
+    title = '<div class="vblora-chart-title">What the model writes</div>'
+    return title + for_stylesheet("vblora-samples", heads, rows)
 
 
-def _slots(mr: str) -> str:
+def _slots(mr: str) -> Html:
     """A meaning representation, one slot on a line."""
-    return "<br>".join(f"{escape(slot)}]" for slot in mr.rstrip("] ").split("], "))
+    return Html("<br>".join(f"{escape(slot)}]" for slot in mr.rstrip("] ").split("], ")))
 
 
-def _said(sample: Sample) -> str:
+def _said(sample: Sample) -> Html:
     text = escape(sample.text) or '<span class="vblora-wait">(nothing)</span>'
     if not sample.slot_errors:
-        return f'{text}<div class="vblora-right">✓ every slot is right</div>'
+        return Html(f'{text}<div class="vblora-right">✓ every slot is right</div>')
     errors = "".join(f"<li>✕ {escape(error)}</li>" for error in sample.slot_errors)
-    return f'{text}<ul class="vblora-wrong">{errors}</ul>'
+    return Html(f'{text}<ul class="vblora-wrong">{errors}</ul>')
 
 
 def duration(seconds: float) -> str:
