@@ -1,7 +1,7 @@
 """vblora_lab: understand, tune and use VB-LoRA (arXiv 2405.15179), natively in Hugging Face PEFT.
 
 The public names are in ``__init__.pyi``, each with the module that it lives in. They are imported
-when they are first used, so that ``import vblora_lab`` is quick, and whoever needs only the core
+when they are first used, so that ``import vblora_lab`` is quick, and what needs only the core
 never loads matplotlib, ipywidgets or the Trainer.
 """
 

@@ -7,7 +7,7 @@ shares (VB-LoRA, arXiv 2405.15179, section 3.2):
     w = softmax(s[I])                                        (how much of each)
     u = sum over i in I of w_i * bank[i]
 
-Only the chosen logits get a gradient; a logit that isn't chosen can't be told how to change, and
+Only the chosen logits get a gradient; a logit that isn't chosen gets none, and
 moves only when it overtakes a chosen one. The bank gets a gradient from every sub-vector.
 
 These few functions are the reference: everything that mixes calls them. They take logits of any

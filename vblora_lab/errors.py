@@ -78,7 +78,7 @@ class CounterfactualError(VBLoRAError, ValueError):
 
 
 class BaseModelError(VBLoRAError, OSError):
-    """A base model can't be had: neither shipped, nor cached, nor within reach."""
+    """A base model can't be loaded: it is not shipped or cached, and the hub is out of reach."""
 
 
 class DataError(VBLoRAError, ValueError):

@@ -22,7 +22,7 @@ class Check:
     """One thing that was looked at.
 
     status: "ok"; "warning", something works worse than it could; "error", the lab can't run.
-    found: what there is. advice: what to do about it, empty where all is well.
+    found: what was found. advice: what to do about it, empty where all is well.
     """
 
     name: str

@@ -15,7 +15,7 @@ from typing import Any
 
 from vblora_lab.errors import ConfigError, MissingExtraError
 
-VARIABLE = "VBLORA_LAB_MODEL"  # tells the page, which runs in a kernel of its own, what to show
+VARIABLE = "VBLORA_LAB_MODEL"  # what the page, in a kernel of its own, is to show
 PAGE = Path(__file__).parents[1] / "assets" / "explore" / "explore.ipynb"
 MOST_CELLS = 20_000_000  # of a heatmap: sub-vectors times bank vectors; logits of 80 MB
 
@@ -31,7 +31,7 @@ def explore(
         port: where to listen.
         browser: whether to open a browser on it.
 
-    Whoever opens the page needs the token in the address that is printed.
+    The page opens only with the token in the address that is printed.
 
     Raises:
         ConfigError: there is no such port.
@@ -52,7 +52,7 @@ def explore(
 
 
 def page(model: str | None = None) -> Any:
-    """The page as one widget; model defaults to what `explore` was told."""
+    """The page as one widget; model defaults to the one given to `explore`."""
     import ipywidgets
 
     from vblora_lab.bases import load_skeleton

@@ -12,8 +12,8 @@ def add_to(commands: Any) -> None:
     """Add the command to the subparsers of `argparse`."""
     plan = commands.add_parser(
         "plan",
-        help="tell what a config would do to a model: targets, sizes, memory",
-        description="Tell what a VB-LoRA config would do to a model, from the model's config.json "
+        help="show what a config would do to a model: targets, sizes, memory",
+        description="Show what a VB-LoRA config would do to a model, from the model's config.json "
         "alone. Exit status 1 says that the config doesn't fit.",
     )
     plan.add_argument(

@@ -46,7 +46,7 @@ def check_hub(name: str) -> None:
 
 @contextlib.contextmanager
 def progress_bars(wanted: bool) -> Iterator[None]:
-    """Loading from a local folder takes no time worth a bar."""
+    """Loading from a local folder is too quick to need a progress bar."""
     were_on = logging.is_progress_bar_enabled()
     if not wanted:
         logging.disable_progress_bar()

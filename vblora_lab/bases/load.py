@@ -62,7 +62,7 @@ def load_base(
         dtype: of the weights in memory.
 
     Raises:
-        BaseModelError: it is neither here nor to be had; the message says what to do.
+        BaseModelError: it is not on this machine and can't be fetched; the message says what to do.
     """
     where = str(ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
     model, tokenizer = _random_opt_125m() if where == OPT_125M_RANDOM else _read(where)

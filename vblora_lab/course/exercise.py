@@ -189,7 +189,7 @@ def called(function: Any, *args: Any) -> Any:
         raise Wrong(f"the answer is a function; this is of type {type(function).__name__}.")
     try:
         result = function(*args)
-    except Exception as error:  # whatever a learner's code may raise is what has to be told
+    except Exception as error:  # whatever a learner's code raises is shown to the learner
         raise Wrong(f"your code raises {type(error).__name__}: {error}") from error
     if result is None:
         raise Open("the function returns nothing yet: write its body, and end it with `return`.")

@@ -50,7 +50,7 @@ def lines(
         x: (n,).
         series: (n,) values by name.
         xlabel, ylabel, title: texts.
-        alt: what there is to see, in words.
+        alt: what the figure shows, in words.
         log: axes with a logarithmic scale: "x", "y" or "xy".
         points: mark each value.
     """

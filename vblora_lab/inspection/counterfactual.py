@@ -1,4 +1,4 @@
-"""What if a sub-vector were mixed otherwise? Changes to a live adapter that can be taken back.
+"""What if a sub-vector were mixed differently? Changes to a live adapter that can be taken back.
 
 A mixture is forced through the logits it comes from: with log(w) at the wanted bank vectors and
 -inf at all others, the top-k and its softmax give w again,
@@ -31,7 +31,7 @@ NEARLY = 1e-4  # how far from 1 the sum of forced weights may be
 
 
 class _Saved(NamedTuple):
-    """What stood in one place: in the logits of a matrix, or (`parameters` is the bank) there."""
+    """The values that one place held before: in the logits of a matrix, or in the bank."""
 
     parameters: nn.ParameterDict
     where: tuple[int | slice, ...]

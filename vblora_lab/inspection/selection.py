@@ -18,7 +18,7 @@ from vblora_lab.errors import SelectionError
 RowsBy = Literal["layer", "module", "matrix", "strongest", "entropy", "similarity"]
 ColumnsBy = Literal["number", "usage", "similarity"]
 
-_AVERAGINGS = 100  # rounds of `Selection.similarity`; further ones hardly move a row
+_AVERAGINGS = 100  # rounds of `Selection.similarity`; more rounds change almost no row's place
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +144,12 @@ class Selection:
         return np.flatnonzero((self.indices == vector).any(axis=1))
 
     def similarity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores of sub-vectors (N,) and bank vectors (num_vectors,): close numbers, close kin.
+        """Scores of sub-vectors (N,) and bank vectors (num_vectors,): close ones for what is alike.
 
         Reciprocal averaging (Hill, 1973): a bank vector's score is the mean score of the
         sub-vectors that mix it, a sub-vector's the mean of the bank vectors it mixes, both
         weighted by the mixing weights, again and again. It converges to the first axis of
-        correspondence analysis. A bank vector without use scores infinity.
+        correspondence analysis. A bank vector that nothing mixes scores infinity.
         """
         flat, weights = self.indices.ravel(), self.weights.astype(np.float64)
         usage = np.bincount(flat, weights.ravel(), self.num_vectors)
@@ -163,7 +163,7 @@ class Selection:
         return row, np.where(usage > 0, column, np.inf)
 
     def row_order(self, by: RowsBy = "layer") -> np.ndarray:
-        """The sub-vectors (N,) int32 in an order that tells something.
+        """The sub-vectors (N,) int32 in an order that shows a pattern.
 
         Args:
             by: "layer" (then module, then matrix), "module" (the same module of all layers),

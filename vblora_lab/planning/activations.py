@@ -50,7 +50,7 @@ def activation_bytes(model: nn.Module, config: VBLoRAConfig, batch_size: int, le
             "put into it isn't known; leave batch_size and length out."
         )
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say of the model is said elsewhere
+        warnings.simplefilter("ignore")  # `plan` itself warns of the model
         adapted = get_peft_model(_fake_copy(model), config).train()
         try:
             return _saved_bytes(adapted, torch.zeros(batch_size, length, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""What a plan says, as frozen data: whoever has one can show it, with no model in memory."""
+"""What a plan says, as frozen data: it can be shown with no model in memory."""
 
 from __future__ import annotations
 

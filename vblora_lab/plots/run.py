@@ -167,8 +167,8 @@ def run_summary(trace: Trace, title: str, facts: Mapping[str, str]) -> Figure:
         _draw_losses(plain(parts[1].add_subplot()), trace, SMOOTH_OVER)
     if selection is not None:
         draw_selection(plain(parts[-1].add_subplot()), selection, body)
-    told = "; ".join(f"{name} {value}" for name, value in facts.items())
-    figure.alt = f"{title}: {told}."
+    numbers = "; ".join(f"{name} {value}" for name, value in facts.items())
+    figure.alt = f"{title}: {numbers}."
     return figure
 
 

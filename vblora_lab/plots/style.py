@@ -45,7 +45,7 @@ class LabFigure(Figure):
 
 
 def literal(name: str) -> str:
-    """A name as Matplotlib has to be told it: what lies between two "$" would be a formula."""
+    """A name as Matplotlib must get it: what lies between two "$" would be a formula."""
     return name.replace("$", r"\$")
 
 

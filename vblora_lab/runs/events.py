@@ -1,6 +1,6 @@
 """What a training session says while it runs.
 
-Whoever wants to know adds a listener: a widget, a progress bar, the trace recorder and a test are
+To follow a run, add a listener: a widget, a progress bar, the trace recorder and a test are
 all functions of one event, called in the training thread.
 """
 
@@ -92,7 +92,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Paused:
-    """Training waits after this step until it is told to go on."""
+    """Training waits after this step until it is resumed."""
 
     step: int
 

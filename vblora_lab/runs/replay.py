@@ -1,4 +1,4 @@
-"""A recorded run, told again without training and without torch."""
+"""A recorded run, replayed without training and without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vblora_lab.runs.trace import Trace
 
 
 class Replay(SteerableRun):
-    """Tells listeners the events of a trace, as the session did that recorded it.
+    """Emits the events of a trace to listeners, as the recorded session did.
 
     Runs in the foreground or in a thread, and is paused, stepped and stopped as a
     `TrainingSession` is.

@@ -34,14 +34,14 @@ class Result:
     @classmethod
     def of(cls, trace: Trace, **measured: float) -> Result:
         """From what a run said, and what was measured besides."""
-        told: dict[str, Any] = {
+        recorded: dict[str, Any] = {
             "trained_parameters": trace.trained_parameters,
             "stored_bytes": trace.stored_bytes,
             "seconds_per_step": trace.seconds_per_step,
         }
         if len(trace.steps) and trace.steps[-1] in trace.eval_steps:  # else it is of an older state
-            told["loss"] = float(trace.eval_losses[-1])
-        return cls(**(told | measured))
+            recorded["loss"] = float(trace.eval_losses[-1])
+        return cls(**(recorded | measured))
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,7 +141,7 @@ class Runs:
         )
 
     def compare(self, names: Sequence[str] | None = None) -> Comparison:
-        """These runs side by side, or all; the caption tells what they have in common."""
+        """These runs side by side, or all; the caption says what they have in common."""
         runs = [self[name] for name in (self.names() if names is None else names)]
         return Comparison(
             {run.name: run.result for run in runs},

@@ -21,7 +21,7 @@ from vblora_lab.runs.trace import Trace, TraceRecorder
 
 
 class SteerableRun(ABC):
-    """A run that happens once, can be steered, and tells its listeners what happens.
+    """A run that happens once, can be steered, and reports to its listeners what happens.
 
     Args:
         listeners: functions of one `Event`, called in the thread of the run.
@@ -62,8 +62,8 @@ class SteerableRun(ABC):
     def run(self) -> Trace:
         """Run in this thread. An interrupt (Ctrl-C, the kernel's stop button) is a clean stop.
 
-        The first interrupt lets the step in progress end; a second one doesn't. A failure is told
-        to the listeners and then raised.
+        The first interrupt lets the step in progress end; a second one doesn't. A failure is
+        reported to the listeners and then raised.
         """
         self._claim()
         with self._interrupt_stops():
@@ -153,7 +153,7 @@ class SteerableRun(ABC):
         self.status = "running"
 
     def _release(self) -> None:  # noqa: B027, there may be nothing to do
-        """Give back what `_claim` took, before the last event is told."""
+        """Give back what `_claim` took, before the last event is emitted."""
 
     def _carry_out(self) -> None:
         self._runs_in = threading.get_ident()
@@ -164,7 +164,7 @@ class SteerableRun(ABC):
             end = self._work()
         except KeyboardInterrupt:
             reason = "stopped"
-        except BaseException as error:  # kept for wait(), and told to every listener
+        except BaseException as error:  # kept for wait(), and reported to every listener
             self._error = error
         finally:
             if end is None:

@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def base(self) -> str:
-        """What the base model is called, and whether its weights are random; "" if not told."""
+        """What the base model is called, and whether its weights are random; "" if not recorded."""
         return self.started.base if self.started else ""
 
     @property
@@ -96,9 +96,9 @@ class Trace:
 
     @property
     def seconds(self) -> float:
-        """Since the (last) start of the run, up to its last event that tells a time."""
-        told = [e.seconds for e in self.events if isinstance(e, Stepped | Finished)]
-        return told[-1] if told else 0.0
+        """Since the (last) start of the run, up to its last event with a time."""
+        times = [e.seconds for e in self.events if isinstance(e, Stepped | Finished)]
+        return times[-1] if times else 0.0
 
     @cached_property
     def seconds_per_step(self) -> float:

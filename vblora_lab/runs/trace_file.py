@@ -40,12 +40,12 @@ class TraceWriter:
         path: the file; made, with its folder, at the first event. A trace that is there already is
             replaced, unless the run goes on from it.
         resume_from: the step after which a resumed run goes on; by default the one that the first
-            `Started` tells. What the file holds of later steps is cut off, and what it has of
+            `Started` gives. What the file holds of later steps is cut off, and what it has of
             earlier ones is not written again.
         tell: called with a sentence if the disk is full or the folder can't be written; by default
             `warnings.warn`.
 
-    Such a failure is told once, and its exception kept in `error`: the file ends with its last
+    Such a failure is reported once, and its exception kept in `error`: the file ends with its last
     whole event, and training goes on. What found no room is written when there is room again.
 
     Raises `DataError` where path is a file of another kind; that is left as it is.
@@ -92,7 +92,7 @@ class TraceWriter:
             self._waiting.popleft()
 
     def _has(self, event: Event) -> bool:
-        """Whether the part of the run that the file keeps has told this event."""
+        """Whether this event is in the part of the run that the file keeps."""
         if self._resume_from is None or isinstance(event, Finished):
             return False
         step = getattr(event, "step", None)
@@ -107,7 +107,7 @@ class TraceWriter:
         with open(self.path, "ab") as file:
             file.truncate(end)
         if not end:
-            self._resume_from = None  # nothing of the run is kept, so all of it is to be told
+            self._resume_from = None  # nothing of the run is kept, so all of it is to be written
             self._write(HEADER)
         self._begun = True
 

@@ -162,7 +162,7 @@ def records(data: bytes) -> Iterator[Record]:
 
 
 def is_later(record: Record, step: int) -> bool:
-    """Whether a record tells something that happened after a step."""
+    """Whether a record is of something that happened after a step."""
     if record.kind == b"S":
         return int(_SHAPE.unpack_from(record.payload)[0]) > step
     if record.kind == b"C":

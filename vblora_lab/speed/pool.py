@@ -1,7 +1,7 @@
 """Where the layers of a model get their A and B from: one admixture a pass serves all of them.
 
 A matrix that is older than the parameters it came from is a wrong answer that nobody sees. So
-matrices are used in three cases only, each an object with one owner, and whoever else calls a layer
+matrices are used in three cases only, each an object with one owner, and any other call of a layer
 mixes anew:
 
     Pass           the pass that mixed them, in the thread that runs it. Its block owns it.

@@ -1,10 +1,10 @@
-"""Fine-tuning with VB-LoRA on the HF Trainer, told as events.
+"""Fine-tuning with VB-LoRA on the HF Trainer, reported as events.
 
 Start with `session`: one adapter, one task, one run. Then read `trainer`, which it sets up, and
 `callback`, which turns what that does into events. `compare` trains several methods alike.
 
 This room imports those below it (errors, files, tables, tuner, speed, inspection, planning,
-convert, bases, data, runs) and no widget: whoever wants to know what happens listens to the events
+convert, bases, data, runs) and no widget: what wants to follow a run listens to its events
 of `vblora_lab.runs`, whose names are here too.
 """
 

@@ -60,7 +60,7 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         write_samples: writes texts with the model as it is; called every ``sample_every`` steps, 0
             for never. Where it returns none, no event is emitted.
         tell_ends: emit `Started` and `Finished` where the Trainer begins and ends. After a failure
-            there is no `Finished`, since the Trainer does not tell its callbacks.
+            there is no `Finished`, since the Trainer does not notify its callbacks.
         clock: returns seconds; speeds are measured with it.
         adapter_name: which adapter is trained.
     """
@@ -173,7 +173,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
 
     Args:
         before_step: called with optimizer and schedule before each step.
-        after_step: called with the number of each step when it is done and told; may wait; returns
+        after_step: called with the number of each step when its events are out; may wait; returns
             whether to stop. A run that is stopped saves a checkpoint if it saves any.
         while_evaluating: called after each batch of an evaluation, which ends with an exception
             that this raises.
@@ -201,7 +201,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        # Not in on_step_end, which is called before the step's loss is told.
+        # Not in on_step_end, which is called before the step's loss is known.
         if logs and "loss" in logs and self._after_step(state.global_step):
             end_training(args, control)
 

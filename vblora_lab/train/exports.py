@@ -1,4 +1,4 @@
-"""What a session's user may take away: its adapter, the same update as LoRA, its trace, its code.
+"""What can be exported of a session: its adapter, the same update as LoRA, its trace, its code.
 
 Each function writes all or nothing, in place of an earlier export, and returns the path.
 """

@@ -1,4 +1,4 @@
-"""While a model is trained, nobody else may edit its adapters."""
+"""While a model is trained, its adapters can't be edited by anything else."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def prepare(model: nn.Module, method: str, config: PeftConfig) -> nn.Module:
 
 
 def has_bank(method: str, config: PeftConfig) -> bool:
-    """Whether a method is VB-LoRA, so that there are selections from a bank to tell."""
+    """Whether a method is VB-LoRA, so that there are selections from a bank to report."""
     return isinstance(config, VBLoRAConfig) and METHODS.get(method, _vblora) is _vblora
 
 

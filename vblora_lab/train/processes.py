@@ -1,6 +1,6 @@
 """Several processes that train together, started by torchrun or ``accelerate launch``.
 
-They share each batch. The first one alone writes files and tells events; what it decides, all do.
+They share each batch. Only the first one writes files and emits events; what it decides, all do.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class RunFiles:
-    """Writes what a run leaves. What can't be written is told, and nothing is raised.
+    """Writes the files of a run. What can't be written is reported, and nothing is raised.
 
     Args:
         folder: of the run; None to write nothing.
@@ -37,7 +37,7 @@ class RunFiles:
         self._folder, self._tell = folder, tell
 
     def events_until(self, step: int) -> list[Event]:
-        """What the part of the run that ended with a step has told; empty for step 0."""
+        """The events of the part of the run that ended with a step; empty for step 0."""
         if not step or self._folder is None or not (self._folder.path / TRACE).exists():
             return []
         told = Trace.load(self._folder.path / TRACE).events

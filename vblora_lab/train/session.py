@@ -2,7 +2,7 @@
 
 Read it from the top: what is given (`__init__`), what is trained, and the run (`_work`, `_train_in`
 and what happens around each step). Its helpers do one thing each: `trainer` sets up the HF Trainer,
-`callback` tells what that does, `sampling` writes texts, `peak_rates` keeps rates that change,
+`callback` reports what that does, `sampling` writes texts, `peak_rates` keeps rates that change,
 `run_files` and `checkpoints` write the run's folder, and `processes` is about several that train
 together.
 """
@@ -91,7 +91,7 @@ class TrainingSession(SteerableRun):
         sample_every: steps between further texts, 0 for none.
         select_every: steps between two `Selected` events, 0 for none.
         out: folder for checkpoints, the final adapter and the trace; see `runs.layout`. What can't
-            be written is told as `SaveFailed`, and training goes on.
+            be written is reported as `SaveFailed`, and training goes on.
         save_every, keep: steps between checkpoints, 0 for none, and how many of them stay.
         resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
             the same as without the interruption, bit for bit on a CPU.

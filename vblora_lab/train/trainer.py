@@ -92,7 +92,7 @@ class LabTrainer(CapturingTrainer):
         )
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
-        """Evaluate as a Trainer does; one that is interrupted tells nothing and ends the run."""
+        """Evaluate as a Trainer does; one that is interrupted reports nothing and ends the run."""
         try:
             return super().evaluate(*args, **more)  # type: ignore[no-any-return]
         except Interrupted:
@@ -107,7 +107,7 @@ class LabTrainer(CapturingTrainer):
         return str(self.checkpoints.aside if self.checkpoints else super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside and move it into place. A failure is told and not raised."""
+        """Write a checkpoint aside and move it into place. A failure is reported, not raised."""
         if self.checkpoints is None:
             return super()._save_checkpoint(model, trial)
         step = self.state.global_step

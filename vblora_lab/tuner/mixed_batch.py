@@ -31,7 +31,7 @@ def check_mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> None:
 
 @contextmanager
 def adapter_per_row(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Within, every layer is told which adapter each row of its input is for.
+    """Within, every layer knows which adapter each row of its input is for.
 
     Args:
         model: has the adapted layers.

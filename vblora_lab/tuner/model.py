@@ -97,7 +97,7 @@ class VBLoRAModel(BaseTuner):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward pass, with its adapters."""
-        with self.pool.held():  # PeftModel does so too; this is for whoever calls the tuner
+        with self.pool.held():  # PeftModel does so too; this is for direct calls of the tuner
             return super().forward(*args, **kwargs)
 
     def _begin_pass(self, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""How PEFT is told to use this package's classes for VB-LoRA.
+"""How PEFT comes to use this package's classes for VB-LoRA.
 
 PEFT decides by two tables: PEFT_TYPE_TO_TUNER_MAPPING says which class adapts a model, saves and
 loads it, PEFT_TYPE_TO_CONFIG_MAPPING which class reads its config. Importing this module leaves

@@ -1,4 +1,4 @@
-// What both canvas widgets stand on. Python puts this file before each widget's own, as one module.
+// What both canvas widgets share. Python puts this file before each widget's own, as one module.
 
 /** A bytes trait (a DataView into a larger buffer, or nothing yet) as an array of numbers. */
 function numbers(ArrayType, view) {

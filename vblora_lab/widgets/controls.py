@@ -206,7 +206,7 @@ class Controls:
 def presets_for(model: nn.Module) -> dict[str, VBLoRAConfig]:
     """The configs of `PRESETS` that fit a model, by title, with their targets as last names.
 
-    A preset whose targets last names can't tell (an expression for some layers only) isn't there.
+    Without presets whose targets aren't last names (an expression for some layers only).
     """
     fitting = {}
     for preset in PRESETS.values():

@@ -293,7 +293,7 @@ class Chart {
     }
   }
 
-  // ---- the hand and the keyboard --------------------------------------------------------------
+  // ---- pointer and keyboard --------------------------------------------------------------
 
   /** The point whose step is nearest to the pointer. */
   hover(event) {

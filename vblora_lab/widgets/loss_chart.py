@@ -77,7 +77,7 @@ class LossChart(Pictured, anywidget.AnyWidget):
 
     @property
     def base(self) -> str:
-        """The chart doesn't know its base model; who has the trace does."""
+        """The chart doesn't know its base model; the trace does."""
         return ""
 
     def figure(self) -> Figure:

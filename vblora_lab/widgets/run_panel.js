@@ -1,4 +1,4 @@
-// Names for what ipywidgets leaves unnamed: its sliders tell a screen reader a value, but not of what.
+// Names for what ipywidgets leaves unnamed: a screen reader hears the value of its sliders, but not of what.
 
 const HANDLES = ".noUi-handle, .ui-slider-handle"; // of ipywidgets 8, and of 7
 const AGAIN = 100; // milliseconds until a panel that isn't in the page yet is looked for again

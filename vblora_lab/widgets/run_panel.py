@@ -144,7 +144,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         return self.loss_chart.figure()
 
     def _picture(self) -> Figure:
-        told = {
+        numbers = {
             name: f"{number} ({note})"
             for name, (number, note) in self._numbers().items()
             if number != readout.NOTHING
@@ -153,7 +153,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         if self.session is not None:
             facts |= settings_of(self.session)
         title = f"{self._title} · {readout.state(self.status)}"
-        return run_summary(self.trace or Trace(), title, facts | told)
+        return run_summary(self.trace or Trace(), title, facts | numbers)
 
     # ---- what the session says -----------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
             self.session.set_learning_rates(rates)
 
     def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """An action for a button, which has nobody to raise to."""
+        """An action for a button, which can't raise to anyone."""
         complaint = ""
 
         def on(_event: Any) -> None:

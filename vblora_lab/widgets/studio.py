@@ -1,4 +1,4 @@
-"""TrainingStudio: watch and steer a session of your own, beside earlier runs, and take it away."""
+"""TrainingStudio: watch and steer a session, beside earlier runs, and export what it learned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALLEST_RATE = 1e-8
 class TrainingStudio(RunPanel):
     """A panel for a `TrainingSession` that you made: its controls, curves, texts and exports.
 
-    It can be opened before, while or after the session trains; what was told until then is shown.
+    It can be opened before, while or after the session trains; earlier events are shown too.
 
     Args:
         session: what to watch and steer.
@@ -131,24 +131,24 @@ class TrainingStudio(RunPanel):
     # ---- what the session says -----------------------------------------------------------------
 
     def _follow(self, session: TrainingSession) -> None:
-        """Show what was told until now, then all that will be; each event once.
+        """Show the events so far, then all later ones; each event once.
 
         The session's recorder hears an event before its later listeners do. So an event that waits
         for the lock meanwhile is in the trace already: the last of it, for a thread waits with it.
         """
         caught_up = threading.Lock()
-        last_told: Event | None = None
+        last_shown: Event | None = None
 
         def hear(event: Event) -> None:
             with caught_up:
-                if event is not last_told:
+                if event is not last_shown:
                     self._listen(event)
 
         with caught_up:
             session.add_listener(hear)
-            told = session.trace.events
-            last_told = told[-1] if told else None
-            for event in told:
+            earlier = session.trace.events
+            last_shown = earlier[-1] if earlier else None
+            for event in earlier:
                 self._listen(event)
             self._show_what_was_heard()
 
@@ -211,7 +211,7 @@ class TrainingStudio(RunPanel):
         self.loss_chart.overlay(self._others())
 
     def _export(self, what: Export, _button: Any) -> None:
-        """A button has nobody to raise to: the panel tells what was written, or why not."""
+        """A button can't raise to anyone: the panel says what was written, or why not."""
         try:
             self._exports[what] = self.export(what)
         except Exception as error:

@@ -4,10 +4,10 @@
 // A row is a sub-vector's number, a column a bank vector's. Where they stand on the screen is their
 // place: `rowAt[place]` is the row there, `placeOfRow[row]` its place, and so for columns.
 
-// Weight 0 to 1, pale to strong against the page: the same colours as plots.py, turned round when dark.
+// Weight 0 to 1, pale to strong against the page: the same colours as plots.py, reversed when dark.
 const RAMP = ["#aadeb7", "#7accbc", "#41b6c4", "#1f92c0", "#2260aa", "#263698", "#0a1e5c"];
 const DARK_RAMP = ["#2b4fa3", "#2474b4", "#2397c1", "#45b8c4", "#7fcfbc", "#c2e7b6", "#f7fcc9"];
-// Chosen at first only, in the end only, both times: apart in hue and in lightness.
+// Chosen only at the start, only at the end, or at both: different in hue and in lightness.
 const FOOTPRINT = ["#c2570c", "#5aa9d6", "#0a1e5c"];
 const DARK_FOOTPRINT = ["#d9822b", "#3d7fc4", "#f7fcc9"];
 const TIMES = ["first choice only", "final choice only", "both"];

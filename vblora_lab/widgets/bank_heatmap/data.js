@@ -7,7 +7,7 @@ class Data {
     this.stale = true;
   }
 
-  /** Whether all traits fit together: they travel together, but are told one after the other. */
+  /** Whether all traits fit together: they travel together, but arrive one after the other. */
   get ready() {
     if (this.stale) this.decode();
     return this.fits;

@@ -46,7 +46,7 @@ class Heatmap extends MapDrawing {
     placeTip(this.tip, this.stage, x, row < 0 ? USAGE : this.middle(row));
   }
 
-  // ---- the hand and the keyboard
+  // ---- pointer and keyboard
 
   get usable() { return this.data.ready && this.end !== undefined; }
 
@@ -63,7 +63,7 @@ class Heatmap extends MapDrawing {
     return inBody ? this.nearestChosen(x, y) ?? { row, column } : { row: -1, column };
   }
 
-  /** The chosen cell within 4 pixels of a point: cells may be smaller than a hand can aim at. */
+  /** The chosen cell within 4 pixels of a point: cells may be too small to aim at. */
   nearestChosen(x, y) {
     const { data } = this;
     let [best, distance] = [null, 4];

@@ -63,7 +63,7 @@ const follow = (isDark) => {{ document.body.dataset.jpThemeLight = String(!isDar
 dark.addEventListener("change", () => follow(dark.matches));
 follow(dark.matches);
 render({{ model: new StoredModel(STATE, ANSWERS), el: document.getElementById("widget") }});
-// A page that this one is embedded in is told its height, and may say whether it is dark.
+// A page that this one is embedded in gets its height, and may say whether it is dark.
 if (parent !== window) {{
   addEventListener("message", ({{ data }}) => {{
     if (typeof data?.vbloraDark === "boolean") follow(data.vbloraDark);

@@ -42,7 +42,7 @@ class Table {
     const body = make(table, "tbody");
     for (let place = from; place < to; place++) {
       const pin = this.line(body, data.rowAt[place]);
-      if (pin.textContent === held) pin.focus(); // who presses a button keeps it
+      if (pin.textContent === held) pin.focus(); // the focus stays on the button that was pressed
     }
   }
 

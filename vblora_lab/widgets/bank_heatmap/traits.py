@@ -1,4 +1,4 @@
-"""What kernel and browser tell each other of a heatmap."""
+"""The traits through which kernel and browser share a heatmap."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
         return None if self._bench is None else self._bench.what_if
 
     def _show(self, shown: Selection | Trace | nn.Module | TrainingSession) -> None:
-        torch = sys.modules.get("torch")  # who has a model has torch
+        torch = sys.modules.get("torch")  # with a model, torch is loaded already
         self.base = ""
         if isinstance(shown, Selection):
             self.update(shown)
@@ -301,7 +301,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
             arguments = {name: value for name, value in content.items() if name != "bench"}
             try:
                 self.try_change(content["bench"], **arguments)
-            except Exception as error:  # a button has nobody to raise to
+            except Exception as error:  # a button can't raise to anyone
                 if self._bench is not None:
                     self._bench.show(error=str(error))
 

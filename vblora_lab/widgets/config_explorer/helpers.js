@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const ALL_LINEAR = "all-linear";
-const MOST_OPTIONS = 60; // in a list of names; more are told as a number
+const MOST_OPTIONS = 60; // in a list of names; of more, only their number is given
 const POWERS = (high) => [1, 1.5].flatMap((f) => Array.from({ length: 21 }, (_, i) => f * 2 ** i))
   .filter((v) => Number.isInteger(v) && v <= high).sort((a, b) => a - b);
 const ONE_TWO_FIVE = [-4, -3, -2, -1, 0].flatMap((e) => [1, 2, 5].map((f) => Number(`${f}e${e}`)))
