@@ -4,6 +4,7 @@ What PEFT's own tuner does on the same input stands beside each point where it d
 """
 
 import gc
+import warnings
 import weakref
 
 import peft
@@ -467,3 +468,66 @@ def test_a_merged_adapter_is_unmerged_before_it_can_be_deleted(opt_case):
     model.delete_adapter("default")
     tokens = opt_case.inputs()
     assert torch.equal(model.get_base_model()(tokens).logits, opt_case.base()(tokens).logits)
+
+
+# --- what adapters do to each other
+
+
+def test_a_head_comes_back_when_the_adapter_without_one_is_deleted():
+    llama_case = CASES["llama"]
+    model = llama_case.ours(modules_to_save=["lm_head"])
+    scramble(model)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.add_(1)
+    expected, trained = llama_case.output(model), flags(model)
+    head = model.base_model.model.lm_head.modules_to_save["default"].weight.clone()
+    model.add_adapter("other", VBLoRAConfig(**llama_case.config))
+    model.set_adapter("other")
+    model.delete_adapter("other")
+    assert torch.equal(llama_case.output(model), expected)
+    assert flags(model) == trained
+    assert torch.equal(model.merge_and_unload().lm_head.weight, head)
+
+
+def test_peft_loses_that_head():
+    llama_case = CASES["llama"]
+    model = llama_case.stock(modules_to_save=["lm_head"])
+    model.add_adapter("other", peft.VBLoRAConfig(**llama_case.config))
+    model.set_adapter("other")
+    model.delete_adapter("other")
+    assert not model.base_model.model.lm_head.modules_to_save["default"].weight.requires_grad
+
+
+def test_deleting_an_adapter_trains_none_that_was_loaded_for_inference(opt_case, tmp_path):
+    model = opt_case.ours(save_only_topk_weights=True)
+    model.save_pretrained(tmp_path)
+    model = lab.from_pretrained(opt_case.base(), tmp_path)
+    model.add_adapter("new", VBLoRAConfig(**opt_case.config))
+    model.set_adapter("new")
+    model.delete_adapter("new")
+    assert not any(flags(model).values())
+    opt_case.output(model.train())  # would raise, were its top-k logits trained
+
+
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}], ids=str)
+@pytest.mark.parametrize("is_trainable", [True, False])
+def test_disabling_for_a_while_changes_nothing_of_what_is_trained(
+    opt_case, tmp_path, fields, is_trainable
+):
+    opt_case.ours(**fields).save_pretrained(tmp_path)
+    model = lab.from_pretrained(opt_case.base(), tmp_path, is_trainable=is_trainable)
+    before = flags(model)
+    assert any(before.values()) == is_trainable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of biases that stay
+        with model.disable_adapter():
+            assert torch.equal(opt_case.output(model), opt_case.output(opt_case.base()))
+    assert flags(model) == before
+
+
+def test_peft_trains_it_then(opt_case, tmp_path):
+    opt_case.stock().save_pretrained(tmp_path)
+    model = peft.PeftModel.from_pretrained(opt_case.base(), tmp_path)
+    with model.disable_adapter():
+        pass
+    assert any(flags(model).values())

@@ -687,7 +687,7 @@ def break_key_missing(folder):
 def break_key_too_many(folder):
     extra = {LOGITS.replace("layers.0", "layers.5"): torch.zeros(2, 4, 10)}
     retensor(folder, lambda tensors: tensors.update(extra))
-    return r"layers\.5\.fc1.vblora_logits_A is not in this model"
+    return r"layers\.5\.fc1.vblora_logits_A is not what its config stores"
 
 
 def break_bits_and_pieces(folder):
@@ -734,10 +734,11 @@ def break_logits_integers(folder):
 def break_foreign_key(folder):
     extra = {"base_model.model.model.decoder.layers.0.fc9.weight": torch.zeros(2)}
     retensor(folder, lambda tensors: tensors.update(extra))
-    return "fc9.weight is not in this model"
+    return "fc9.weight is not what its config stores"
 
 
 def break_foreign_shape(folder):
+    edit(folder / "adapter_config.json", bias="vblora_only")
     extra = {"base_model.model.model.decoder.layers.0.fc1.base_layer.bias": torch.zeros(2)}
     retensor(folder, lambda tensors: tensors.update(extra))
     return r"fc1.base_layer.bias has shape \(2,\), this model needs \(32,\)"
@@ -793,7 +794,7 @@ WRONG_CHOICES = {
     "weights_too_large": (first(WEIGHTS_KEY, [0.7, 0.4]), "the largest sum 1.1"),
     "weights_integers": (
         lambda tensors: tensors.update({WEIGHTS_KEY: tensors[WEIGHTS_KEY].int()}),
-        "must be integers and floats",
+        "is torch.int32; must be floats",
     ),
     "index_too_large": (first(INDICES_KEY, [0, 10, 1]), "run from 0 to 10, .* num_vectors=10"),
     "index_negative": (first(INDICES_KEY, [0, -1, 1], torch.int16), "run from -1 to 9"),

@@ -3,6 +3,7 @@
 What PEFT's own tuner does on the same input stands beside each point where it differs.
 """
 
+import signal
 import warnings
 import weakref
 
@@ -16,7 +17,7 @@ import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, SMALL, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab.errors import ConfigError, MergeError
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.layer import VBLoRALayer
+from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.model import VBLoRAModel
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -281,3 +282,94 @@ def test_peft_still_merges_two_updates_into_one_weight():
         output = model(x)
         model.merge_adapter(safe_merge=True)
         assert (model(x) - output).norm() > 0.1 * output.norm()
+
+
+# --- interrupted anywhere
+
+
+def everything(model):
+    """Weights, what is merged and what was set aside, layer by layer."""
+    layers = [module for module in model.modules() if isinstance(module, VBLoRALayer)]
+    return [
+        (la.base_weight().clone(), list(la.merged_adapters), la._weight_before_merge)
+        for la in layers
+    ]
+
+
+def same_everything(model, before):
+    for (weight, merged, kept), (was, had, old) in zip(everything(model), before, strict=True):
+        assert torch.equal(weight, was) and merged == had and kept is old
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("method", ["set_base_weight", "get_delta_weight"])
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_a_merge_cut_short_is_taken_back(opt_case, monkeypatch, error, method, merged_before):
+    model = opt_case.ours()
+    model.add_adapter("other", VBLoRAConfig(**opt_case.config))
+    scramble(model)
+    if merged_before:
+        model.merge_adapter()
+    before, output = everything(model), opt_case.output(model)
+    calls = []
+    plain = getattr(Linear, method)
+
+    def cut_short(self, *args):
+        calls.append(self)
+        if len(calls) == 3:
+            raise error
+        return plain(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(Linear, method, cut_short)
+        model.merge_adapter(["other"])
+    same_everything(model, before)
+    assert torch.equal(opt_case.output(model), output)
+    model.merge_adapter(["other"])
+    model.unmerge_adapter()
+    assert not any(merged for _, merged, _ in everything(model))
+
+
+def test_an_unmerge_cut_short_is_taken_back(opt_case, monkeypatch):
+    model = opt_case.ours()
+    scramble(model)
+    plain = everything(model)
+    model.merge_adapter()
+    before = everything(model)
+    calls = []
+    unmerge = Linear.unmerge
+
+    def cut_short(self):
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        unmerge(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Linear, "unmerge", cut_short)
+        model.unmerge_adapter()
+    same_everything(model, before)
+    model.unmerge_adapter()
+    same_everything(model, plain)
+
+
+@pytest.mark.parametrize("call", ["merge_and_unload", "unload"])
+def test_ctrl_c_waits_until_a_model_is_unloaded(opt_case, monkeypatch, call):
+    """Old weights are given up on the way: a half of it could not be taken back."""
+    model = opt_case.ours()
+    scramble(model)
+    base = model.base_model.model
+    expected = (
+        opt_case.output(model) if call == "merge_and_unload" else opt_case.output(opt_case.base())
+    )
+    replace = VBLoRAModel._replace_module
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        replace(self, *args)
+
+    monkeypatch.setattr(VBLoRAModel, "_replace_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, call)()
+    assert not any(isinstance(module, VBLoRALayer) for module in base.modules())
+    assert_close(opt_case.output(base), expected, 1e-5)

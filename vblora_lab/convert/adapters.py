@@ -121,8 +121,8 @@ def read_folder(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     features = features_of(shapes, config.vector_length)
-    others = {key: shape for key, shape in shapes.items() if "vblora_" not in key}
-    formats.check_tensors(tensors, config, features, others, str(folder))
+    others = {key: tensor for key, tensor in tensors.items() if "vblora_" not in key}
+    formats.check_tensors(tensors, config, features, others, (), str(folder))
     return config, tensors
 
 

@@ -69,10 +69,8 @@ def plan(
     config = found.config
 
     targets = tuple(_target(name, layer, config) for name, layer in found.targets.items())
-    skipped = tuple(
-        Skipped(name, type(model.get_submodule(name)).__name__, why)
-        for name, why in found.left_out.items()
-    )
+    kinds = {name: type(model.get_submodule(name)).__name__ for name in found.left_out}
+    skipped = tuple(Skipped(name, kinds[name], why) for name, why in found.left_out.items())
     features = [(t.in_features, t.out_features) for t in targets if t.tiles_A]
     float_bytes = _float_bytes(found.targets.values())
     bank = config.num_vectors * config.vector_length
@@ -92,6 +90,7 @@ def plan(
         targets=targets,
         skipped=skipped,
         problems=found.problems,
+        cautions=found.cautions,
         vector_lengths=tuple(vector_lengths(found.targets.values())) if targets else (),
         base_parameters=sum(p.numel() for p in model.parameters()),
         bank_parameters=bank,

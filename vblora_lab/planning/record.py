@@ -84,6 +84,7 @@ class PlanRecord:
         targets: the modules that are adapted, in the model's order.
         skipped: the other modules with a weight matrix.
         problems: what keeps the config from fitting, each with a value that would settle it.
+        cautions: what is neither trained nor adapted though one might expect it.
         vector_lengths: those that divide every size of every target, ascending.
         base_parameters: of the model as it is.
         bank_parameters, logits_parameters: trained by VB-LoRA.
@@ -105,6 +106,7 @@ class PlanRecord:
     targets: tuple[Target, ...]
     skipped: tuple[Skipped, ...]
     problems: tuple[Problem, ...]
+    cautions: tuple[Problem, ...]
     vector_lengths: tuple[int, ...]
     base_parameters: int
     bank_parameters: int

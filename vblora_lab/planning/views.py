@@ -30,7 +30,7 @@ INCOMPLETE_NOTE = "It doesn't fit as it is: sizes count only the modules that ca
 def as_text(plan: PlanRecord) -> str:
     """The plan in lines of at most 100 characters, as far as the names allow."""
     lines = [f"{heading(plan)}: {'fits' if plan.fits else 'does NOT fit'}", settings(plan)]
-    for problem in plan.problems:
+    for problem in (*plan.problems, *plan.cautions):
         lines += ["", *_wrapped(f"! {problem.message}")]
         if problem.suggestion is not None:
             lines += _wrapped(f"  -> {problem.field}={problem.suggestion!r}")
@@ -50,7 +50,7 @@ def as_html(plan: PlanRecord) -> str:
     verdict = "fits" if plan.fits else "<b>does not fit</b>"
     parts = [f"<div><b>{html.escape(heading(plan))}</b>: {verdict}</div>"]
     parts.append(f"<div>{html.escape(settings(plan))}</div>")
-    for problem in plan.problems:
+    for problem in (*plan.problems, *plan.cautions):
         text = html.escape(problem.message)
         if problem.suggestion is not None:
             text += f"<br>→ <code>{html.escape(f'{problem.field}={problem.suggestion!r}')}</code>"

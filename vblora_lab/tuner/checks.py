@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vblora_lab.errors import ConfigError, did_you_mean, nearest
+from vblora_lab.tuner.patterns import LONGEST
 
 Field = dataclasses.Field[Any]
 
@@ -36,7 +37,7 @@ def whole_number(spec: Field, value: Any) -> int:
     """A whole number within the field's bounds, as int; True and 4.0 are none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         near = None
-        if _is_real(value) and math.isfinite(value):
+        if _is_finite(value):
             near = max(round(value), spec.metadata["at_least"])
         hint = "" if near is None else f"; the nearest is {near}"
         raise ConfigError(
@@ -51,7 +52,7 @@ def whole_number(spec: Field, value: Any) -> int:
 
 def real_number(spec: Field, value: Any) -> float:
     """A finite number within the field's bounds, as float."""
-    if not _is_real(value) or not math.isfinite(value):
+    if not _is_finite(value):
         raise ConfigError(
             f"{spec.name}={value!r}: must be a finite number, {_bounds(spec)}.", field=spec.name
         )
@@ -92,9 +93,15 @@ def regex(name: str, value: str) -> str:
     """A regular expression that isn't empty."""
     if not value:
         raise ConfigError(f"{name}='': is empty; give names, or leave it out.", field=name)
+    if len(value) > LONGEST:
+        raise ConfigError(
+            f"{name}: an expression of {len(value)} characters; may have {LONGEST}. To name "
+            "modules, give a list of names.",
+            field=name,
+        )
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(
             f"{name}={value!r}: is not a regular expression ({error}). To name modules, give a "
             "list of names.",
@@ -103,8 +110,14 @@ def regex(name: str, value: str) -> str:
     return value
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    """Whether this is a real number that a float can hold."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 def _bounds(spec: Field) -> str:

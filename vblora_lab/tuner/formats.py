@@ -20,7 +20,7 @@ Weights are float32 whatever the adapter's dtype: PEFT rebuilds logits in float3
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from vblora_lab.tuner.config import VBLoRAConfig
 
 BANK_KEY = "base_model.vblora_vector_bank"
 LAYER_PREFIX = "base_model.model."
+COMPILED = "_orig_mod."  # torch.compile's own prefix, which belongs in no file
 LOGITS = ("vblora_logits_A", "vblora_logits_B")
 INDICES, WEIGHTS = "_topk_indices", "_topk_weights"
 
@@ -181,7 +182,8 @@ def check_tensors(
     tensors: Mapping[str, Tensor],
     config: VBLoRAConfig,
     features: Mapping[str, tuple[int, int]],
-    others: Mapping[str, Shape],
+    others: Mapping[str, Tensor],
+    needed_others: Collection[str],
     where: str,
 ) -> None:
     """Compare what a file holds with what a model expects, and look at its numbers.
@@ -190,7 +192,8 @@ def check_tensors(
         tensors: of the file, in either format; a bank may be missing.
         config: of the adapter.
         features: (in_features, out_features) of each adapted layer, by full name.
-        others: all else that the model could take: shapes of biases and whole modules, by key.
+        others: tensors of the model that the file may hold beside them, by key (see `beside`).
+        needed_others: the keys of those that it must hold.
         where: names the file in the message.
 
     Raises:
@@ -200,9 +203,10 @@ def check_tensors(
     only_topk, with_bank = is_topk_format(tensors), BANK_KEY in tensors
     expected = expected_shapes(config, features, only_topk, with_bank)
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    needed = {**{key: others[key] for key in found.keys() & others.keys()}, **expected}
-    problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
-    problems += [f"{key} is not in this model" for key in found.keys() - needed.keys()]
+    needed = {key: tuple(others[key].shape) for key in found.keys() & others.keys()} | expected
+    missing = {*expected, *needed_others} - found.keys()
+    problems = [f"{key} is missing" for key in missing]
+    problems += [f"{key} is not what its config stores" for key in found.keys() - needed.keys()]
     problems += [
         f"{key} has shape {found[key]}, this model needs {needed[key]}"
         for key in found.keys() & needed.keys()
@@ -219,6 +223,7 @@ def check_tensors(
         if key.endswith(INDICES):
             stem = key.removesuffix(INDICES)
             weights = tensors[stem + WEIGHTS]
+            check_dtype(weights, f"{where}: {stem + WEIGHTS}")
             check_choice(tensors[key], weights, config.num_vectors, f"{where}: {stem}")
         elif not key.endswith(WEIGHTS):
             _check_numbers(tensors[key], f"{where}: {key}", are_logits=key != BANK_KEY)
@@ -230,13 +235,26 @@ def _check_numbers(tensor: Tensor, where: str, are_logits: bool) -> None:
     Logits may be -inf: saved again after they were rebuilt from their top k. But not all of one
     sub-vector, whose weights would be NaN.
     """
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{where} is {tensor.dtype}; must be floats.")
+    check_dtype(tensor, where)
     finite = torch.isfinite(tensor)
     if not (finite | (tensor == -torch.inf) if are_logits else finite).all():
         raise CheckpointError(f"{where} is NaN or infinite; the training probably diverged.")
     if not finite.any(-1).all():
         raise CheckpointError(f"{where}: all logits of a sub-vector are -inf; it has no choice.")
+
+
+def check_dtype(tensor: Tensor, where: str, like: Tensor | None = None) -> None:
+    """Raise `CheckpointError` unless a tensor can be loaded into one of floats, or into `like`."""
+    if like is None or like.is_floating_point():
+        # Of one byte are the float8 types: scaled by a number that is kept elsewhere.
+        fits, wanted = (
+            tensor.is_floating_point() and tensor.itemsize > 1,
+            "floats of 2 bytes or more",
+        )
+    else:
+        fits, wanted = tensor.dtype == like.dtype, str(like.dtype)
+    if not fits:
+        raise CheckpointError(f"{where} is {tensor.dtype}; must be {wanted}.")
 
 
 def is_topk_format(keys: Iterable[str]) -> bool:

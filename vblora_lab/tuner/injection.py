@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.banks import VectorBanks
+from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
 from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.wrapped import adapter_dtype
@@ -47,6 +49,15 @@ def check_adapter_name(name: str, model: nn.Module) -> None:
             f"adapter_name={name!r}: is part of a module's name in this model, whose weights PEFT "
             f"would take for this adapter's; use another, such as {name + '_adapter'!r}."
         )
+
+
+class Configs(dict[str, PeftConfig]):
+    """The configs by adapter. PeftModel asks for one in every pass, even when none is left."""
+
+    def __missing__(self, adapter_name: str) -> PeftConfig:
+        if self:
+            raise KeyError(adapter_name)
+        return VBLoRAConfig(inference_mode=True)  # of no adapter: the pass is the base model's
 
 
 @contextmanager

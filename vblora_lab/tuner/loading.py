@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from vblora_lab.errors import CheckpointError, InferenceOnlyError
 from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.adapted import adapted_layers, features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, bank_of_folder
+from vblora_lab.tuner.beside import Beside, beside_adapted, beside_base
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.modules import modules_to_save
 from vblora_lab.tuner.targets import resolve
 
 # --- where it is
@@ -94,35 +93,23 @@ def checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VB
     config.inference_mode = True  # a stored adapter: names that match nothing are dropped
     config, targets = resolve(base, config)
     config.inference_mode = not is_trainable
-    shapes = _other_shapes_of_base(base, config, targets)
-    formats.check_tensors(tensors, config, features(targets), shapes, where=folder)
+    beside = beside_base(base, config, targets)
+    _check(tensors, config, features(targets), beside, folder)
     return config, formats.BANK_KEY in tensors
 
 
-def _other_shapes_of_base(
-    base: nn.Module, config: VBLoRAConfig, targets: Iterable[str]
-) -> dict[str, formats.Shape]:
-    """What PEFT could store of a base model beside bank and logits, by the keys of its files.
-
-    The keys are those of a model that carries this adapter alone.
-    """
-    others = {
-        formats.LAYER_PREFIX + re.sub(r"\.(base_layer|original_module)\.", ".", name): tensor.shape
-        for name, tensor in base.state_dict().items()
-    }
-    for name in targets:
-        prefix = f"{formats.LAYER_PREFIX}{name}."
-        # Of an adapted output head, PEFT stores the weight too.
-        for part in ("weight", "bias"):
-            if prefix + part in others:
-                others[f"{prefix}base_layer.{part}"] = others.pop(prefix + part)
-    for name in modules_to_save(base, config):
-        prefix = f"{formats.LAYER_PREFIX}{name}."
-        # With bias="all", PEFT stores the biases of such a module three times.
-        for key in [key for key in others if key.startswith(prefix) and key.endswith("bias")]:
-            for part in ("modules_to_save", "original_module"):
-                others[f"{prefix}{part}.{key.removeprefix(prefix)}"] = others[key]
-    return {key: tuple(shape) for key, shape in others.items()}
+def _check(
+    tensors: Mapping[str, Tensor],
+    config: VBLoRAConfig,
+    sizes: Mapping[str, tuple[int, int]],
+    beside: Beside,
+    where: str,
+) -> None:
+    """Raise `CheckpointError` unless these tensors are what a config stores for such a model."""
+    known = {key: tensor for key, tensor in tensors.items() if key not in beside.copies}
+    others = beside.embeddings | beside.trained
+    formats.check_tensors(known, config, sizes, others, beside.trained.keys(), where)
+    beside.check(known, where)
 
 
 # --- tensors that are to be put into an adapter that is there
@@ -147,30 +134,32 @@ def checked_state_dict(
     """
     layers = adapted_layers(model, adapter_name)
     where = f"the file of {adapter_name!r}"
-    others = _other_shapes_of_adapted(model, adapter_name)
-    formats.check_tensors(state_dict, config, features(layers), others, where)
+    beside = beside_adapted(model, config, layers, adapter_name)
+    stored = {_stored_key(key, adapter_name): tensor for key, tensor in state_dict.items()}
+    _check(stored, config, features(layers), beside, where)
     if not config.save_only_topk_weights:
         formats.check_format(state_dict, config, where)
     # The other way round it passes: HF Trainer loads its checkpoints, which hold all logits,
     # into an adapter that is to be stored in the top-k format in the end.
     banks = next(iter(layers.values())).vblora_vector_bank
     _check_bank(banks, adapter_name, state_dict, where)
-    full = formats.unpacked(state_dict, config.num_vectors)
+    loaded = {
+        key: tensor
+        for key, tensor in state_dict.items()
+        if _stored_key(key, adapter_name) not in beside.unloaded()
+    }
+    full = formats.unpacked(loaded, config.num_vectors)
     if banks.is_shared(adapter_name):
         full.pop(formats.BANK_KEY, None)  # the very same is there, for other adapters too
     return full
 
 
-def _other_shapes_of_adapted(model: nn.Module, adapter_name: str) -> dict[str, formats.Shape]:
-    """Of all that a model holds, by the keys of PEFT's files."""
-    shapes = {
-        # A model that PEFT injected layers into without wrapping it has no prefix; files have.
-        key if key.startswith("base_model.") else formats.LAYER_PREFIX + key: tuple(tensor.shape)
-        for key, tensor in model.state_dict().items()
-    }
-    copied = f".modules_to_save.{adapter_name}."  # with bias="all", their biases come twice
-    again = [key for key in shapes if copied in key]
-    return shapes | {key.replace(copied, ".modules_to_save."): shapes[key] for key in again}
+def _stored_key(key: str, adapter_name: str) -> str:
+    """The key in a file, of one that PEFT has begun to fit to the model.
+
+    It has put the adapter's name into the keys of modules_to_save by then.
+    """
+    return key.replace(f".modules_to_save.{adapter_name}.", ".")
 
 
 def _check_bank(

@@ -1,8 +1,12 @@
-"""What is looked at before the first layer is merged, so that all layers are merged or none."""
+"""All layers are merged, or none: what is checked before, and taken back after a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import cast
 
 from peft.tuners.tuners_utils import onload_layer
@@ -41,6 +45,44 @@ def check_mergeable(
                     layer.merged_weight(adapter_names, safe_merge=True)
             except MergeError as error:
                 raise MergeError(f"{path}: {error}") from error
+
+
+@contextmanager
+def merges_restored_on_error(model: nn.Module) -> Iterator[None]:
+    """If the block fails, give each layer the base weight and the merged adapters it had.
+
+    Args:
+        model: the adapted base model.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    states = [layer.merge_state() for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, state in zip(layers, states, strict=True):
+            layer.restore_merge(state)
+            layer.pool.unfold()
+        raise
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C, or a kernel's stop button, wait until the block is done.
+
+    For what gives up old weights as it goes, and so can't be taken back. Signals reach the main
+    thread alone: elsewhere there is nothing to hold off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda *signalled: asked.append(signalled))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if asked and callable(handler):
+        handler(*asked[0])
 
 
 def _check_untied(model: nn.Module, layers: Mapping[str, Linear]) -> None:

@@ -25,6 +25,7 @@ from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.biases import check_one_set, train_biases, trained_biases
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.injection import (
+    Configs,
     cast_adapter,
     check_adapter_name,
     place_bank,
@@ -32,19 +33,11 @@ from vblora_lab.tuner.injection import (
 )
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.loading import checked_state_dict
-from vblora_lab.tuner.merging import check_mergeable
+from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
 from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
+from vblora_lab.tuner.starts import copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
-
-
-class _Configs(dict[str, PeftConfig]):
-    """The configs by adapter. PeftModel asks for one in every pass, even when none is left."""
-
-    def __missing__(self, adapter_name: str) -> PeftConfig:
-        if self:
-            raise KeyError(adapter_name)
-        return VBLoRAConfig(inference_mode=True)  # of no adapter: the pass is the base model's
 
 
 class VBLoRAModel(BaseTuner):
@@ -86,7 +79,7 @@ class VBLoRAModel(BaseTuner):
         if not isinstance(peft_config, dict):
             peft_config = {adapter_name: peft_config}
         # Not the caller's dict: inject_adapter puts a copy of the config there.
-        super().__init__(model, _Configs(peft_config), adapter_name, **kwargs)
+        super().__init__(model, Configs(peft_config), adapter_name, **kwargs)
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -130,14 +123,13 @@ class VBLoRAModel(BaseTuner):
     ) -> None:
         """Check the config of this adapter against the model, then inject it, or change nothing.
 
-        See PEFT's BaseTuner.inject_adapter for the arguments.
-
-        Raises:
-            ConfigError, TargetError: what doesn't fit, and what would.
+        See PEFT's BaseTuner.inject_adapter for the arguments. Raises ConfigError or TargetError for
+        what doesn't fit, with what would.
         """
         targeted = list(self.targeted_module_names)
         try:
             check_adapter_name(adapter_name, model)
+            source = source_of_reference(self.peft_config, adapter_name)
             # A copy, so that what is filled in here never shows in the caller's config.
             config, targets = resolve(model, as_vblora_config(self.peft_config[adapter_name]))
             self.peft_config[adapter_name] = config
@@ -156,7 +148,10 @@ class VBLoRAModel(BaseTuner):
                         state_dict=state_dict,
                     )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-                self._pool_layers(adapter_name)
+                self._pool_layers(adapter_name, layers := adapted_layers(self, adapter_name))
+                copy_adapter(layers, banks, source, adapter_name)
+                if config.inference_mode:  # PEFT would train its biases nevertheless
+                    train_biases(model, {adapter_name: config}, ())
             config.belongs_to(self)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
@@ -165,8 +160,7 @@ class VBLoRAModel(BaseTuner):
                 del self.vblora_vector_bank[adapter_name]
             raise
 
-    def _pool_layers(self, adapter_name: str) -> None:
-        layers = adapted_layers(self, adapter_name)
+    def _pool_layers(self, adapter_name: str, layers: dict[str, VBLoRALayer]) -> None:
         self.pool.layers[adapter_name] = dict(layers)
         for name, layer in layers.items():
             layer.pool, layer.name_in_pool = self.pool, name
@@ -184,8 +178,10 @@ class VBLoRAModel(BaseTuner):
         self.pool.drop(adapter_name)
         for parameter in biases:
             parameter.requires_grad_(False)
-        if was_active:  # PEFT made another adapter active, and trains it
-            train_biases(self.model, self.peft_config, self.active_adapters)
+        if was_active and self.active_adapters:
+            # PEFT made another one active in layers alone, and trains it in any case.
+            frozen = all(self.peft_config[name].inference_mode for name in self.active_adapters)
+            self.set_adapter(self.active_adapters, inference_mode=frozen)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         check_one_set(self.peft_config.values())
@@ -227,7 +223,13 @@ class VBLoRAModel(BaseTuner):
                 is tied to that of another module. Nothing was merged.
         """
         self._check_mergeable(adapter_names, safe_merge)
-        super().merge_adapter(adapter_names)
+        with merges_restored_on_error(self.model):
+            super().merge_adapter(adapter_names)
+
+    def unmerge_adapter(self) -> None:
+        """Give every base layer the very weight it had before the first merge."""
+        with merges_restored_on_error(self.model):
+            super().unmerge_adapter()
 
     def _unload_and_optionally_merge(
         self,
@@ -238,15 +240,15 @@ class VBLoRAModel(BaseTuner):
     ) -> None:  # PEFT's annotation; it returns the base model
         if merge:
             self._check_mergeable(adapter_names, safe_merge)
-        # A merged layer holds its old weight too. Once the pool lets go, nobody else holds the
-        # layer: it is gone as soon as its base layer takes its place, and memory never has all
-        # weights twice.
-        self.pool.layers.clear()
-        base_model = super()._unload_and_optionally_merge(
-            merge=merge, progressbar=progressbar, adapter_names=adapter_names
-        )
-        for hook in self._pass_hooks:
-            hook.remove()
+        # A merged layer holds its old weight too. Once the pool lets go, it is gone when its base
+        # layer takes its place, and memory never has all weights twice.
+        with uninterrupted():
+            self.pool.layers.clear()
+            base_model = super()._unload_and_optionally_merge(
+                merge=merge, progressbar=progressbar, adapter_names=adapter_names
+            )
+            for hook in self._pass_hooks:
+                hook.remove()
         return base_model
 
     def _check_mergeable(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
@@ -291,6 +293,13 @@ class VBLoRAModel(BaseTuner):
             "with add_weighted_adapter of peft.LoraModel."
         )
 
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        """Turn all adapters on or off; whether they are trained stays as it is, unlike in PEFT."""
+        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        super()._enable_adapter_layers(enabled)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Within, layers read `adapter_names`: one adapter, or "__base__", per sample.
@@ -329,10 +338,8 @@ class VBLoRAModel(BaseTuner):
     def print_savable_parameters(self, adapter: str = "default") -> None:
         """Print what `get_nb_savable_parameters` counts."""
         vblora, others = self.get_nb_savable_parameters(adapter)
-        print(
-            f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} "
-            f"|| total params to-be-saved: {vblora + others:,d}"
-        )
+        total = f"total params to-be-saved: {vblora + others:,d}"
+        print(f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} || {total}")
 
     def stored_bytes(self, adapter: str = "default", only_topk: bool | None = None) -> int:
         """Bytes of all tensors that storing an adapter writes (the file adds a short header).
@@ -367,6 +374,7 @@ class VBLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        state_dict = {key.removeprefix(formats.COMPILED): t for key, t in state_dict.items()}
         result = saving.logits_and_bank(state_dict, adapter_name)
         if config.save_only_topk_weights:
             result = formats.packed(result, config.topk)
@@ -375,6 +383,7 @@ class VBLoRAModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        key = key.removeprefix(formats.COMPILED)
         for suffix in (formats.INDICES, formats.WEIGHTS):
             if key.endswith(f".{adapter_name}{suffix}"):
                 return key.removesuffix(f".{adapter_name}{suffix}") + suffix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES, SEQ_CLS_HEAD_NAMES
@@ -85,6 +85,21 @@ def output_head(model: nn.Module, config: VBLoRAConfig) -> nn.Module | None:
         heads = (getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES)
         head = next((module for module in heads if module is not None), None)
     return None if head is None else unwrapped(head)
+
+
+def experts_in(named: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Parameters that hold the weights of all experts of a mixture, by the module they are in.
+
+    Args:
+        named: modules by full name.
+    """
+    found: dict[str, list[str]] = {}
+    for name, module in named.items():
+        if "expert" in name.rpartition(".")[2].lower():
+            own = module.named_parameters(recurse=False)
+            weights = [parameter_name for parameter_name, p in own if p.dim() == 3]
+            found |= {name: weights} if weights else {}
+    return found
 
 
 def layer_lists(named: Iterable[str]) -> list[str]:

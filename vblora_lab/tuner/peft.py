@@ -3,7 +3,8 @@
 PEFT decides by two tables: PEFT_TYPE_TO_TUNER_MAPPING says which class adapts a model, saves and
 loads it, PEFT_TYPE_TO_CONFIG_MAPPING which class reads its config. Importing this module leaves
 both alone. `get_peft_model` and `from_pretrained` swap the VB-LoRA entries for the length of one
-call, `using` for a block, `register` until `unregister`.
+call, `using` for a block, `register` until `unregister`. With them, PeftModel's two ways to load an
+adapter are swapped for ones that leave nothing behind if they fail (see `loads`).
 
 Models made here go on working when PEFT's own entries are back: their parameters have PEFT's
 names, so that PEFT's save_pretrained and load_adapter handle them.
@@ -25,6 +26,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError
+from vblora_lab.tuner import loads
 from vblora_lab.tuner.banks import VectorBanks, check_bank_fits, find_bank
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.injection import check_adapter_name, restored_on_error
@@ -33,13 +35,13 @@ from vblora_lab.tuner.model import VBLoRAModel
 
 
 class _Seam:
-    """Who holds PEFT's two entries: ours while anybody asks for it, else what was there before."""
+    """Who holds PEFT's entries and loads: ours while anybody asks, else what was there before."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.registered = False
         self.blocks = 0  # `using` blocks entered and not left, in all threads
-        self.before: tuple[type, type] | None = None
+        self.before: tuple[Any, ...] | None = None
 
     def change(self, *, registered: bool | None = None, blocks: int = 0) -> None:
         with self.lock:
@@ -51,17 +53,22 @@ class _Seam:
                 self.before = (
                     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.VBLORA],
                     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.VBLORA],
+                    PeftModel.__dict__["from_pretrained"],
+                    PeftModel.__dict__["load_adapter"],
                 )
-                self._set(VBLoRAConfig, VBLoRAModel)
+                load = classmethod(loads.from_pretrained), loads.load_adapter
+                self._set(VBLoRAConfig, VBLoRAModel, *load)
             elif not ours and self.before is not None:
                 self._set(*self.before)
                 self.before = None
 
     @staticmethod
-    def _set(config_class: type, tuner_class: type) -> None:
+    def _set(config_class: type, tuner_class: type, whole: Any, adapter: Any) -> None:
         # In place: other modules of PEFT imported these very dictionaries.
         PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.VBLORA] = config_class
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.VBLORA] = tuner_class
+        setattr(PeftModel, "from_pretrained", whole)  # noqa: B010, mypy takes no other way
+        setattr(PeftModel, "load_adapter", adapter)  # noqa: B010
 
 
 _seam = _Seam()

@@ -14,7 +14,13 @@ from torch import nn
 
 from vblora_lab.errors import TargetError, did_you_mean, nearest
 from vblora_lab.tuner.config import VBLoRAConfig
-from vblora_lab.tuner.modules import CONTAINERS, layer_lists, linear_modules, unwrapped
+from vblora_lab.tuner.modules import (
+    CONTAINERS,
+    experts_in,
+    layer_lists,
+    linear_modules,
+    unwrapped,
+)
 from vblora_lab.tuner.wrapped import LinearLayer, in_out_features
 
 # PEFT puts these in modules_to_save for classification tasks, whichever of them the model has.
@@ -50,7 +56,8 @@ def vector_lengths(modules: Iterable[LinearLayer]) -> list[int]:
 
 def common_divisors(features: Iterable[tuple[int, int]]) -> list[int]:
     common = math.gcd(*(size for sizes in features for size in sizes))
-    return [length for length in range(1, common + 1) if common % length == 0]
+    small = [n for n in range(1, math.isqrt(common) + 1) if common % n == 0]
+    return sorted({*small, *(common // n for n in small)})
 
 
 def is_named(name: str, named: Iterable[str]) -> bool:
@@ -80,13 +87,26 @@ def dead_names(
             dead = sorted(name for name in wanted or () if not is_named(name, named))
             if not dead:
                 continue
-            near = [near for name in dead for near in _near(name, named)]
+            near = list(dict.fromkeys(n for name in dead for n in _near(name, named)))
             better = sorted({*wanted, *near} - set(dead))
             message = f"{field}: {', '.join(map(repr, dead))} names no module of {kind}. "
+            message += _of_experts(dead, named)
             hint = f"Did you mean {_listed(map(repr, near))}?"
         message += hint if near else endings_hint(named)
         problems.append(Problem(field, message, better or None))
     return problems
+
+
+def _of_experts(dead: Iterable[str], named: Mapping[str, nn.Module]) -> str:
+    """Which of these names are those of experts' weights; empty if none is."""
+    experts = experts_in(named)
+    hit = {name: where for name in dead for where, own in experts.items() if name in own}
+    if not hit:
+        return ""
+    return (
+        f"{', '.join(hit)} in {next(iter(hit.values()))} is a parameter that holds the weights of "
+        "all experts at once; VB-LoRA adapts linear layers only. "
+    )
 
 
 def _near(wrong: str, named: Mapping[str, nn.Module]) -> list[str]:

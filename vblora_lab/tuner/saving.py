@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.adapted import features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
+from vblora_lab.tuner.base_names import with_public_base
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import VBLoRALayer
 
@@ -79,6 +80,7 @@ def complete_folder(
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file():  # nothing is stored
         return config
+    config = with_public_base(config, folder, adapter_name)
     going_on = folders.is_training_checkpoint(folder, adapter_name)
     (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
     if (

@@ -22,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from vblora_lab.errors import TargetError
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.tuner.modules import linear_modules, output_head, own_modules, unwrapped
+from vblora_lab.tuner.omissions import experts_left_out, untrained_heads
+from vblora_lab.tuner.patterns import check_takes_no_time
 from vblora_lab.tuner.problems import (
     HEADS_OF_TASKS,
     Problem,
@@ -52,6 +54,7 @@ class TargetMatch:
         left_out: why each other module with a weight matrix isn't adapted, by full name.
         problems: empty if the config fits.
         dropped: what an adapter that is loaded names in vain; no problem, but worth a warning.
+        cautions: what is neither trained nor adapted though one might expect it.
     """
 
     config: VBLoRAConfig
@@ -59,6 +62,7 @@ class TargetMatch:
     left_out: dict[str, str]
     problems: tuple[Problem, ...]
     dropped: tuple[Problem, ...]
+    cautions: tuple[Problem, ...]
 
 
 def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[str, LinearLayer]]:
@@ -79,7 +83,8 @@ def resolve(model: nn.Module, config: VBLoRAConfig) -> tuple[VBLoRAConfig, dict[
             divide its sizes. The message lists every module concerned, and what would fit.
     """
     found = match_targets(model, config)
-    for problem in found.dropped:
+    expected = () if config.inference_mode else found.cautions
+    for problem in (*found.dropped, *expected):
         warnings.warn(problem.message, stacklevel=2)
     if found.problems:
         raise TargetError(" ".join(problem.message for problem in found.problems))
@@ -99,8 +104,11 @@ def match_targets(model: nn.Module, config: VBLoRAConfig) -> TargetMatch:
     config = copy.deepcopy(config)
     config.validate()
     _add_heads(config)
+    _check_unwrapped(model)
     named = own_modules(model)
-    head = output_head(model, config) if _is_all_linear(config) else None
+    _check_expressions(config, named)
+    all_linear = _is_all_linear(config)
+    head = output_head(model, config) if all_linear else None
     problems = _fill_in_targets(model, config, named, head)
     in_vain = [*dead_names(model, config, named), *layer_problems(config, named)]
     dropped: list[Problem] = []
@@ -119,7 +127,32 @@ def match_targets(model: nn.Module, config: VBLoRAConfig) -> TargetMatch:
     problems += tile_problems(config.vector_length, features)
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in targets.values())
     left_out = _reasons_to_leave_out(config, named, targets, head)
-    return TargetMatch(config, targets, left_out, tuple(problems), tuple(dropped))
+    cautions = (*untrained_heads(model, config), *(experts_left_out(named) if all_linear else ()))
+    return TargetMatch(config, targets, left_out, tuple(problems), tuple(dropped), cautions)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Raise `TargetError` for what only wraps a model, and changes the names of its modules."""
+    inner = {"_orig_mod": "torch.compile", "module": "parallel training"}
+    for attribute, what in inner.items():
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if attribute in model._modules and (attribute == "_orig_mod" or parallel):
+            raise TargetError(
+                f"model is a {type(model).__name__}, which wraps a model for {what}: an adapter "
+                "in it would be stored under names that fit no other model. Adapt the model "
+                f"inside, model.{attribute}, and wrap the result."
+            )
+
+
+def _check_expressions(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> None:
+    """Raise `ConfigError` for an expression that would take for ever on these names."""
+    for field in ("target_modules", "exclude_modules"):
+        wanted = getattr(config, field)
+        if isinstance(wanted, str) and not _is_all_linear(config):
+            check_takes_no_time(field, wanted, named)
+    patterns = config.layers_pattern or []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        check_takes_no_time("layers_pattern", rf".*\.{pattern}\.(\d+)\.", named)
 
 
 def _add_heads(config: VBLoRAConfig) -> None:

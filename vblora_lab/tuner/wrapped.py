@@ -6,7 +6,7 @@ Nothing here knows where an update comes from; `layer.Linear` says what it is.
 from __future__ import annotations
 
 import warnings
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -59,6 +59,14 @@ def adapter_dtype(base: torch.dtype, autocast_adapter_dtype: bool = True) -> tor
     if not base.is_floating_point or base.itemsize == 1:  # quantised, or float8
         return torch.float32
     return torch.promote_types(base, torch.float32) if autocast_adapter_dtype else base
+
+
+class MergeState(NamedTuple):
+    """What a layer was like: its weight if merged, that before its first merge, what was merged."""
+
+    weight: Tensor | quantised.SetAside | None
+    before: Tensor | quantised.SetAside | None
+    adapters: list[str]
 
 
 class WrappedLinear(nn.Module, BaseTunerLayer):
@@ -136,11 +144,7 @@ class WrappedLinear(nn.Module, BaseTunerLayer):
             return
         merged = self.merged_weight(names, safe_merge)
         if not self.merged:
-            self._weight_before_merge = (
-                self.base_weight().data
-                if self.quantization_backend is None
-                else quantised.SetAside.of(self.get_base_layer())
-            )
+            self._weight_before_merge = self._kept_weight()
         self.set_base_weight(merged)
         self.merged_adapters.extend(names)
 
@@ -172,6 +176,32 @@ class WrappedLinear(nn.Module, BaseTunerLayer):
             )
         return merged
 
+    def merge_state(self) -> MergeState:
+        """What merging changes, for `restore_merge`. Takes no memory."""
+        weight = self._kept_weight() if self.merged else None
+        return MergeState(weight, self._weight_before_merge, list(self.merged_adapters))
+
+    def restore_merge(self, state: MergeState) -> None:
+        """Undo the merges since `merge_state`, however far they got."""
+        weight = self._weight_before_merge if state.weight is None else state.weight
+        if weight is not None:
+            self._put_back(weight)
+        self._weight_before_merge = state.before
+        self.merged_adapters[:] = state.adapters
+
+    def _kept_weight(self) -> Tensor | quantised.SetAside:
+        """The weight itself, which a merge doesn't write over."""
+        if self.quantization_backend is None:
+            return self.base_weight().data
+        return quantised.SetAside.of(self.get_base_layer())
+
+    def _put_back(self, before: Tensor | quantised.SetAside) -> None:
+        if isinstance(before, quantised.SetAside):
+            before.put_back(self.get_base_layer())
+        else:
+            weight = self.base_weight()
+            weight.data = before.to(weight.device, weight.dtype)
+
     @torch.no_grad()
     def unmerge(self) -> None:
         """Give the base layer the very weight it had before the first merge."""
@@ -179,10 +209,6 @@ class WrappedLinear(nn.Module, BaseTunerLayer):
         if before is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        if isinstance(before, quantised.SetAside):
-            before.put_back(self.get_base_layer())
-        else:
-            weight = self.base_weight()
-            weight.data = before.to(weight.device, weight.dtype)
+        self._put_back(before)
         self._weight_before_merge = None
         self.merged_adapters.clear()

@@ -207,7 +207,10 @@ def _view(result: Plan, config: VBLoRAConfig, names: list[str]) -> dict[str, Any
         "error": None,
         "fits": result.fits,
         "problems": [_as_item(problem) for problem in result.problems],
-        "cautions": [_as_item(Problem(*caution)) for caution in config.cautions()],
+        "cautions": [
+            *(_as_item(Problem(*caution)) for caution in config.cautions()),
+            *(_as_item(caution) for caution in result.cautions),
+        ],
         "facts": _facts(result),
         "parameters": [bar._asdict() for bar in rows.parameter_bars(result)],
         "stored": [bar._asdict() for bar in rows.byte_bars(result)],

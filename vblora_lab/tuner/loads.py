@@ -1,0 +1,89 @@
+"""PEFT's own two ways to load an adapter, made whole: all of a file is loaded, or nothing.
+
+PEFT injects an adapter, then reads its file: if that fails, an adapter of random numbers stays in
+the model. While PEFT uses this package's classes (see `peft`), these two functions stand in for
+PeftModel's methods; other methods' adapters go through them untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from vblora_lab.errors import CheckpointError
+from vblora_lab.tuner.injection import restored_on_error
+from vblora_lab.tuner.layer import VBLoRALayer
+from vblora_lab.tuner.model import VBLoRAModel
+
+_from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
+_load_adapter = PeftModel.load_adapter
+
+
+@functools.wraps(_from_pretrained)
+def from_pretrained(
+    cls: type[PeftModel],
+    model: nn.Module,
+    model_id: Any,
+    adapter_name: str = "default",
+    *args: Any,
+    **kwargs: Any,
+) -> PeftModel:
+    if not isinstance(model, nn.Module):
+        return _from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
+    with restored_on_error(model, adapter_name):
+        return _from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
+
+
+@functools.wraps(_load_adapter)
+def load_adapter(
+    self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any
+) -> Any:
+    if not isinstance(self.base_model, VBLoRAModel):
+        return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+    is_there = adapter_name in self.peft_config
+    safe = numbers_restored_on_error if is_there else restored_on_error
+    with safe(self.base_model.model, adapter_name):
+        try:
+            return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+        except KeyError as error:  # PEFT's, for what modules_to_save names
+            raise CheckpointError(
+                f"{model_id} doesn't fit this model: {error.args[0]} is missing. Was it made with "
+                "another config?"
+            ) from error
+
+
+@contextmanager
+def numbers_restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """If the block fails, give every tensor of a model the numbers and the place it had.
+
+    Copies are kept of what can be trained or is an adapter's; a load leaves the rest alone.
+    """
+    places = [(module, dict(module._parameters)) for module in model.modules()]
+    complete = [
+        (module.logits_are_complete, dict(module.logits_are_complete))
+        for module in model.modules()
+        if isinstance(module, VBLoRALayer)
+    ]
+    copies = [
+        (parameter, parameter.detach().clone())
+        for name, parameter in model.named_parameters()
+        if not parameter.is_meta
+        and (parameter.requires_grad or name.endswith("bias") or f".{adapter_name}" in name)
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, parameters in places:
+            module._parameters.update(parameters)
+        with torch.no_grad():
+            for parameter, numbers in copies:
+                parameter.copy_(numbers)
+        for held, before in complete:
+            held.update(before)
+        raise

@@ -1,0 +1,59 @@
+"""What a config leaves out though one might expect it in: new heads, and experts' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from peft import TaskType
+from torch import nn
+
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.modules import experts_in, modules_to_save
+from vblora_lab.tuner.problems import HEADS_OF_TASKS, Problem
+
+TASK_OF_CLASS = {  # by the ending of a model's class: its head is new, and has to be trained
+    "ForSequenceClassification": TaskType.SEQ_CLS,
+    "ForTokenClassification": TaskType.TOKEN_CLS,
+    "ForQuestionAnswering": TaskType.QUESTION_ANS,
+}
+
+
+def untrained_heads(model: nn.Module, config: VBLoRAConfig) -> list[Problem]:
+    """The head of a model for classification, if it is neither trained nor stored.
+
+    Args:
+        model: the base model, adapted already or not.
+        config: with the heads of its task filled in.
+    """
+    kind = type(model).__name__
+    task = next((task for ending, task in TASK_OF_CLASS.items() if kind.endswith(ending)), None)
+    if task is None:
+        return []
+    saved = modules_to_save(model, config)
+    heads = [name for name, _ in model.named_children() if name in HEADS_OF_TASKS[task]]
+    left = [name for name in heads if name not in saved]
+    if not left:
+        return []
+    message = (
+        f"modules_to_save: {left[0]!r} of this {kind} is neither trained nor stored. Set "
+        f"task_type={task.value!r}, which adds it, or modules_to_save={left!r}."
+    )
+    return [Problem("modules_to_save", message, [*(config.modules_to_save or []), *left])]
+
+
+def experts_left_out(named: Mapping[str, nn.Module]) -> list[Problem]:
+    """The experts of a mixture, whose weights are parameters and no linear layers.
+
+    Args:
+        named: the modules of a model of which all linear layers are to be adapted.
+    """
+    experts = experts_in(named)
+    if not experts:
+        return []
+    name, weights = next(iter(experts.items()))
+    message = (
+        f"target_modules: the experts of this model are not adapted ({len(experts)} modules such "
+        f"as {name}). Their weights ({', '.join(weights)}) are parameters that each hold all "
+        "experts at once; VB-LoRA adapts linear layers."
+    )
+    return [Problem("target_modules", message, None, tuple(experts))]
