@@ -41,6 +41,7 @@ from .tuner.peft import save_with_bank as save_with_bank
 from .tuner.peft import unregister as unregister
 from .tuner.peft import using as using
 from .tuner.starts import start_at_base as start_at_base
+from .tuner.turns import using_adapter as using_adapter
 from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
 from .widgets import LiveTraining as LiveTraining

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -100,7 +101,12 @@ def test_only_who_has_the_token_sees_the_page(folder, tmp_path):
             address = _address(tmp_path / "log", server)
             assert address.startswith("http://127.0.0.1:") and "?token=" in address
             with urllib.request.urlopen(address, timeout=60) as answer:
-                assert "<title>VB-LoRA explorer" in answer.read().decode()
+                text = answer.read().decode()
+            assert "<title>VB-LoRA explorer" in text
+            assert "application/vnd.jupyter.widget-view+json" in text, text  # the page, no error
+            stranger = urllib.request.Request(address, headers={"Host": "evil.example"})
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(stranger, timeout=60)
             with urllib.request.urlopen(address.partition("?")[0], timeout=60) as answer:
                 assert "/login" in answer.url
         finally:

@@ -1,5 +1,7 @@
 """Pause, step, resume, stop and new rates; what is refused meanwhile."""
 
+import copy
+import pickle
 import queue
 import signal
 import threading
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cases import CASES
 from vblora_lab.errors import ConfigError, SessionError
 from vblora_lab.train import (
     Evaluated,
@@ -19,6 +22,7 @@ from vblora_lab.train import (
     Stepped,
     TrainingSession,
 )
+from vblora_lab.train.locked import locked
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import add_adapter
 
@@ -264,3 +268,19 @@ def test_the_environment_chooses_the_driver(base, task, config, heard, monkeypat
     session.wait(LONG)
     in_here = set(where) == {threading.current_thread()}
     assert in_here == (driver == "foreground") == (returned is not None)
+
+
+def test_a_copy_of_a_model_in_training_is_free():
+    """The copy, or what was pickled, is another model, which nobody trains."""
+    model = CASES["opt"].ours()
+    config = VBLoRAConfig(**CASES["opt"].config)
+    with locked(model):
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            other.add_adapter("second", config)
+            other.merge_adapter(["default"])
+            other.base_model.unmerge_adapter()
+            assert list(other.peft_config) == ["default", "second"]
+        with pytest.raises(SessionError, match="is being trained"):
+            model.add_adapter("second", config)
+    assert list(model.peft_config) == ["default"]
+    model.half()

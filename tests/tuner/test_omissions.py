@@ -93,6 +93,16 @@ def test_what_wraps_a_model_is_not_adapted(wrap):
     assert_unchanged(base, before)
 
 
+def test_tensor_parallel_is_refused_by_name():
+    """Loading such a model takes several GPUs; transformers notes it in this attribute."""
+    base = CASES["llama"].base()
+    base._tp_size = 2
+    before = state_of(base)
+    with pytest.raises(TargetError, match="tensor parallel, tp_plan"):
+        lab.get_peft_model(base, lab.VBLoRAConfig(**CASES["llama"].config))
+    assert_unchanged(base, before)
+
+
 @pytest.mark.parametrize("only_topk", [False, True])
 def test_the_state_dict_of_a_compiled_model_is_that_of_the_model(only_topk):
     model = CASES["opt"].ours(

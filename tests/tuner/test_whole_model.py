@@ -255,13 +255,16 @@ def test_two_checkpointed_passes_with_a_backward_pass_each(use_reentrant):
 WORLD = 2
 
 
+KINDS = ("none", "not reentrant", "reentrant", "static, not reentrant", "static, reentrant")
+
+
 def _gradients_or_error(which: str, kind: str, tokens):
     """Gradients by name after the second of two passes, or what went wrong in one."""
     model = scrambled(which).train()
     if kind != "none":
-        checkpointed(model, kind == "reentrant")
+        checkpointed(model, kind.removeprefix("static, ") == "reentrant")
     try:
-        parallel = DistributedDataParallel(model)
+        parallel = DistributedDataParallel(model, static_graph=kind.startswith("static"))
         for _ in range(2):  # the second pass finds what the first one left undone
             model.zero_grad()
             loss_of(parallel, tokens).backward()
@@ -276,10 +279,7 @@ def _one_process(rank: int, folder: str) -> None:
     )
     tokens = STEADY_OPT.inputs(2 * WORLD).chunk(WORLD)[rank]
     results = {
-        which: {
-            kind: _gradients_or_error(which, kind, tokens)
-            for kind in ("none", "not reentrant", "reentrant")
-        }
+        which: {kind: _gradients_or_error(which, kind, tokens) for kind in KINDS}
         for which in ("ours", "stock")
     }
     torch.save(results, f"{folder}/rank{rank}.pt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def explore(
         port: where to listen.
         browser: whether to open a browser on it.
 
-    The page opens only with the token in the address that is printed.
+    The page opens only with the token in the address that is printed, and if `ip` is this machine
+    alone, only under a name of this machine.
 
     Raises:
         ConfigError: there is no such port.
@@ -47,8 +49,32 @@ def explore(
     load_skeleton(model)  # what is wrong with it is said here, not on the page
     os.environ[VARIABLE] = model  # kernels inherit it
     arguments = [str(PAGE), "--token", f"--port={port}", f"--Voila.ip={ip}"]
+    server = _server(open_to_all=not _is_this_machine(ip))
+    server.launch_instance(arguments if browser else [*arguments, "--no-browser"])
+
+
+def _is_this_machine(ip: str) -> bool:
+    try:
+        return ipaddress.ip_address(ip).is_loopback
+    except ValueError:
+        return ip == "localhost"
+
+
+def _server(open_to_all: bool) -> Any:
+    """Voila, which by itself answers whatever host it is called by.
+
+    A page of another site could have its own name point to this machine, and so reach a server
+    that listens here alone. Jupyter's handlers refuse names that aren't this machine's, if asked.
+    """
     Voila = importlib.import_module("voila.app").Voila
-    Voila.launch_instance(arguments if browser else [*arguments, "--no-browser"])
+
+    class Explorer(Voila):  # type: ignore[misc, valid-type]
+        name = "voila"  # its configuration files
+
+        def init_settings(self) -> dict[str, Any]:
+            return {**super().init_settings(), "allow_remote_access": open_to_all}
+
+    return Explorer
 
 
 def page(model: str | None = None) -> Any:

@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.planning.presets import list_presets
     from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
+    from vblora_lab.train.processes import leave_the_others
 
     if args.preset == "list":
         print(list_presets())
@@ -95,7 +96,10 @@ def run(args: argparse.Namespace) -> int:
         listeners=[ProgressBar(), kept],
         **{name: getattr(args, name) for name in options},
     )
-    trace = session.run()
+    try:
+        trace = session.run()
+    finally:
+        leave_the_others()
     if not session.is_first:
         return 0
     print(report(session.base.label, trace))

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
@@ -38,6 +39,7 @@ class MatrixPool:
         layers: by adapter, then by name: the layers whose matrices are mixed here.
         blocks: those that are entered now, by thread.
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
+        turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class MatrixPool:
         self.blocks: dict[int, HeldBlock] = {}
         self.has_folds = False
         self._kept: KeptMatrices | None = None
+        self.turns = threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the model, or one read from a file, mixes for itself.
@@ -108,6 +111,8 @@ class MatrixPool:
         last = block.latest
         if last is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
+        if last.without_grad and _in_static_graph():
+            return
         if any(matrices.A.requires_grad for matrices in last.matrices.values()):
             self._kept = KeptMatrices(last.matrices, last.autocast, last.without_grad)
 
@@ -152,6 +157,17 @@ class MatrixPool:
         if block is None or block.current is None:
             return x.to(autocast)
         return block.current.cast(x, autocast)
+
+
+def _in_static_graph() -> bool:
+    """Whether DistributedDataParallel calls the model, and counts on one graph for all steps.
+
+    It reduces gradients in a callback of its own at the end of the backward pass, before that of
+    `BackwardPass`, whose gradients would come too late. Layers that reentrant checkpointing calls
+    again mix anew then.
+    """
+    wrapper = DistributedDataParallel._get_active_ddp_module()
+    return wrapper is not None and bool(wrapper.static_graph)
 
 
 def _this_thread() -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftConfig
 
 from vblora_lab.bases import MINI_OPT, Base, load_base, share_weights
@@ -17,6 +16,7 @@ from vblora_lab.inspection.selection import SubVectors
 from vblora_lab.runs.events import Listener, Started
 from vblora_lab.runs.results import Comparison, Result
 from vblora_lab.runs.runs import Runs
+from vblora_lab.train.devices import random_state_kept
 from vblora_lab.train.generate import measure
 from vblora_lab.train.methods import (
     METHODS,
@@ -127,7 +127,7 @@ def compare(
     places = {name: None if runs is None else runs.place(name) for name in configs}
     base = base if isinstance(base, Base) else load_base(base)
     task = task if isinstance(task, Task) else load_task(task)
-    with torch.random.fork_rng():
+    with random_state_kept(base.model):
         for name, its in configs.items():  # a trial, before the first is trained
             prepare(share_weights(base.model), name, its)
     results, traces, settings = {}, {}, {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +40,7 @@ def locked(model: nn.Module) -> Iterator[None]:
     """Inside the block, `EDITS` raise `SessionError` before anything is changed."""
     places = [(owner, name) for owner in _owners(model) for name in EDITS if hasattr(owner, name)]
     for owner, name in places:
-        setattr(owner, name, _refusal(name))  # an attribute of the object hides the class's method
+        setattr(owner, name, Refusal(owner, name))  # hides the class's method
     try:
         yield
     finally:
@@ -62,11 +64,28 @@ def _owners(model: nn.Module) -> list[nn.Module]:
     return [model, *filter(None, [getattr(model, "base_model", None)])]
 
 
-def _refusal(name: str) -> Any:
-    def refuse(*_: Any, **__: Any) -> None:
+class Refusal:
+    """Stands in for a method of a model in training. In a copy of the model it is the method."""
+
+    def __init__(self, owner: nn.Module, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __call__(self, *_: Any, **__: Any) -> None:
         raise SessionError(
-            f"{name}: this model is being trained, and its adapters must stay as they are. "
+            f"{self._name}: this model is being trained, and its adapters must stay as they are. "
             "Stop the session, or wait for its end, first."
         )
 
-    return refuse
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return functools.partial(_call, copy.deepcopy(self._owner, memo), self._name)
+
+    def __reduce__(self) -> Any:
+        return functools.partial, (_call, self._owner, self._name)
+
+
+def _call(owner: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a method that an attribute of the same name hides; a tuner may have its model's."""
+    method = getattr(type(owner), name, None)
+    if method is None:
+        return getattr(owner.model, name)(*args, **kwargs)
+    return method(owner, *args, **kwargs)

@@ -28,6 +28,12 @@ def in_any_process(flag: bool) -> bool:
     return bool(reduce(torch.tensor(float(flag), device=state.device)))
 
 
+def leave_the_others() -> None:
+    """Leave the group of processes, if there is one: at the very end, after the last of them."""
+    if PartialState().num_processes > 1:
+        PartialState().destroy_process_group()
+
+
 def of_first_process(value: T) -> T:
     """What the first process passes, in all of them. All must call it."""
     if PartialState().num_processes > 1:

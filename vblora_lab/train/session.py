@@ -46,6 +46,7 @@ from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.checkpoints import Checkpoints
 from vblora_lab.train.completion import completion_logits
+from vblora_lab.train.devices import current_device_of, random_state_kept
 from vblora_lab.train.locked import locked
 from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates
@@ -155,7 +156,7 @@ class TrainingSession(SteerableRun):
         if folder and self.is_first:
             folder.check(self._settings, resume)
 
-        with torch.random.fork_rng():
+        with random_state_kept(self._base.model):
             torch.manual_seed(seed)
             self.model: PeftModel = self._make_model()
         self._encoded = self._encode(self.task.train)
@@ -237,6 +238,7 @@ class TrainingSession(SteerableRun):
         start = self._control.clock()
         with (
             locked(self.model),
+            current_device_of(self.model),
             completion_logits(self.model),
             tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder,
         ):

@@ -19,6 +19,7 @@ from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.callback import end_training
 from vblora_lab.train.capturing import CapturingTrainer
 from vblora_lab.train.checkpoints import Checkpoints
+from vblora_lab.train.devices import device_of, take_device
 from vblora_lab.train.guard import Guard, largest_that_fits
 from vblora_lab.train.locked import unlocked
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of
@@ -162,9 +163,10 @@ def make_trainer(
 
     Raises `ConfigError` where the batch can't be shared evenly by the processes.
     """
-    on_gpu = next(model.parameters()).device.type == "cuda"
+    device = device_of(model)
+    on_gpu = device.type == "cuda"
     arguments = _arguments(
-        on_gpu,
+        device,
         batch_size,
         output_dir=str(folder),
         max_steps=steps,
@@ -191,8 +193,9 @@ def make_trainer(
     return trainer
 
 
-def _arguments(on_gpu: bool, batch_size: int, **more: Any) -> TrainingArguments:
+def _arguments(device: torch.device, batch_size: int, **more: Any) -> TrainingArguments:
     """What all runs here have in common, and ``more``. Raises as `make_trainer`."""
+    on_gpu = device.type == "cuda"
     arguments = TrainingArguments(
         per_device_train_batch_size=batch_size,  # of all processes; shared below
         per_device_eval_batch_size=batch_size,  # what fits for training fits here
@@ -213,6 +216,7 @@ def _arguments(on_gpu: bool, batch_size: int, **more: Any) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         **more,
     )
+    take_device(arguments, device)
     processes = arguments.world_size
     if batch_size % processes:
         raise ConfigError(

@@ -105,6 +105,7 @@ def match_targets(model: nn.Module, config: VBLoRAConfig) -> TargetMatch:
     config.validate()
     _add_heads(config)
     _check_unwrapped(model)
+    _check_whole_weights(model)
     named = own_modules(model)
     _check_expressions(config, named)
     all_linear = _is_all_linear(config)
@@ -142,6 +143,17 @@ def _check_unwrapped(model: nn.Module) -> None:
                 "in it would be stored under names that fit no other model. Adapt the model "
                 f"inside, model.{attribute}, and wrap the result."
             )
+
+
+def _check_whole_weights(model: nn.Module) -> None:
+    """Raise `TargetError` for weights of which each process has a part (tensor parallel)."""
+    size = getattr(model, "_tp_size", None) or 1
+    if size > 1 or any(hasattr(module, "_hf_tp_plan") for module in model.modules()):
+        raise TargetError(
+            "model is split over several GPUs within its layers (tensor parallel, tp_plan), and "
+            "sub-vectors are cut from whole rows and columns. Load it without tp_plan: "
+            "device_map='auto' puts whole layers on the GPUs, and DDP or FSDP share batches."
+        )
 
 
 def _check_expressions(config: VBLoRAConfig, named: Mapping[str, nn.Module]) -> None:
