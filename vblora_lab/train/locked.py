@@ -84,8 +84,8 @@ class Refusal:
 
 
 def _call(owner: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a method that an attribute of the same name hides; a tuner may have its model's."""
+    """Call a method that an attribute of the same name hides."""
     method = getattr(type(owner), name, None)
-    if method is None:
-        return getattr(owner.model, name)(*args, **kwargs)
+    if method is None:  # PEFT's classes hand on what they don't have to what they hold
+        return owner.__getattr__(name)(*args, **kwargs)
     return method(owner, *args, **kwargs)
