@@ -77,11 +77,9 @@ def test_a_model_on_the_second_gpu_computes_what_one_on_the_first_does():
 
 @two_gpus
 def test_torchrun_leaves_no_group_of_processes(tmp_path):
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "vblora_lab.cli", "train", "--steps", "2", "--batch-size", "4",
-        "--eval-examples", "0", "--sample-count", "0", "--vector-length", "64", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m vblora_lab.cli train"
+    few = "--steps 2 --batch-size 4 --eval-examples 0 --sample-count 0 --vector-length 64 --out"
+    command = [sys.executable, *torchrun.split(), *few.split(), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "destroy_process_group" not in done.stderr

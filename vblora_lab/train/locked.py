@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from torch import nn
 
@@ -87,5 +87,6 @@ def _call(owner: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     """Call a method that an attribute of the same name hides."""
     method = getattr(type(owner), name, None)
     if method is None:  # PEFT's classes hand on what they don't have to what they hold
-        return owner.__getattr__(name)(*args, **kwargs)
+        method = owner.__getattr__(name)
+        return cast(Callable[..., Any], method)(*args, **kwargs)
     return method(owner, *args, **kwargs)
