@@ -39,7 +39,7 @@ def test_random_numbers_go_on_as_if_nothing_was_drawn():
 def test_a_session_trains_where_its_base_is(index):
     device = torch.device("cuda", index)
     other = torch.device("cuda", 1 - index)
-    torch.cuda.empty_cache()
+    torch.cuda.init()
     torch.cuda.reset_peak_memory_stats(other)
     before = torch.cuda.max_memory_allocated(other)
     current = torch.cuda.current_device()
