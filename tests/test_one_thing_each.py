@@ -53,7 +53,7 @@ def test_modules_are_short_but_for_those_named_here():
     }
     longer = {name for name, lines in lengths.items() if lines > LONGEST_MODULE}
     assert longer == set(LONGER_MODULES)
-    assert max(lengths.values()) < 1.2 * LONGEST_MODULE
+    assert max(lengths.values()) <= 1.2 * LONGEST_MODULE
 
 
 def test_the_method_is_read_in_one_sitting():

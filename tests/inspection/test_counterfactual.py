@@ -252,3 +252,21 @@ def test_where_only_the_top_k_are_known_there_is_no_next_best(opt_case, tmp_path
     what_if.switch_off(vector)
     what_if.restore()
     assert_same_bits(loaded, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0, 1])
+def test_a_weight_may_be_all_or_nothing(case, model, weight):
+    before, row = bits(model), 5
+    vectors, weights = Counterfactual(model).mixture(row)
+    rest = (1 - weight) / (weights[1] + weights[2])
+    others = zip(vectors[1:], weights[1:], strict=True)
+    told = [(vectors[0], weight), *((v, w * rest) for v, w in others)]
+    with Counterfactual(model) as what_if:
+        what_if.reweight(row, vectors[0], weight)
+        assert_close(case.output(model), by_hand(case, model, row, told), TOLERANCE)
+    with Counterfactual(model) as what_if:
+        what_if.force(row, vectors[:2], [weight, 1 - weight])
+    assert_same_bits(model, before)
+    with pytest.raises(CounterfactualError, match="from 0 to 1"):
+        Counterfactual(model).reweight(row, vectors[0], 2 * weight - 0.5)

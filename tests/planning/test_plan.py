@@ -488,3 +488,18 @@ def test_a_plan_is_plain_data(opt_case):
     assert values["trained_parameters"] == planned.trained_parameters
     assert values["targets"][0]["name"] == planned.targets[0].name
     assert vblora_lab.plan is plan
+
+
+@pytest.mark.parametrize("exclude", [None, ["lm_head"]])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_output_head_counts_where_it_is_stored(tmp_path, exclude):
+    """PEFT stores the base weight of a head that is adapted by name, unless it is excluded."""
+    config = VBLoRAConfig(
+        **{**CASES["llama"].config, "target_modules": ["q_proj", "lm_head"]},
+        exclude_modules=exclude,
+    )
+    planned = plan(CASES["llama"].base(), config)
+    lab.get_peft_model(CASES["llama"].base(), config).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert planned.full_bytes == sum(tensor.nbytes for tensor in stored.values())
+    assert any("lm_head.base_layer" in key for key in stored) == (exclude is None)

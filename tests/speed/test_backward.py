@@ -142,3 +142,18 @@ def test_the_base_model_called_by_itself_takes_nothing_from_an_earlier_pass(use_
     got = gradients_of(model)
     expected = plain_gradients(model, tokens)
     assert_same_gradients(got, expected)
+
+
+def test_matrices_of_another_dtype_are_not_taken():
+    """Autocast differs between the pass and the part that is called again: mixed anew."""
+    a = torch.ones(2, 2, requires_grad=True)
+    key, answers = ("default", "layer"), {}
+    keeper = KeptMatrices({key: Matrices(a * 2, a * 3)}, torch.bfloat16, set())
+
+    def ask(gradient):
+        answers.update({dtype: keeper.get(key, dtype) for dtype in (None, torch.bfloat16)})
+
+    y = a * 2
+    y.register_hook(ask)
+    y.sum().backward()
+    assert answers[None] is None and answers[torch.bfloat16] is not None

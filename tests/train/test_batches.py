@@ -45,3 +45,11 @@ def test_lengths_do_not_drift_over_a_run():
 def test_fewer_rows_than_a_batch_are_repeated():
     order = arrange(ROWS[:3], batch_size=8, batches=2, seed=0)
     assert len(order) == 16 and {row["input_ids"][0] for row in order} == {0, 1, 2}
+
+
+def test_any_number_of_batches_is_cut_out_of_many_passes():
+    for rows, batch_size, batches in [(5, 2, 30), (3, 8, 7), (400, 8, 1), (7, 7, 3)]:
+        order = arrange(ROWS[:rows], batch_size, batches, seed=0)
+        assert len(order) == batches * batch_size
+        counts = Counter(row["input_ids"][0] for row in order)
+        assert max(counts.values()) - min(counts.values()) <= 1 + batch_size // rows or rows == 400

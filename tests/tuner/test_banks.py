@@ -488,3 +488,15 @@ def test_a_fingerprint_is_that_of_the_float32_numbers():
     assert fingerprint(bank) == fingerprint(bank.bfloat16()) == expected
     assert fingerprint(bank.T.contiguous().T) == expected
     assert fingerprint(-bank) != expected
+
+
+def test_a_bank_in_half_precision_is_shared_by_what_it_is_now(opt_case):
+    base = opt_case.base().half()
+    config = VBLoRAConfig(**opt_case.config)
+    model = lab.get_peft_model(base, config, autocast_adapter_dtype=False)
+    lab.add_adapter(model, "task", task_config(), autocast_adapter_dtype=False)
+    held = banks(model)
+    assert held["task"] is held["default"] and held["task"].dtype == torch.float16
+    assert held.fingerprints == {"task": fingerprint(held["default"])}
+    lab.add_adapter(model, "third", task_config(), bank_of="task", autocast_adapter_dtype=False)
+    assert held.fingerprints["third"] == held.fingerprints["task"]

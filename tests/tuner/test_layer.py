@@ -11,6 +11,7 @@ from torch import nn
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 
@@ -376,3 +377,11 @@ def test_failed_calls_of_a_model_leave_it(opt_case):
     with pytest.raises(ConfigError, match=r"'nope'.*'default'"):
         model.stored_bytes("nope")
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_a_layer_on_its_own_mixes_in_autocast_s_dtype(autocast):
+    layer = next(iter(adapted_layers(CASES["linear"].ours()).values()))
+    assert {matrix.dtype for matrix in layer._matrices("default", autocast)} == {
+        autocast or torch.float32
+    }

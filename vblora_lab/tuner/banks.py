@@ -188,6 +188,6 @@ def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it has no fingerprint of a bank.") from error
     return str(found)

@@ -24,7 +24,7 @@ def public_name(name: str) -> str:
         own = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
         called = own["_name_or_path"] or ""
         validate_repo_id(called)
-    except (OSError, ValueError, KeyError, TypeError, HFValidationError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, HFValidationError):
         return name  # no folder, or one that says nothing of the kind
     return str(called)
 

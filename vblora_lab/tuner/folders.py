@@ -38,7 +38,7 @@ def read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not an adapter: it has no {CONFIG_NAME}.{hint}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers both bad JSON and bytes that aren't text
+    except (ValueError, RecursionError) as error:  # ValueError: bytes that aren't text, too
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
     if not isinstance(fields, dict) or "peft_type" not in fields:
         raise CheckpointError(f"{path} is not a PEFT adapter config: it has no peft_type.")

@@ -294,11 +294,13 @@ class VBLoRAModel(BaseTuner):
         )
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        """Turn all adapters on or off; whether they are trained stays as it is, unlike in PEFT."""
+        """Turn adapters on or off; whether they are trained stays as it is, unlike in PEFT."""
         trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        super()._enable_adapter_layers(enabled)
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
+        try:
+            super()._enable_adapter_layers(enabled)
+        finally:
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
