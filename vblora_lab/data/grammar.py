@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from vblora_lab.data.meaning import Facts, values_of
 from vblora_lab.errors import DataError
 
 
@@ -100,11 +101,13 @@ def draw_facts(domain: Domain, rng: random.Random) -> dict[str, str]:
     return facts
 
 
-def describe(domain: Domain, facts: Mapping[str, str], rng: random.Random) -> str:
+def describe(domain: Domain, facts: Facts, rng: random.Random) -> str:
     """One to four English sentences that say every fact once.
 
-    Raises `DataError` for a fact that the domain has no words for.
+    Raises `DataError` for a fact that the domain has no words for, and for a slot with several
+    values.
     """
+    facts = _one_value_each(facts)
     for key in facts:
         if key not in ("name", domain.kind) and not _ways(domain, key, facts, "predicate"):
             raise DataError(
@@ -128,6 +131,16 @@ def describe(domain: Domain, facts: Mapping[str, str], rng: random.Random) -> st
             predicates[0] = _with_also(predicates[0])
         sentences.append(f"{subject} {' and '.join(predicates)}.")
     return " ".join(sentences)
+
+
+def _one_value_each(facts: Facts) -> dict[str, str]:
+    for key in facts:
+        if len(values_of(facts, key)) > 1:
+            raise DataError(
+                f"{key} has several values, {', '.join(values_of(facts, key))}; a generated text "
+                "says one value of each slot, so choose one"
+            )
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
 
 
 def _opening(
