@@ -2,7 +2,7 @@
 
 The slot error rate of a set of texts is (missing + wrong + added) / slots, summed over the set, as
 in Dusek, Howcroft and Rieser, "Semantic Noise Matters for Neural NLG" (2019), arXiv 1911.03905.
-Slots are found by the domain's regular expressions (`Value.mentions`).
+Values are found by the domain's regular expressions (`Value.mentions` and `Value.hints`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def slot_errors(domain: Domain, facts: Facts, text: str) -> tuple[str, ...]:
 
     A value that is absent counts once: as wrong where another value of its slot is said, as missing
     otherwise. A value that the facts don't have, beside or instead of those that they do, is an
-    addition, one for each slot. The names in the facts ("Cheap Anchor") are taken out before the
-    other slots are looked for.
+    addition, one for each slot; where the facts have no neighbour, so is any that the text names.
+    Words that may mean several values ("reasonably priced") are never held against a text. The
+    names in the facts ("Cheap Anchor") are taken out before the other slots are looked for.
     """
     errors: list[str] = []
     plain = _without_names(domain, facts, text)
@@ -33,8 +34,9 @@ def slot_errors(domain: Domain, facts: Facts, text: str) -> tuple[str, ...]:
         else:
             errors += _closed_slot_errors(slot, values, plain)
     for slot in domain.slots:
-        if slot.key not in facts and not slot.is_open:
-            errors += _closed_slot_errors(slot, (), plain)
+        if slot.key in facts:
+            continue
+        errors += _added_name(slot, plain) if slot.is_open else _closed_slot_errors(slot, (), plain)
     return tuple(errors)
 
 
@@ -76,6 +78,11 @@ def _closed_slot_errors(slot: Slot, values: Sequence[str], text: str) -> list[st
         for value, other in zip(absent, others, strict=False)
     ]
     return [*wrong, *(f"missing {slot.key}[{value}]" for value in absent[len(others) :])]
+
+
+def _added_name(slot: Slot, text: str) -> list[str]:
+    found = re.search(slot.any_name, text) if slot.any_name else None
+    return [f"added {slot.key}[{found['name']}]"] if found else []
 
 
 def _without_names(domain: Domain, facts: Facts, text: str) -> str:
