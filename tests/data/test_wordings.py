@@ -170,8 +170,17 @@ def test_a_neighbour_that_is_not_asked_for_is_an_addition(text):
     assert errors(text, near="Burger King") == ()
 
 
-@pytest.mark.parametrize("text", ["is near the River.", "is near. The end.", "is near Otto."])
-def test_what_has_no_name_of_its_own_is_no_neighbour(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "is near the River.",
+        "is NEAR THE RIVER.",
+        "is by The City Centre",
+        "is near. The end.",
+        "is near Otto.",
+    ],
+)
+def test_a_river_a_centre_and_the_place_itself_are_no_neighbours(text):
     assert not [e for e in errors(text) if "near" in e]
 
 

@@ -17,8 +17,8 @@ _LONGEST_SHOWN = 260
 
 
 def shown(path: str | Path) -> str:
-    """A path as errors show it: whole, or its two ends where it is long; never with a NUL."""
-    text = str(path).replace("\0", "\\0")
+    """A path as errors show it, which can be printed: whole, or its two ends where it is long."""
+    text = str(path).replace("\0", "\\0").encode(errors="backslashreplace").decode()
     half = _LONGEST_SHOWN // 2
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
 
@@ -87,7 +87,8 @@ def _is_too_long(path: str | Path, error: OSError) -> bool:
 
 def _unreadable(path: str | Path, error: OSError | ValueError) -> DataError:
     if isinstance(error, ValueError):
-        problem = f"can't be a path ({error}); give one without the character NUL"
+        wrong = "it has the character NUL" if "\0" in str(path) else str(error)
+        problem = f"can't be a path: {wrong}; give the path of a CSV file"
     elif _is_too_long(path, error):
         problem = (
             f"can't be read: with {len(str(path))} characters, the path or a name in it is too "

@@ -191,7 +191,7 @@ CITY_CENTRE = Words(
 SOME_NEIGHBOUR = (
     r"(?i:\b(?:near(?:by)?(?: to| of)?|(?:close|adjacent|next(?: door)?) to|by|besides?|around"
     r"|alongside|opposite|behind|(?:across|far|away|road|street|minutes|outside) (?:from|of)"
-    r"|proximity (?:to|of)|vicinity of|(?:north|south|east|west) of) (?:an? |the )?)"
+    r"|proximity (?:to|of)|vicinity of|(?:north|south|east|west) of) (?:an? |the )?+)"
     r"(?!(?i:river|city|town|cent(?:re|er)))"
     r"(?P<name>[A-Z][\w'’]*(?: (?:(?:by|of|and|the) )*[A-Z][\w'’]*)*)"
 )
