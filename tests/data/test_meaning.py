@@ -33,6 +33,14 @@ def test_parsing_undoes_formatting(slots):
     assert parse_mr(format_mr(slots)) == slots
 
 
+SEVERAL = st.lists(WORDS, min_size=2, max_size=4, unique=True).map(tuple)
+
+
+@given(st.dictionaries(WORDS, WORDS | SEVERAL, min_size=1, max_size=5))
+def test_parsing_undoes_formatting_of_slots_with_several_values(slots):
+    assert parse_mr(format_mr(slots)) == slots
+
+
 @pytest.mark.parametrize("bad", ["", "just prose", "name[Blue Spice", "name]x[", "[x]", "a[b] c[d"])
 def test_what_is_no_mr_is_refused_with_an_example(bad):
     with pytest.raises(DataError, match=r"name\[Blue Spice\], area\[riverside\]"):

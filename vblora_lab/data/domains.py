@@ -11,6 +11,7 @@ from vblora_lab.data.grammar import Domain, Slot, Value
 from vblora_lab.data.names import film_name, place_name
 from vblora_lab.data.values import (
     AREAS,
+    COFFEE_SHOP,
     FAMILY,
     FAST_FOOD,
     NEAR,
@@ -27,7 +28,7 @@ RESTAURANTS = Domain(
     kind="eatType",
     nouns=("place", "place to eat"),
     slots=(
-        Slot("eatType", kinds("pub", "coffee shop", "restaurant", "bistro", "tavern")),
+        Slot("eatType", (*kinds("pub"), COFFEE_SHOP, *kinds("restaurant", "bistro", "tavern"))),
         Slot(
             "food",
             (
@@ -40,7 +41,7 @@ RESTAURANTS = Domain(
         Slot("customer rating", RATINGS),
         Slot("area", AREAS, place=True),
         Slot("familyFriendly", FAMILY),
-        Slot("near", NEAR, place=True),
+        NEAR,
     ),
     make_name=place_name,
 )
@@ -110,7 +111,7 @@ HOTELS = Domain(
             ),
         ),
         Slot("area", AREAS, place=True),
-        Slot("near", NEAR, place=True),
+        NEAR,
     ),
     make_name=place_name,
 )
@@ -181,7 +182,7 @@ MUSEUMS = Domain(
         Slot("customer rating", RATINGS),
         Slot("familyFriendly", FAMILY),
         Slot("area", AREAS, place=True),
-        Slot("near", NEAR, place=True),
+        NEAR,
     ),
     make_name=place_name,
 )

@@ -12,7 +12,9 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from vblora_lab.data.meaning import Facts, values_of
 from vblora_lab.errors import DataError
 
 
@@ -21,7 +23,9 @@ class Value:
     """One value of a slot and the ways to say it; alternatives are separated by ``|``.
 
     ``mentions`` is a regular expression, matched without case, that finds the value in any text,
-    whoever wrote it; ``{}`` in any of the four stands for the value itself.
+    whoever wrote it; ``{}`` in any of the four stands for the value itself. ``hints`` is another,
+    for wordings that may mean the value and may mean something else: they count where the value is
+    expected, and are ignored where it isn't.
     """
 
     value: str
@@ -29,10 +33,16 @@ class Value:
     phrase: str = ""
     predicate: str = ""
     mentions: str = ""
+    hints: str = ""
 
     def ways(self, position: str) -> list[str]:
         text: str = getattr(self, position)
         return [way.replace("{}", self.value) for way in text.split("|")] if text else []
+
+
+@lru_cache(maxsize=1024)
+def _whole_words(source: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?:{source})(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,15 @@ class Slot:
     """A slot of the meaning representation.
 
     values: the closed list of values, or a single `Value` with value ``"{}"`` for a slot whose
-    values are names; place: whether its phrase may also open a sentence ("Near X, ...").
+    values are names; place: whether its phrase may also open a sentence ("Near X, ..."); any_name:
+    for a slot of names, the expression that finds whatever name a text gives for it, as its group
+    ``name``.
     """
 
     key: str
     values: tuple[Value, ...]
     place: bool = False
+    any_name: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -64,10 +77,13 @@ class Slot:
     def pattern(self, value: str) -> re.Pattern[str]:
         """The expression that finds ``value`` in a text."""
         if self.is_open:
-            source = self.values[0].mentions.replace("{}", re.escape(value))
-        else:
-            source = self.find(value).mentions
-        return re.compile(rf"(?<!\w)(?:{source})(?!\w)", re.IGNORECASE)
+            return _whole_words(self.values[0].mentions.replace("{}", re.escape(value)))
+        return _whole_words(self.find(value).mentions)
+
+    def hint_pattern(self, value: str) -> re.Pattern[str] | None:
+        """The expression for wordings that may mean ``value``; None where there are none."""
+        hints = self.find(value).hints
+        return _whole_words(hints) if hints else None
 
 
 @dataclass(frozen=True)
@@ -100,11 +116,13 @@ def draw_facts(domain: Domain, rng: random.Random) -> dict[str, str]:
     return facts
 
 
-def describe(domain: Domain, facts: Mapping[str, str], rng: random.Random) -> str:
+def describe(domain: Domain, facts: Facts, rng: random.Random) -> str:
     """One to four English sentences that say every fact once.
 
-    Raises `DataError` for a fact that the domain has no words for.
+    Raises `DataError` for a fact that the domain has no words for, and for a slot with several
+    values.
     """
+    facts = _one_value_each(facts)
     for key in facts:
         if key not in ("name", domain.kind) and not _ways(domain, key, facts, "predicate"):
             raise DataError(
@@ -128,6 +146,16 @@ def describe(domain: Domain, facts: Mapping[str, str], rng: random.Random) -> st
             predicates[0] = _with_also(predicates[0])
         sentences.append(f"{subject} {' and '.join(predicates)}.")
     return " ".join(sentences)
+
+
+def _one_value_each(facts: Facts) -> dict[str, str]:
+    for key in facts:
+        if len(values_of(facts, key)) > 1:
+            raise DataError(
+                f"{key} has several values, {', '.join(values_of(facts, key))}; a generated text "
+                "says one value of each slot, so choose one"
+            )
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
 
 
 def _opening(

@@ -8,6 +8,7 @@ from vblora_lab.data.csv_file import read_csv
 from vblora_lab.data.domains import DOMAINS, RESTAURANTS, get_domain
 from vblora_lab.data.e2e import load_e2e
 from vblora_lab.data.task import Task, make_task, split_examples
+from vblora_lab.data.text_file import is_there, shown
 from vblora_lab.errors import DataError
 
 
@@ -24,10 +25,10 @@ def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
     if str(name) == "e2e":
         return load_e2e()
     path = Path(name)
-    if path.suffix.lower() == ".csv" or path.exists():
+    if path.suffix.lower() == ".csv" or is_there(path):
         return split_examples(path.stem, RESTAURANTS, read_csv(path), seed=seed)
     raise DataError(
-        f"no task is called {str(name)!r}, and there is no such CSV file; "
+        f"no task is called {shown(name)!r}, and there is no such CSV file; "
         f"choose one of {sorted(DOMAINS)}, 'e2e' (from the hub), or the path of a file with the "
         "columns mr and ref"
     )

@@ -2,56 +2,53 @@
 
 The slot error rate of a set of texts is (missing + wrong + added) / slots, summed over the set, as
 in Dusek, Howcroft and Rieser, "Semantic Noise Matters for Neural NLG" (2019), arXiv 1911.03905.
-Slots are found by the domain's regular expressions (`Value.mentions`).
+Values are found by the domain's regular expressions (`Value.mentions` and `Value.hints`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vblora_lab.data.grammar import Domain, Slot
+from vblora_lab.data.meaning import Facts, pairs_of, values_of
+from vblora_lab.data.mentions import values_said
 
 
-def slot_errors(domain: Domain, facts: Mapping[str, str], text: str) -> tuple[str, ...]:
+def slot_errors(domain: Domain, facts: Facts, text: str) -> tuple[str, ...]:
     """What a text gets wrong: ``("missing area[riverside]", "added food[Thai]", ...)``.
 
-    A slot whose value is absent counts once: as wrong where another value of it is said, as missing
-    otherwise. A second value for a slot, or one for a slot that the facts don't have, is an
-    addition. The names in the facts ("Cheap Anchor") are taken out before the other slots are
-    looked for.
+    A value that is absent counts once: as wrong where another value of its slot is said, as missing
+    otherwise. A value that the facts don't have, beside or instead of those that they do, is an
+    addition, one for each slot; where the facts have no neighbour, so is any that the text names.
+    Words that may mean several values ("reasonably priced") are never held against a text. The
+    names in the facts ("Cheap Anchor") are taken out before the other slots are looked for.
     """
-    errors = []
+    errors: list[str] = []
     plain = _without_names(domain, facts, text)
     for key in facts:
-        slot = domain.slot(key)
+        slot, values = domain.slot(key), values_of(facts, key)
         if slot is None or slot.is_open:
-            if not _says(slot, facts[key], text):
-                errors.append(f"missing {key}[{facts[key]}]")
-            continue
-        said = _values_said(slot, facts[key], plain)
-        others = [value for value in said if value != facts[key]]
-        if facts[key] in said:
-            errors += [f"added {key}[{value}]" for value in others[:1]]
-        elif others:
-            errors.append(f"wrong {key}[{facts[key]}]: says {others[0]}")
+            errors += [f"missing {key}[{v}]" for v in values if not _says(slot, v, text)]
         else:
-            errors.append(f"missing {key}[{facts[key]}]")
+            errors += _closed_slot_errors(slot, values, plain)
     for slot in domain.slots:
-        if slot.key not in facts and not slot.is_open:
-            errors += [f"added {slot.key}[{value}]" for value in _values_said(slot, "", plain)[:1]]
+        if slot.key in facts:
+            continue
+        errors += _added_name(slot, plain) if slot.is_open else _closed_slot_errors(slot, (), plain)
     return tuple(errors)
 
 
-def slot_error_rate(
-    domain: Domain, facts: Sequence[Mapping[str, str]], texts: Sequence[str]
-) -> float:
-    """Slot errors per slot over a set; 0 is perfect, and more than 1 is possible."""
+def slot_error_rate(domain: Domain, facts: Sequence[Facts], texts: Sequence[str]) -> float:
+    """Slot errors per slot over a set; 0 is perfect, and more than 1 is possible.
+
+    A slot with several values counts once for each.
+    """
     errors = sum(
         len(slot_errors(domain, one, text)) for one, text in zip(facts, texts, strict=True)
     )
-    return errors / sum(len(one) for one in facts)
+    return errors / sum(len(pairs_of(one)) for one in facts)
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -70,31 +67,26 @@ def _says(slot: Slot | None, value: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def _values_said(slot: Slot, expected: str, text: str) -> list[str]:
-    """The values of a slot that a text mentions, in the slot's order.
-
-    A mention inside a longer mention of another value does not count: "not family-friendly" says
-    no, and not also yes.
-    """
-    values = [value.value for value in slot.values]
-    if expected and expected not in values:
-        values.append(expected)
-    spans = [
-        (value, match.span()) for value in values for match in slot.pattern(value).finditer(text)
+def _closed_slot_errors(slot: Slot, values: Sequence[str], text: str) -> list[str]:
+    """Each absent value is wrong as long as there is another to take its place, then missing."""
+    said, others = values_said(slot, values, text)
+    absent = [value for value in values if value not in said]
+    if not absent:
+        return [f"added {slot.key}[{value}]" for value in others[:1]]
+    wrong = [
+        f"wrong {slot.key}[{value}]: says {other}"
+        for value, other in zip(absent, others, strict=False)
     ]
-    said = {
-        value
-        for value, (start, end) in spans
-        if not any(
-            other != value and s <= start and end <= e and e - s > end - start
-            for other, (s, e) in spans
-        )
-    }
-    return [value for value in values if value in said]
+    return [*wrong, *(f"missing {slot.key}[{value}]" for value in absent[len(others) :])]
 
 
-def _without_names(domain: Domain, facts: Mapping[str, str], text: str) -> str:
-    for key, value in facts.items():
+def _added_name(slot: Slot, text: str) -> list[str]:
+    found = re.search(slot.any_name, text) if slot.any_name else None
+    return [f"added {slot.key}[{found['name']}]"] if found else []
+
+
+def _without_names(domain: Domain, facts: Facts, text: str) -> str:
+    for key, value in pairs_of(facts):
         slot = domain.slot(key)
         if slot is None or slot.is_open:
             text = re.sub(re.escape(value), "…", text, flags=re.IGNORECASE)

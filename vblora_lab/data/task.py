@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vblora_lab.data.grammar import Domain, describe, draw_facts
-from vblora_lab.data.meaning import format_mr, parse_mr
+from vblora_lab.data.meaning import format_mr, pairs_of, parse_mr
 from vblora_lab.errors import DataError
 
 TRAIN_PAIRS = 4800
@@ -23,7 +23,8 @@ class Example:
     references: tuple[str, ...]
 
     @property
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str | tuple[str, ...]]:
+        """Slot -> value, or a tuple of them where the slot has several, as `parse_mr` reads it."""
         return parse_mr(self.mr)
 
 
@@ -70,10 +71,13 @@ def make_task(domain: Domain, *, seed: int = 0) -> Task:
 
 
 def group_examples(pairs: Iterable[tuple[str, str]]) -> tuple[Example, ...]:
-    """One example for all (MR, reference) pairs whose MRs have the same slots, in any order."""
+    """One example for all (MR, reference) pairs whose MRs say the same, in any order.
+
+    MRs say the same where all their values are the same, those of slots with several included.
+    """
     groups: dict[frozenset[tuple[str, str]], tuple[str, list[str]]] = {}
     for mr, reference in pairs:
-        groups.setdefault(frozenset(parse_mr(mr).items()), (mr, []))[1].append(reference)
+        groups.setdefault(frozenset(pairs_of(parse_mr(mr))), (mr, []))[1].append(reference)
     return tuple(Example(mr, tuple(references)) for mr, references in groups.values())
 
 

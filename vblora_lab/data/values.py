@@ -1,15 +1,26 @@
 """Values that several domains share: foods, areas, prices, ratings.
 
-How to read one: ``Value(value, adjective, phrase, predicate, mentions)``.
+How to read one: ``Value(value, adjective, phrase, predicate, mentions, hints)``. What people call
+them, beside what is generated here, is in `wordings`.
 """
 
 from __future__ import annotations
 
-from vblora_lab.data.grammar import Value, with_article
+from vblora_lab.data import wordings as say
+from vblora_lab.data.grammar import Slot, Value, with_article
+from vblora_lab.data.wordings import Words, any_of
 
 
 def kinds(*words: str) -> tuple[Value, ...]:
     return tuple(Value(word, phrase=word, mentions=f"{word}s?") for word in words)
+
+
+COFFEE_SHOP = Value(
+    "coffee shop",
+    phrase="coffee shop",
+    mentions=any_of(say.COFFEE_SHOP.mentions),
+    hints=any_of(say.COFFEE_SHOP.hints),
+)
 
 
 def food(cuisine: str) -> Value:
@@ -18,7 +29,7 @@ def food(cuisine: str) -> Value:
         adjective=cuisine,
         phrase=f"with {cuisine} food|that serves {cuisine} food|with {cuisine} dishes",
         predicate=f"serves {cuisine} food|offers {cuisine} dishes|has {with_article(cuisine)} menu",
-        mentions=cuisine,
+        mentions=any_of((cuisine,), say.CUISINES.get(cuisine, ())),
     )
 
 
@@ -27,20 +38,23 @@ FAST_FOOD = Value(
     adjective="fast food",
     phrase="with fast food|that serves fast food",
     predicate="serves fast food|offers fast food|has fast food on the menu",
-    mentions="fast[- ]food|burgers?",
+    mentions=any_of(say.FAST_FOOD.mentions),
+    hints=any_of(say.FAST_FOOD.hints),
 )
 AREAS = (
     Value(
         "riverside",
         phrase="by the river|in the riverside area|on the riverside",
         predicate="is by the river|lies in the riverside area|stands on the riverside",
-        mentions="riverside|by the river|near the river|along the river|on the river",
+        mentions=any_of(say.RIVERSIDE.mentions),
+        hints=any_of(say.RIVERSIDE.hints),
     ),
     Value(
         "city centre",
         phrase="in the city centre|in the centre of the city",
         predicate="is in the city centre|lies in the centre of the city",
-        mentions="city cent(?:re|er)|cent(?:re|er) of (?:the )?(?:city|town)|town cent(?:re|er)",
+        mentions=any_of(say.CITY_CENTRE.mentions),
+        hints=any_of(say.CITY_CENTRE.hints),
     ),
     Value(
         "old town",
@@ -67,13 +81,18 @@ AREAS = (
         mentions="station quarter|railway station",
     ),
 )
-NEAR = (
-    Value(
-        "{}",
-        phrase="near {}|close to {}|not far from {}",
-        predicate="is near {}|lies close to {}|can be found near {}",
-        mentions=r"(?:near|close to|far from|next to|by|beside|around) {}|{}",
+NEAR = Slot(
+    "near",
+    (
+        Value(
+            "{}",
+            phrase="near {}|close to {}|not far from {}",
+            predicate="is near {}|lies close to {}|can be found near {}",
+            mentions=r"(?:near|close to|far from|next to|by|beside|around) {}|{}",
+        ),
     ),
+    place=True,
+    any_name=say.SOME_NEIGHBOUR,
 )
 FAMILY = (
     Value(
@@ -81,18 +100,16 @@ FAMILY = (
         adjective="family-friendly|child-friendly",
         phrase="for the whole family|where children are welcome",
         predicate="welcomes families|is family-friendly|is a good place for children",
-        mentions="family[- ]friendly|child(?:ren)?[- ]friendly|kid[- ]friendly|whole family"
-        "|children are welcome|welcomes? (?:families|children|kids)|good (?:place )?for "
-        "(?:families|children)|families are welcome",
+        mentions=any_of(say.FOR_FAMILIES.mentions),
+        hints=any_of(say.FOR_FAMILIES.hints),
     ),
     Value(
         "no",
         adjective="adults-only",
         phrase="for adults only|where children are not welcome",
         predicate="does not welcome children|is not family-friendly|is no place for children",
-        mentions="adults?[- ]only|adults only|(?:not|n't|non|isn't)[- ](?:a |very |really )?"
-        "(?:family|child|kid|children)[- ]friendly|children are not welcome|not welcome "
-        "(?:families|children)|no place for children|not (?:good )?for (?:families|children)",
+        mentions=any_of(say.FOR_ADULTS.mentions),
+        hints=any_of(say.FOR_ADULTS.hints),
     ),
 )
 PRICES = (
@@ -101,73 +118,81 @@ PRICES = (
         adjective="cheap|low-priced|inexpensive",
         phrase="with low prices|in the low price range",
         predicate="is cheap|has low prices|does not cost much",
-        mentions="cheap(?:ly)?|low[- ]pric(?:ed|es|e)|low[- ]cost|inexpensive|not cost much"
-        "|low price range",
+        mentions=any_of(say.LOW_PRICE.mentions),
+        hints=any_of(say.LOW_PRICE.hints),
     ),
     Value(
         "moderate",
         adjective="moderately priced|mid-priced",
         phrase="with moderate prices|in the middle price range",
         predicate="has moderate prices|is moderately priced|charges average prices",
-        mentions="moderate(?:ly)?[- ]pric(?:ed|es|e)(?: range)?|mid-priced|average prices"
-        "|middle price range|moderate(?:ly)?",
+        mentions=any_of(say.MIDDLE_PRICE.mentions),
+        hints=any_of(say.MIDDLE_PRICE.hints, say.FAIR_PRICE),
     ),
     Value(
         "high",
         adjective="expensive|high-priced",
         phrase="with high prices|in the high price range",
         predicate="is expensive|has high prices|costs a lot",
-        mentions="expensive|high(?:er)?[- ]pric(?:ed|es|e)|high price range|costs? a lot|pricey",
+        mentions=any_of(say.HIGH_PRICE.mentions),
+        hints=any_of(say.HIGH_PRICE.hints),
     ),
     Value(
         "less than £20",
         phrase="where a meal costs less than £20|with prices under £20",
         predicate="costs less than £20|charges less than £20|has prices under £20",
-        mentions="(?:less than|under|below) £ ?20",
+        mentions=any_of(say.UNDER_20.mentions),
+        hints=any_of(say.UNDER_20.hints, *say.LOW_PRICE),
     ),
     Value(
         "£20-25",
         phrase="in the £20-25 price range|with prices of £20-25",
         predicate="costs £20-25|charges £20-25|has prices of £20-25",
-        mentions="£ ?20(?: ?- ?| to )£? ?25",
+        mentions=any_of(say.FROM_20_TO_25.mentions),
+        hints=any_of(say.FROM_20_TO_25.hints, *say.MIDDLE_PRICE, say.FAIR_PRICE),
     ),
     Value(
         "more than £30",
         phrase="where a meal costs more than £30|with prices over £30",
         predicate="costs more than £30|charges more than £30|has prices over £30",
-        mentions="(?:more than|over|above) £ ?30",
+        mentions=any_of(say.OVER_30.mentions),
+        hints=any_of(say.OVER_30.hints, *say.HIGH_PRICE),
     ),
 )
 
 
-def score(points: str, word: str, who: str = "customer") -> Value:
+def score(number: str, word: str, who: str = "customer", like: Words | None = None) -> Value:
+    """So many points of 5. like: the words of a level that may mean the same."""
+    words = say.points(number, word)
     return Value(
-        f"{points} out of 5",
+        f"{number} out of 5",
         adjective=f"{word}-star",
-        phrase=f"with a {who} rating of {points} out of 5|rated {points} out of 5",
-        predicate=f"has a {who} rating of {points} out of 5|is rated {points} out of 5"
-        f"|gets {points} out of 5 from its {who}s",
-        mentions=f"(?:{points}|{word}) (?:out )?of (?:5|five)|(?:{points}|{word})[- ]stars?",
+        phrase=f"with a {who} rating of {number} out of 5|rated {number} out of 5",
+        predicate=f"has a {who} rating of {number} out of 5|is rated {number} out of 5"
+        f"|gets {number} out of 5 from its {who}s",
+        mentions=any_of(words.mentions),
+        hints=any_of(words.hints, *(like or ())),
     )
 
 
-def level(level: str, mentions: str) -> Value:
+def level(level: str, words: Words, like: Words) -> Value:
+    """A level of ratings. like: the words of a score that may mean the same."""
     rated = with_article(f"{level} customer rating")
     return Value(
         level,
         phrase=f"with {rated}",
         predicate=f"has {rated}|is given {rated}",
-        mentions=mentions,
+        mentions=any_of(words.mentions),
+        hints=any_of(words.hints, *like),
     )
 
 
+_LEVELS = {
+    "low": (say.LOW_RATING, "1", "one"),
+    "average": (say.MIDDLE_RATING, "3", "three"),
+    "high": (say.HIGH_RATING, "5", "five"),
+}
 RATINGS = (
-    level("low", "low (?:customer )?ratings?|poor(?:ly)? (?:customer )?rat(?:ed|ings?)|low-rated"),
-    level("average", "average (?:customer )?ratings?|averagely rated"),
-    level(
-        "high", "high(?:ly)? (?:customer )?rat(?:ed|ings?)|highly-rated|excellent customer ratings?"
-    ),
-    score("1", "one"),
-    score("3", "three"),
-    score("5", "five"),
+    *(level(name, words, say.points(n, word)) for name, (words, n, word) in _LEVELS.items()),
+    *(score(n, word, like=words) for words, n, word in _LEVELS.values()),
 )

@@ -150,8 +150,8 @@ class VBLoRALayer(WrappedLinear):
         self.pool.unfold()
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Turn all adapters of this layer on or off; off, it computes what its base layer does."""
-        super().enable_adapters(enabled)
+        """Turn all adapters on or off; what is trained stays as it is, unlike in PEFT."""
+        self._disable_adapters = not enabled
         self.pool.unfold()
 
     def set_requires_grad(

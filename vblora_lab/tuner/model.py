@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
@@ -295,12 +296,13 @@ class VBLoRAModel(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         """Turn adapters on or off; whether they are trained stays as it is, unlike in PEFT."""
-        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        copies = [m for m in self.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        trained = [(p, p.requires_grad) for module in copies for p in module.parameters()]
         try:
             super()._enable_adapter_layers(enabled)
         finally:
-            for parameter, requires_grad in trained:
-                parameter.requires_grad_(requires_grad)
+            for p, requires_grad in trained:
+                p.requires_grad_(requires_grad)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -340,8 +342,10 @@ class VBLoRAModel(BaseTuner):
     def print_savable_parameters(self, adapter: str = "default") -> None:
         """Print what `get_nb_savable_parameters` counts."""
         vblora, others = self.get_nb_savable_parameters(adapter)
-        total = f"total params to-be-saved: {vblora + others:,d}"
-        print(f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} || {total}")
+        print(
+            f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} "
+            f"|| total params to-be-saved: {vblora + others:,d}"
+        )
 
     def stored_bytes(self, adapter: str = "default", only_topk: bool | None = None) -> int:
         """Bytes of all tensors that storing an adapter writes (the file adds a short header).

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,21 +35,23 @@ from vblora_lab.tuner.loading import Bank, checked_config, given_bank, local_fol
 from vblora_lab.tuner.model import VBLoRAModel
 
 
+class _Block:
+    """A `using` block that is entered. One that an interrupt keeps from leaving is forgotten."""
+
+
 class _Seam:
     """Who holds PEFT's entries and loads: ours while anybody asks, else what was there before."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.registered = False
-        self.blocks = 0  # `using` blocks entered and not left, in all threads
+        self.blocks: weakref.WeakSet[_Block] = weakref.WeakSet()  # in all threads
         self.before: tuple[Any, ...] | None = None
 
-    def change(self, *, registered: bool | None = None, blocks: int = 0) -> None:
+    def settle(self) -> None:
+        """Swap the entries if they aren't those that are asked for."""
         with self.lock:
-            if registered is not None:
-                self.registered = registered
-            self.blocks += blocks
-            ours = self.registered or self.blocks > 0
+            ours = self.registered or len(self.blocks) > 0
             if ours and self.before is None:
                 self.before = (
                     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.VBLORA],
@@ -81,22 +84,27 @@ def register() -> None:
     adapter_model.bin, a pickle, by torch.load(weights_only=True), which builds tensors and plain
     containers and runs no code. `from_pretrained` of this module reads no pickle at all.
     """
-    _seam.change(registered=True)
+    _seam.registered = True
+    _seam.settle()
 
 
 def unregister() -> None:
     """Give PEFT its own VB-LoRA classes back. Models made meanwhile keep working."""
-    _seam.change(registered=False)
+    _seam.registered = False
+    _seam.settle()
 
 
 @contextmanager
 def using() -> Iterator[None]:
     """`register` for the length of a with block, in all threads; blocks may nest and overlap."""
-    _seam.change(blocks=+1)
+    block = _Block()
     try:
+        _seam.blocks.add(block)
+        _seam.settle()
         yield
     finally:
-        _seam.change(blocks=-1)
+        _seam.blocks.discard(block)
+        _seam.settle()
 
 
 @contextmanager
