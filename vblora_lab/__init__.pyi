@@ -36,10 +36,10 @@ from .tuner.model import VBLoRAModel as VBLoRAModel
 from .tuner.peft import add_adapter as add_adapter
 from .tuner.peft import from_pretrained as from_pretrained
 from .tuner.peft import get_peft_model as get_peft_model
-from .tuner.peft import register as register
 from .tuner.peft import save_with_bank as save_with_bank
-from .tuner.peft import unregister as unregister
-from .tuner.peft import using as using
+from .tuner.seam import register as register
+from .tuner.seam import unregister as unregister
+from .tuner.seam import using as using
 from .tuner.starts import start_at_base as start_at_base
 from .tuner.turns import using_adapter as using_adapter
 from .widgets import BankHeatmap as BankHeatmap

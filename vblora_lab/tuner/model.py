@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
@@ -36,6 +35,7 @@ from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
 from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
+from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -296,13 +296,8 @@ class VBLoRAModel(BaseTuner):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         """Turn adapters on or off; whether they are trained stays as it is, unlike in PEFT."""
-        copies = [m for m in self.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-        trained = [(p, p.requires_grad) for module in copies for p in module.parameters()]
-        try:
+        with flags_of_copies_kept(self):
             super()._enable_adapter_layers(enabled)
-        finally:
-            for p, requires_grad in trained:
-                p.requires_grad_(requires_grad)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES, SEQ_CLS_HEAD_NAMES
@@ -48,6 +49,18 @@ def modules_to_save(model: nn.Module, config: VBLoRAConfig) -> dict[str, nn.Modu
         if wrapped or name in saved:
             inside += (name + ".",)
     return saved
+
+
+@contextmanager
+def flags_of_copies_kept(model: nn.Module) -> Iterator[None]:
+    """Leave what is trained of the copies of modules_to_save as it was before the block."""
+    copies = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    trained = [(p, p.requires_grad) for module in copies for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
 
 
 def head_stored_whole(model: nn.Module, config: VBLoRAConfig) -> nn.Module | None:
