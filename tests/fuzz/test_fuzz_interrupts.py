@@ -1,9 +1,11 @@
 """Interrupts at every line of this package: the model is as it was, or as it should be.
 
 A trace function raises `KeyboardInterrupt` at the n-th line that the package runs in a call. Ctrl-C
-comes between any two lines too.
+comes between any two lines too, but for one place: Python looks for signals after a call, so the
+first one of a `finally` clause is always made.
 """
 
+import ast
 import functools
 import sys
 import tempfile
@@ -28,6 +30,14 @@ CASE = CASES["opt"]
 PACKAGE = str(Path(vblora_lab.__file__).parent)
 
 
+@functools.cache
+def spared(path):
+    """The lines of a file on which the first statement of a `finally` clause begins."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    clauses = [node.finalbody for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    return {clause[0].lineno for clause in clauses if clause}
+
+
 class Stop:
     """Counts the lines that the package runs, and interrupts at one of them."""
 
@@ -37,7 +47,7 @@ class Stop:
     def __call__(self, frame, event, _):
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        if event == "line":
+        if event == "line" and frame.f_lineno not in spared(frame.f_code.co_filename):
             self.lines += 1
             if self.lines == self.at:
                 raise KeyboardInterrupt
