@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vblora_lab.errors import ConfigError, SessionError
+from vblora_lab.errors import ConfigError, DataError, SessionError
 from vblora_lab.files import put_in_place
+from vblora_lab.runs.fields import LARGEST_STEP, is_number, shown
 from vblora_lab.runs.layout import ASIDE, RATES, SETTINGS, checkpoints, read_json
 
 
@@ -64,8 +66,15 @@ class RunFolder:
         self._write_json(RATES, noted)
 
     def rates(self) -> dict[int, dict[str, float]]:
-        """What was noted, in the order of the steps."""
-        noted = read_json(self.path / RATES)
+        """What was noted, in the order of the steps. Raises `DataError` for another file."""
+        path = self.path / RATES
+        noted = read_json(path)
+        for step, rates in noted.items():
+            if not (_is_step(step) and _are_rates(rates)):
+                raise DataError(
+                    f"{path} holds {shown({step: rates})}; expected: the number of a step, and "
+                    "rates of 0 or more by their names"
+                )
         return {int(step): noted[step] for step in sorted(noted, key=int)}
 
     @contextlib.contextmanager
@@ -96,3 +105,13 @@ class RunFolder:
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
     """As the settings come back from a file: sets become sorted lists, tuples lists."""
     return json.loads(json.dumps(settings, default=sorted))  # type: ignore[no-any-return]
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and len(name) <= len(str(LARGEST_STEP))
+
+
+def _are_rates(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        is_number(rate) and 0 <= rate < math.inf for rate in value.values()
+    )
