@@ -7,6 +7,7 @@ result.json      what a run that was measured came to
 adapter/         the final adapter, or the model after full fine-tuning
 checkpoint-12/   HF Trainer's own, and `manifest`; see `train.checkpoints`
 .aside/          what is being written, or deleted
+.run.lock        locked by the session that trains; see `folder_lock`
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ RESULT = "result.json"
 ADAPTER = "adapter"
 CHECKPOINT = "checkpoint-"  # and the step
 ASIDE = ".aside"
+LOCK = ".run.lock"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vblora_lab.errors import DataError, SessionError, nearest
+from vblora_lab.files import whole_folder
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import ADAPTER, RESULT, SETTINGS, TRACE, read_json
 from vblora_lab.runs.results import Comparison, Result, in_common
@@ -88,7 +89,8 @@ class Runs:
     def place(self, name: str) -> Path:
         """The folder for a new run, to give to `TrainingSession(out=...)`.
 
-        Raises `SessionError` for a name that is taken or can't be one of a folder.
+        Raises `SessionError` for a name that is taken or can't be one of a folder, and where a run
+        would replace what lies there.
         """
         if not NAME.fullmatch(name):
             raise SessionError(
@@ -100,24 +102,29 @@ class Runs:
                 f"there is a run {name!r} in {self.folder} already; choose another name, or "
                 "delete its folder first"
             )
+        RunFolder(self.folder / name).check({}, resume=False)
         return self.folder / name
 
     def keep(self, name: str, session: Keepable, result: Result | None = None) -> Run:
         """Keep a run that was made without ``out``: trace, settings, and adapter or model.
 
-        Raises `SessionError` as `place` does, and for a session that has not ended.
+        All of it, or nothing. Raises `SessionError` as `place` does, and for a session that has not
+        ended or a folder that is not empty; `OSError` for what can't be written.
         """
         place = self.place(name)
         if session.status not in ("completed", "stopped"):
             raise SessionError(
                 f"this session is {session.status}; only one that is completed or stopped is kept"
             )
-        folder = RunFolder(place)
-        folder.open(session.settings)
-        with folder.writing(ADAPTER) as aside:
-            session.model.save_pretrained(str(aside))
-        with folder.writing(TRACE) as aside:  # last: a folder with a trace is a run
-            session.trace.save(aside)
+        if place.exists() and any(place.iterdir()):
+            raise SessionError(f"{str(place)!r} is not empty; choose another name, or empty it")
+        with whole_folder(place) as new:
+            folder = RunFolder(new)
+            folder.open(session.settings)
+            with folder.writing(ADAPTER) as aside:
+                session.model.save_pretrained(str(aside))
+            with folder.writing(TRACE) as aside:
+                session.trace.save(aside)
         if result is not None:
             self.note(name, result)
         return self[name]

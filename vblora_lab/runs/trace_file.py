@@ -36,7 +36,8 @@ class TraceWriter:
 
     Args:
         path: the file; made, with its folder, at the first event. A trace that is there already is
-            replaced, unless the run goes on from it.
+            replaced, unless the run goes on from it. A run that ends before it says anything else
+            changes nothing.
         resume_from: the step after which a resumed run goes on; by default the one that the first
             `Started` gives. What the file holds of later steps is cut off, and what it has of
             earlier ones is not written again.
@@ -67,6 +68,8 @@ class TraceWriter:
             check_header(self.path, _read(self.path))
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Finished) and not self._begun and not self._waiting:
+            return
         if self._resume_from is None and not self._begun and isinstance(event, Started):
             self._resume_from = event.step or None
         self._waiting.append(event)

@@ -52,8 +52,10 @@ class Checkpoints:
         All processes must have written their files. Of later steps, only damaged checkpoints can
         be here; they stay and don't count. Raises `OSError` where that fails.
         """
-        write_manifest(self.aside / f"{CHECKPOINT}{step}")
-        place = self._folder.bring_in(f"{CHECKPOINT}{step}")
+        name = f"{CHECKPOINT}{step}"
+        write_manifest(self.aside / name)
+        self._folder.take_along(name)
+        place = self._folder.bring_in(name)
         known = [path for path in checkpoints(self._folder.path) if step_of(path) <= step]
         for old in known[: -self._keep]:
             self._folder.remove(old.name)
