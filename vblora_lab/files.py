@@ -82,6 +82,21 @@ def put_in_place(new: Path, place: Path, aside: Path | None = None) -> None:
         shutil.rmtree(old)
 
 
+def put_back(aside: Path, folder: Path) -> None:
+    """Move back what `put_in_place` had moved aside for something new that never came.
+
+    That is so where its process was killed in between.
+
+    Args:
+        aside: as for `put_in_place`.
+        folder: that the places are in.
+    """
+    for old in aside.glob(".*.old"):
+        place = folder / old.name.removeprefix(".").rsplit(".", 2)[0]
+        if not os.path.lexists(place):
+            old.rename(place)
+
+
 def force_to_disk(path: Path, contents: bool = True) -> None:
     """Wait until a file, or a folder and all that is in it, is on the disk.
 

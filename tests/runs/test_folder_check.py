@@ -161,6 +161,27 @@ def test_what_lies_in_an_adapter_is_taken_along(tmp_path):
     assert os.readlink(tmp_path / "adapter" / "link") == "nowhere"
 
 
+def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path, monkeypatch):
+    folder = begun(tmp_path)
+    write(folder, "adapter", {"weights": "old", "notes.txt": "mine"})
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        monkeypatch.setattr(Path, "rename", die)  # nothing is moved back any more
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(Killed):
+        write(folder, "adapter", {"weights": "new"})
+    monkeypatch.undo()
+    assert not (tmp_path / "adapter").exists()
+    RunFolder(tmp_path).open(SETTINGS)
+    assert tree(tmp_path / "adapter") == {"weights": "old", "notes.txt": "mine"}
+    assert not list((tmp_path / ".aside").iterdir())
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "plots/a.txt"])
 def test_a_checkpoint_with_something_in_it_stays(tmp_path, name):
     folder = begun(tmp_path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab.errors import ConfigError, DataError, SessionError
-from vblora_lab.files import put_in_place
+from vblora_lab.files import put_back, put_in_place
 from vblora_lab.runs.fields import LARGEST_STEP, is_number, shown
 from vblora_lab.runs.folder_check import check_is_free, check_kinds
 from vblora_lab.runs.folder_lock import FolderLock
@@ -53,7 +53,7 @@ class RunFolder:
             check_is_free(self.path)
         elif not resume:
             raise SessionError(
-                f"{str(self.path)!r} holds a run already. Go on with it (resume=True, or "
+                f"out={str(self.path)!r} holds a run already. Go on with it (resume=True, or "
                 "--resume), or choose another folder."
             )
         else:
@@ -93,6 +93,7 @@ class RunFolder:
 
         Raises `OSError` where that fails; warns where it succeeds in a folder that can't be locked.
         """
+        put_back(self.aside, self.path)
         shutil.rmtree(self.aside, ignore_errors=True)
         self._write_json(SETTINGS, _as_json(settings))
         if self._unlocked is not None:
