@@ -51,8 +51,6 @@ def test_what_no_run_wrote_is_in_the_way_and_stays(tmp_path, name, resume):
     file.write_text("mine")
     with pytest.raises(SessionError, match=rf"holds {name.split('/')[0]}, but no run\.json"):
         RunFolder(tmp_path).check(SETTINGS, resume)
-    with pytest.raises(SessionError, match=r"but no run\.json"):
-        RunFolder(tmp_path).claim(SETTINGS, resume)
     assert tree(tmp_path) == {name: "mine"}
 
 
@@ -259,8 +257,9 @@ def test_a_run_that_went_on_meanwhile_is_not_gone_back_in(tmp_path):
     folder = RunFolder(tmp_path)
     folder.check(SETTINGS, resume=True)
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(SessionError, match="has gone on since this session was made"):
-        folder.claim(SETTINGS, resume=True)
+    for _ in range(2):
+        with pytest.raises(SessionError, match="has gone on since this session was made"):
+            folder.claim(SETTINGS, resume=True)
     RunFolder(tmp_path).check(SETTINGS, resume=True)  # which the lock would forbid
 
 

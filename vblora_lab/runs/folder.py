@@ -47,17 +47,7 @@ class RunFolder:
             ConfigError: there is a run of other ``settings``, and ``resume`` is True.
             DataError: its settings can't be read.
         """
-        check_kinds(self.path)
-        self._lock.check()
-        if not (self.path / SETTINGS).exists():
-            check_is_free(self.path)
-        elif not resume:
-            raise SessionError(
-                f"out={str(self.path)!r} holds a run already. Go on with it (resume=True, or "
-                "--resume), or choose another folder."
-            )
-        else:
-            self._check_settings(settings)
+        self._refuse(settings, resume)
         self._found = self._state()
 
     def claim(self, settings: dict[str, Any], resume: bool) -> None:
@@ -67,15 +57,14 @@ class RunFolder:
 
         Raises as `check`, and `SessionError` where the run that was there has gone on since.
         """
-        before = self._found
-        self.check(settings, resume)
+        self._refuse(settings, resume)
         try:
             self._lock.acquire()
         except OSError as error:
             self._unlocked = error
         try:
-            self.check(settings, resume)
-            if self._found != before:
+            self._refuse(settings, resume)
+            if self._state() != self._found:
                 raise SessionError(
                     f"the run in {str(self.path)!r} has gone on since this session was made. Make "
                     "a new session."
@@ -102,19 +91,6 @@ class RunFolder:
                 f"{self._unlocked}",
                 stacklevel=2,
             )
-
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        before = read_json(self.path / SETTINGS)
-        for name, value in _as_json(settings).items():
-            if before.get(name) != value:
-                raise ConfigError(
-                    f"{name}={value!r}, but the run in {str(self.path)!r} was started with "
-                    f"{before.get(name)!r}. Resume it with the same, or choose another folder."
-                )
-
-    def _state(self) -> object:
-        """What a session reads when it is made, and what another would have changed."""
-        return self.rates(), [path.name for path in checkpoints(self.path)]
 
     def note_rates(self, step: int, rates: dict[str, float]) -> None:
         """Note rates that hold from the step after ``step`` on, in place of any noted for later."""
@@ -182,6 +158,33 @@ class RunFolder:
             noted = {}
         own = {file.partition("/")[0] for file in noted} | {MANIFEST}
         return [path for path in sorted(folder.iterdir()) if path.name not in own]
+
+    def _refuse(self, settings: dict[str, Any], resume: bool) -> None:
+        """Raises as `check`."""
+        check_kinds(self.path)
+        self._lock.check()
+        if not (self.path / SETTINGS).exists():
+            check_is_free(self.path)
+        elif not resume:
+            raise SessionError(
+                f"out={str(self.path)!r} holds a run already. Go on with it (resume=True, or "
+                "--resume), or choose another folder."
+            )
+        else:
+            self._check_settings(settings)
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        before = read_json(self.path / SETTINGS)
+        for name, value in _as_json(settings).items():
+            if before.get(name) != value:
+                raise ConfigError(
+                    f"{name}={value!r}, but the run in {str(self.path)!r} was started with "
+                    f"{before.get(name)!r}. Resume it with the same, or choose another folder."
+                )
+
+    def _state(self) -> object:
+        """What a session reads when it is made, and what another would have changed."""
+        return self.rates(), [path.name for path in checkpoints(self.path)]
 
     def _write_json(self, name: str, facts: dict[Any, Any]) -> None:
         with self.writing(name) as aside:
