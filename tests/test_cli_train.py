@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_leaves_adapter_trace_and_checkpoints(trained):
     out, done = trained
-    left = {path.name for path in out.iterdir()} - {".aside"}
+    left = {path.name for path in out.iterdir()} - {".aside", ".run.lock"}
     assert left == {"adapter", "run.trace", "run.json", "checkpoint-4", "checkpoint-6"}
     trace = Trace.load(out / "run.trace")
     assert trace.steps.tolist() == [1, 2, 3, 4, 5, 6] and trace.reason == "completed"

@@ -75,3 +75,28 @@ def test_an_old_folder_that_can_t_be_removed_doesn_t_undo_the_new_one(tmp_path, 
     with files.whole_folder(tmp_path / "folder") as new:
         (new / "inner").write_text("new")
     assert (tmp_path / "folder" / "inner").read_text() == "new"
+
+
+def test_a_file_takes_no_folder_s_place(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "inner").write_text("old")
+    refused = pytest.raises(IsADirectoryError, match="kept is a folder")
+    with refused, files.whole_file(tmp_path / "kept") as new:
+        new.write_text("new")
+    assert tree(tmp_path) == {"kept/inner": "old"}
+
+
+def test_a_folder_takes_no_link_s_place(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "inner").write_text("old")
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    refused = pytest.raises(FileExistsError, match="here is a link")
+    with refused, files.whole_folder(tmp_path / "here") as new:
+        (new / "inner").write_text("new")
+    assert tree(tmp_path) == {"there/inner": "old"} and (tmp_path / "here").is_symlink()
+
+
+def test_links_in_a_folder_may_lead_nowhere(tmp_path):
+    with files.whole_folder(tmp_path / "folder") as new:
+        (new / "link").symlink_to("nowhere")
+    assert os.readlink(tmp_path / "folder" / "link") == "nowhere"

@@ -59,7 +59,14 @@ def put_in_place(new: Path, place: Path, aside: Path | None = None) -> None:
             one is moved out of the way first, and is back should the move fail.
         aside: the folder that such an old one is moved to, on the same file system; by default
             the one that `place` is in. There it stays if the process is killed meanwhile.
+
+    Raises `OSError` where that fails, and for a folder in place of a file, or a link in place of a
+    folder: neither can be what `new` replaces.
     """
+    if not new.is_dir() and place.is_dir():
+        raise IsADirectoryError(f"{place} is a folder, and a file is to take its place")
+    if new.is_dir() and place.is_symlink():
+        raise FileExistsError(f"{place} is a link, and a folder is to take its place")
     force_to_disk(new)
     old = _beside(place if aside is None else aside / place.name, "old")
     try:
@@ -75,11 +82,30 @@ def put_in_place(new: Path, place: Path, aside: Path | None = None) -> None:
         shutil.rmtree(old)
 
 
+def put_back(aside: Path, folder: Path) -> None:
+    """Move back what `put_in_place` had moved aside for something new that never came.
+
+    That is so where its process was killed in between.
+
+    Args:
+        aside: as for `put_in_place`.
+        folder: that the places are in.
+    """
+    for old in aside.glob(".*.old"):
+        place = folder / old.name.removeprefix(".").rsplit(".", 2)[0]
+        if not os.path.lexists(place):
+            old.rename(place)
+
+
 def force_to_disk(path: Path, contents: bool = True) -> None:
-    """Wait until a file, or a folder and all that is in it, is on the disk."""
+    """Wait until a file, or a folder and all that is in it, is on the disk.
+
+    A link in a folder is on the disk with the folder, wherever it leads.
+    """
     if path.is_dir():
         for inner in sorted(path.iterdir()) if contents else ():
-            force_to_disk(inner)
+            if not inner.is_symlink():
+                force_to_disk(inner)
         if os.name == "nt":  # where folders can't be opened, and renames are forced by themselves
             return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

@@ -1,5 +1,8 @@
 """Peak rates: what is asked for is taken once, and a resumed run takes it at the same step."""
 
+import pytest
+
+from vblora_lab.errors import DataError
 from vblora_lab.train import LearningRates
 from vblora_lab.train.peak_rates import PeakRates
 
@@ -28,3 +31,11 @@ def test_what_is_asked_for_replaces_what_was_noted_for_later():
     rates.recall({5: vars(SECOND)}, first_step=0)
     rates.ask_for(THIRD)
     assert rates.recalled(5) is None and rates.now == THIRD
+
+
+@pytest.mark.parametrize("rates", [{"bank": 1.0}, {**vars(FIRST), "mood": 1.0}, {}])
+def test_noted_rates_of_other_names_are_refused(rates):
+    with pytest.raises(
+        DataError, match=r"rates\.json .*after step 5; expected: \['bank', 'logits'"
+    ):
+        PeakRates(FIRST).recall({5: rates}, first_step=0)

@@ -5,13 +5,16 @@ run.json         what the run was started with
 rates.json       peak learning rates that were changed during the run, and after which steps
 result.json      what a run that was measured came to
 adapter/         the final adapter, or the model after full fine-tuning
-checkpoint-12/   HF Trainer's own, see `train.checkpoints`
+checkpoint-12/   HF Trainer's own, and `manifest`; see `train.checkpoints`
 .aside/          what is being written, or deleted
+.run.lock        locked by the session that trains; see `folder_lock`
 """
 
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,25 @@ RESULT = "result.json"
 ADAPTER = "adapter"
 CHECKPOINT = "checkpoint-"  # and the step
 ASIDE = ".aside"
+LOCK = ".run.lock"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds, nothing if there is none; raises `DataError` for other contents."""
-    if not path.exists():
+    """The object that a file holds, nothing if there is no file.
+
+    Raises `DataError`, with the path, for what is no file and for other contents.
+    """
+    if not os.path.lexists(path):
         return {}
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path} can't be read as JSON: it is no file")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise DataError(f"{path} holds {reprlib.repr(facts)}, where an object {{...}} belongs")
+    return facts
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vblora_lab.errors import DataError
+from vblora_lab.runs.fields import WrongField, built
+from vblora_lab.runs.layout import read_json
 from vblora_lab.runs.trace import Trace
 from vblora_lab.tables import as_html, as_text, number
 
@@ -42,6 +46,18 @@ class Result:
         if len(trace.steps) and trace.steps[-1] in trace.eval_steps:  # else it is of an older state
             recorded["loss"] = float(trace.eval_losses[-1])
         return cls(**(recorded | measured))
+
+    @classmethod
+    def read(cls, path: Path) -> Result | None:
+        """What was noted in a file; None where there is none.
+
+        Raises `DataError`, with the path, for what is no result.
+        """
+        facts = read_json(path)
+        try:
+            return built(cls, facts) if facts else None
+        except WrongField as error:
+            raise DataError(f"{path} can't be read as a result: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

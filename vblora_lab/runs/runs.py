@@ -9,12 +9,14 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vblora_lab.errors import DataError, SessionError, nearest
+from vblora_lab.files import whole_folder
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import ADAPTER, RESULT, SETTINGS, TRACE, read_json
 from vblora_lab.runs.results import Comparison, Result, in_common
@@ -22,6 +24,8 @@ from vblora_lab.runs.trace import Trace
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+T = TypeVar("T")
 
 NAME = re.compile(r"\w[\w .+-]*")
 
@@ -70,7 +74,8 @@ class Runs:
 
     def names(self) -> list[str]:
         """Of the runs that are here, in alphabetical order."""
-        return sorted(file.parent.name for file in self.folder.glob(f"*/{TRACE}"))
+        found = (file.parent.name for file in self.folder.glob(f"*/{TRACE}"))
+        return sorted(name for name in found if not name.startswith("."))  # those are scratch
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -84,7 +89,8 @@ class Runs:
     def place(self, name: str) -> Path:
         """The folder for a new run, to give to `TrainingSession(out=...)`.
 
-        Raises `SessionError` for a name that is taken or can't be one of a folder.
+        Raises `SessionError` for a name that is taken or can't be one of a folder, and where a run
+        would replace what lies there.
         """
         if not NAME.fullmatch(name):
             raise SessionError(
@@ -96,24 +102,29 @@ class Runs:
                 f"there is a run {name!r} in {self.folder} already; choose another name, or "
                 "delete its folder first"
             )
+        RunFolder(self.folder / name).check({}, resume=False)
         return self.folder / name
 
     def keep(self, name: str, session: Keepable, result: Result | None = None) -> Run:
         """Keep a run that was made without ``out``: trace, settings, and adapter or model.
 
-        Raises `SessionError` as `place` does, and for a session that has not ended.
+        All of it, or nothing. Raises `SessionError` as `place` does, and for a session that has not
+        ended or a folder that is not empty; `OSError` for what can't be written.
         """
         place = self.place(name)
         if session.status not in ("completed", "stopped"):
             raise SessionError(
                 f"this session is {session.status}; only one that is completed or stopped is kept"
             )
-        folder = RunFolder(place)
-        folder.open(session.settings)
-        with folder.writing(ADAPTER) as aside:
-            session.model.save_pretrained(str(aside))
-        with folder.writing(TRACE) as aside:  # last: a folder with a trace is a run
-            session.trace.save(aside)
+        if place.exists() and any(place.iterdir()):
+            raise SessionError(f"{str(place)!r} is not empty; choose another name, or empty it")
+        with whole_folder(place) as new:
+            folder = RunFolder(new)
+            folder.open(session.settings)
+            with folder.writing(ADAPTER) as aside:
+                session.model.save_pretrained(str(aside))
+            with folder.writing(TRACE) as aside:
+                session.trace.save(aside)
         if result is not None:
             self.note(name, result)
         return self[name]
@@ -125,32 +136,55 @@ class Runs:
 
     def __getitem__(self, name: str) -> Run:
         """Read a run. Raises `DataError` where there is none of that name, or it can't be read."""
-        if name not in self:
-            near = nearest(name, self.names())
-            hint = f"did you mean {near!r}?" if near else f"there are {self.names()}"
-            raise DataError(f"no run is called {name!r} in {self.folder}; {hint}")
+        self._check_known(name)
         folder = self.folder / name
         trace = Trace.load(folder / TRACE)
-        result = read_json(folder / RESULT)
-        return Run(
-            name,
-            folder,
-            trace,
-            read_json(folder / SETTINGS),
-            Result(**result) if result else Result.of(trace),
-        )
+        result = Result.read(folder / RESULT) or Result.of(trace)
+        return Run(name, folder, trace, read_json(folder / SETTINGS), result)
 
     def compare(self, names: Sequence[str] | None = None) -> Comparison:
-        """These runs side by side, or all; the caption says what they have in common."""
-        runs = [self[name] for name in (self.names() if names is None else names)]
+        """These runs side by side, or all; the caption says what they have in common.
+
+        A file that can't be read is warned of and doesn't spoil the table. Without its result, a
+        run has the numbers that its trace gives; without its settings, the caption is empty; and
+        without its trace, it is left out. Raises `DataError` for a name that no run has.
+        """
+        read = [self._for_table(name) for name in (self.names() if names is None else names)]
+        runs = [run for run in read if run is not None]
         return Comparison(
             {run.name: run.result for run in runs},
             {run.name: run.trace for run in runs},
             in_common([run.settings for run in runs]),
         )
 
+    def _for_table(self, name: str) -> Run | None:
+        """What can be read of a run; None without a trace."""
+        self._check_known(name)
+        folder = self.folder / name
+        trace = _if_readable(Trace.load, folder / TRACE)
+        if trace is None:
+            return None
+        settings = _if_readable(read_json, folder / SETTINGS) or {}
+        result = _if_readable(Result.read, folder / RESULT) or Result.of(trace)
+        return Run(name, folder, trace, settings, result)
+
+    def _check_known(self, name: str) -> None:
+        if name not in self:
+            near = nearest(name, self.names())
+            hint = f"did you mean {near!r}?" if near else f"there are {self.names()}"
+            raise DataError(f"no run is called {name!r} in {self.folder}; {hint}")
+
     def __repr__(self) -> str:
         return f"Runs({str(self.folder)!r}): {', '.join(self) or 'none yet'}"
 
     def _repr_html_(self) -> str:
         return self.compare()._repr_html_() if len(self) else html.escape(repr(self))
+
+
+def _if_readable(read: Callable[[Path], T], path: Path) -> T | None:
+    """What a function reads from a file; None, with a warning, where it can't."""
+    try:
+        return read(path)
+    except DataError as error:
+        warnings.warn(f"{error}; the table of runs does without it", stacklevel=4)
+        return None

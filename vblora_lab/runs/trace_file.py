@@ -19,9 +19,7 @@ from vblora_lab.runs.trace_records import (
     HEADER,
     Damage,
     check_header,
-    is_later,
     pack,
-    records,
     unpack,
 )
 
@@ -38,7 +36,8 @@ class TraceWriter:
 
     Args:
         path: the file; made, with its folder, at the first event. A trace that is there already is
-            replaced, unless the run goes on from it.
+            replaced, unless the run goes on from it. A run that ends before it says anything else
+            changes nothing.
         resume_from: the step after which a resumed run goes on; by default the one that the first
             `Started` gives. What the file holds of later steps is cut off, and what it has of
             earlier ones is not written again.
@@ -69,6 +68,8 @@ class TraceWriter:
             check_header(self.path, _read(self.path))
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Finished) and not self._begun and not self._waiting:
+            return
         if self._resume_from is None and not self._begun and isinstance(event, Started):
             self._resume_from = event.step or None
         self._waiting.append(event)
@@ -138,8 +139,8 @@ def _end_of_step(data: bytes, step: int) -> int:
     """Where the events after a step begin; the end of the whole records if there are none."""
     end = 0
     try:
-        for record in records(data):
-            if is_later(record, step):
+        for record, event, its_step in unpack(data):
+            if its_step > step or isinstance(event, Finished):
                 return record.start
             end = record.end
     except Damage as damage:
@@ -153,15 +154,17 @@ def _end_of_step(data: bytes, step: int) -> int:
 def read_events(path: str | Path) -> tuple[Event, ...]:
     """The events of a file, up to its last whole step; numpy is all that is needed.
 
-    Warns with `DamagedTrace` where the file ends within a record or a checksum is wrong. Raises
-    `DataError` where path is missing, is no trace, or has a newer version.
+    Warns with `DamagedTrace` where the file ends within a record, a checksum is wrong, or a record
+    holds what no run can have said: what comes before is read. Raises `DataError` where path is
+    missing, is no trace, or has a newer version.
     """
     data = _read(Path(path))
     check_header(Path(path), data)
     events: list[Event] = []
     try:
-        for event in unpack(records(data)):
-            events.append(event)
+        for unpacked in unpack(data):
+            if unpacked.event is not None:
+                events.append(unpacked.event)
     except Damage as damage:
         events = _up_to_whole_step(events)
         warnings.warn(f"{path} {damage}; {_read_so_far(events)}", DamagedTrace, stacklevel=3)
@@ -169,6 +172,8 @@ def read_events(path: str | Path) -> tuple[Event, ...]:
 
 
 def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path} is not a trace that can be read: it is no file")
     try:
         return path.read_bytes()
     except OSError as error:

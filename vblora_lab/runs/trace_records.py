@@ -12,16 +12,16 @@ Layout, little-endian: ``b"VBLTRACE"`` and a version (uint16), then records, one
                           weights (N, k) float16
 
 A step of 576 sub-vectors with k=2 out of 256 takes 3.5 kB, and about 0.3 kB for its loss and speed.
-Reading needs numpy alone.
+Reading needs numpy alone, and a small multiple of the file's size in memory: a checksum says that
+the bytes are those that were written, not that they were written by a friend.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,7 +30,9 @@ import numpy as np
 
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.inspection.selection import Selection, SubVectors
-from vblora_lab.runs.events import Event, Sample, Selected, Started
+from vblora_lab.runs.events import Event, Finished, Sample, Sampled, Selected, Started
+from vblora_lab.runs.fields import LARGEST_STEP, WrongField, built, is_whole, shown
+from vblora_lab.runs.trace_coordinates import CoordinatesReader, pack_coordinates
 
 VERSION = 1
 _MAGIC = b"VBLTRACE"
@@ -57,6 +59,20 @@ class Record(NamedTuple):
     end: int
 
 
+class Unpacked(NamedTuple):
+    """What a record holds.
+
+    Attributes:
+        record: that it is from.
+        event: None for coordinates, and for kinds that are not known here.
+        step: of which it says something; 0 where that can't be known.
+    """
+
+    record: Record
+    event: Event | None
+    step: int
+
+
 # --- writing
 
 
@@ -69,7 +85,7 @@ def pack(event: Event, known: SubVectors | None) -> tuple[bytes, SubVectors | No
     where = _sub_vectors(event)
     if where is None or _same(where, known):
         return _pack_event(event), known
-    return _pack_coordinates(where) + _pack_event(event), where
+    return _pack_record(b"C", pack_coordinates(where)) + _pack_event(event), where
 
 
 def _sub_vectors(event: Event) -> SubVectors | None:
@@ -100,13 +116,6 @@ def _plain(value: object) -> object:
         return value.item()
     # The exception that ended a run. One that was read from a trace has its kind in its text.
     return str(value) if isinstance(value, SessionError) else f"{type(value).__name__}: {value}"
-
-
-def _pack_coordinates(where: SubVectors) -> bytes:
-    file = io.BytesIO()
-    arrays: dict[str, Any] = {f.name: np.array(getattr(where, f.name)) for f in fields(where)}
-    np.savez_compressed(file, **arrays)
-    return _pack_record(b"C", file.getvalue())
 
 
 def _pack_selection(step: int, selection: Selection) -> bytes:
@@ -161,44 +170,52 @@ def records(data: bytes) -> Iterator[Record]:
         start = end
 
 
-def is_later(record: Record, step: int) -> bool:
-    """Whether a record is of something that happened after a step."""
-    if record.kind == b"S":
-        return int(_SHAPE.unpack_from(record.payload)[0]) > step
-    if record.kind == b"C":
-        return False
-    facts = json.loads(record.payload)
-    return facts["event"] == "Finished" or facts.get("step", 0) > step
+def unpack(data: bytes) -> Iterator[Unpacked]:
+    """What the records of a file hold, in order.
 
-
-def unpack(stored: Iterable[Record]) -> Iterator[Event]:
-    """The events of records, without those of kinds that are not known here.
-
-    Raises `Damage` at a selection whose coordinates are missing.
+    Raises `Damage` at the first record that is not whole, or whose contents no run can have said.
     """
+    coordinates = CoordinatesReader(len(data))
     where: SubVectors | None = None
-    for record in stored:
-        if record.kind == b"C":
-            where = _coordinates(record.payload)
-        elif record.kind == b"S":
-            yield _selected(record.payload, where)
-        elif (event := _event(record.payload, where)) is not None:
-            yield event
-
-
-def _coordinates(payload: bytes) -> SubVectors:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as file:
-        arrays = dict(file)
-    return SubVectors(modules=tuple(map(str, arrays.pop("modules"))), **arrays)
+    for record in records(data):
+        try:
+            if record.kind == b"C":
+                where = coordinates.read(record.payload)
+                unpacked = Unpacked(record, None, 0)
+            elif record.kind == b"S":
+                selected = _selected(record.payload, where)
+                unpacked = Unpacked(record, selected, selected.step)
+            elif record.kind == b"J":
+                unpacked = Unpacked(record, *_event(record.payload, where))
+            else:
+                unpacked = Unpacked(record, None, 0)
+        except (ValueError, RecursionError) as error:
+            raise Damage(f"is damaged in the record at byte {record.start:,}: {error}") from error
+        yield unpacked
 
 
 def _selected(payload: bytes, where: SubVectors | None) -> Selected:
+    """Raises `ValueError` for a selection that no adapter can have made."""
+    if len(payload) < _SHAPE.size:
+        raise ValueError(f"a selection of {len(payload)} bytes has no shape")
     step, num_vectors, rows, k = _SHAPE.unpack_from(payload)
     if where is None or len(where) != rows:
-        raise Damage(f"has a selection at step {step} without its coordinates")
+        raise ValueError(f"it has a selection at step {step} without its coordinates")
+    if step > LARGEST_STEP or num_vectors > LARGEST_STEP:
+        raise ValueError(f"it has a selection at step {step:,} from {num_vectors:,} vectors")
     kind = _index_type(num_vectors)
+    if len(payload) != _SHAPE.size + rows * k * (kind.itemsize + 2):
+        raise ValueError(
+            f"the selection at step {step} claims {rows:,} x {k:,} choices and has others"
+        )
     indices = np.frombuffer(payload, kind, rows * k, _SHAPE.size)
     weights = np.frombuffer(payload, "<f2", rows * k, _SHAPE.size + indices.nbytes)
+    if indices.size and indices.max() >= num_vectors:
+        raise ValueError(
+            f"the selection at step {step} has vector {indices.max()} of a bank of {num_vectors:,}"
+        )
+    if not ((weights >= 0) & (weights <= 1)).all():  # NaN is neither
+        raise ValueError(f"the selection at step {step} has weights that are not from 0 to 1")
     return Selected(
         step,
         Selection(
@@ -210,26 +227,38 @@ def _selected(payload: bytes, where: SubVectors | None) -> Selected:
     )
 
 
-def _event(payload: bytes, where: SubVectors | None) -> Event | None:
-    """The event of a record; None where its kind is not known here."""
-    facts: dict[str, Any] = json.loads(payload)
+def _event(payload: bytes, where: SubVectors | None) -> tuple[Event | None, int]:
+    """The event of a record, None where its kind is not known here; and its step.
+
+    Raises `ValueError` for what is no event.
+    """
+    facts = json.loads(payload)
+    if not isinstance(facts, dict) or not isinstance(facts.get("event"), str):
+        raise WrongField(f"{shown(facts)} stands where an event, an object, belongs")
     kind = _EVENTS.get(facts.pop("event"))
     if kind is None:
-        return None
-    known = {f.name for f in fields(kind)}
-    facts = {name: _tuples(value) for name, value in facts.items() if name in known}
-    if "sub_vectors" in known:
-        facts["sub_vectors"] = where
-    if "samples" in facts:
-        facts["samples"] = tuple(Sample(**sample) for sample in facts["samples"])
-    if facts.get("error") is not None:
-        facts["error"] = SessionError(facts["error"])
-    event: Event = kind(**facts)
-    return event
+        step: int = facts.get("step", 0)
+        return None, step if is_whole(step, LARGEST_STEP) else 0
+    event: Event = built(kind, facts, **_given(kind, facts, where))
+    return event, event.step
 
 
-def _tuples(value: Any) -> Any:
-    """Lists become tuples: JSON knows lists alone, and events hold tuples."""
-    if isinstance(value, list):
-        return tuple(map(_tuples, value))
-    return {k: _tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+def _given(kind: type, facts: dict[str, Any], where: SubVectors | None) -> dict[str, Any]:
+    """Fields of an event that are not in JSON as they are; taken out of ``facts``."""
+    if kind is Selected:
+        raise WrongField("a selection stands in a record of another kind")
+    if kind is Started:
+        if where is None:
+            raise WrongField("Started has no coordinates before it")
+        return {"sub_vectors": where}
+    if kind is Sampled:
+        samples = facts.pop("samples", None)
+        if not isinstance(samples, list):
+            raise WrongField(f"Sampled has samples={shown(samples)}; allowed: a list")
+        return {"samples": tuple(built(Sample, sample) for sample in samples)}
+    if kind is Finished:
+        error = facts.pop("error", None)
+        if not isinstance(error, str | None):
+            raise WrongField(f"Finished has error={shown(error)}; allowed: a text, or null")
+        return {"error": None if error is None else SessionError(error)}
+    return {}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import fields
 
+from vblora_lab.errors import DataError
+from vblora_lab.runs.layout import RATES
 from vblora_lab.train.optimizer import LearningRates
 
 
@@ -36,8 +39,16 @@ class PeakRates:
         """Take up what an earlier part of the run noted: rates by the step after which they hold.
 
         first_step: the step of the checkpoint; its optimizer has rates that were noted earlier.
+
+        Raises `DataError` for rates of other names.
         """
+        names = {field.name for field in fields(LearningRates)}
         for step, rates in noted.items():
+            if rates.keys() != names:
+                raise DataError(
+                    f"{RATES} has rates for {sorted(rates)} after step {step}; "
+                    f"expected: {sorted(names)}"
+                )
             if step >= first_step:
                 self._noted[step] = LearningRates(**rates)
             else:

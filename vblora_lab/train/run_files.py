@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from vblora_lab.runs.events import Event, Finished
+from vblora_lab.runs.events import Event, Finished, Listener
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import ADAPTER, TRACE
 from vblora_lab.runs.trace import Trace
@@ -43,17 +43,27 @@ class RunFiles:
         told = Trace.load(self._folder.path / TRACE).events
         return [event for event in told if event.step <= step and not isinstance(event, Finished)]
 
-    def trace_writers(self, step: int) -> list[TraceWriter]:
-        """The listener that writes the trace from a step on; none where nothing is written."""
+    def listeners(self, step: int) -> list[Listener]:
+        """What writes the trace from a step on, and then lets others have the folder at the end."""
         if self._folder is None:
             return []
         path = self._folder.path / TRACE
-        return [TraceWriter(path, resume_from=step or None, tell=self._tell)]
+        return [TraceWriter(path, resume_from=step or None, tell=self._tell), self._give_back]
 
-    def open(self, settings: dict[str, Any]) -> None:
-        """Make the folder and note the settings; before the first step."""
+    def claim(self, settings: dict[str, Any], resume: bool) -> None:
+        """Keep others out of the folder; raises as `RunFolder.claim`, with nothing changed."""
         if self._folder is not None:
-            self._write("the folder", partial(self._folder.open, settings))
+            self._folder.claim(settings, resume)
+
+    def open(self, settings: dict[str, Any]) -> list[str]:
+        """Make the folder and note the settings; before the trace, so that both are one run's.
+
+        Returns sentences that say what could not be written.
+        """
+        problems: list[str] = []
+        if self._folder is not None:
+            self._write("the folder", partial(self._folder.open, settings), problems.append)
+        return problems
 
     def note_rates(self, step: int, rates: LearningRates) -> None:
         """Note peak rates that hold from the step after ``step`` on."""
@@ -68,16 +78,23 @@ class RunFiles:
         saved = self._write("the adapter", partial(_save_pretrained, model, self._folder))
         return self._folder.path / ADAPTER if saved else None
 
-    def _write(self, what: str, write: Callable[[], None]) -> bool:
+    def _write(
+        self, what: str, write: Callable[[], None], tell: Callable[[str], None] | None = None
+    ) -> bool:
         """Whether it could be written."""
         try:
             write()
         except WRITE_ERRORS as error:
-            self._tell(f"{what} not saved: {error}")
+            (tell or self._tell)(f"{what} not saved: {error}")
             return False
         return True
+
+    def _give_back(self, event: Event) -> None:
+        if self._folder is not None and isinstance(event, Finished):
+            self._folder.give_back()
 
 
 def _save_pretrained(model: PeftModel, folder: RunFolder) -> None:
     with folder.writing(ADAPTER) as aside:
         model.save_pretrained(str(aside))
+        folder.take_along(ADAPTER)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import Trainer
 
 from vblora_lab.bases import Base, load_base, share_weights
 from vblora_lab.data import Example, Task, load_task
-from vblora_lab.errors import ConfigError, DivergedError, SessionError
+from vblora_lab.errors import ConfigError, DivergedError
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.runs.control import Interrupted
 from vblora_lab.runs.events import (
@@ -41,6 +40,7 @@ from vblora_lab.runs.events import (
 from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import step_of
 from vblora_lab.runs.steerable import SteerableRun
+from vblora_lab.train import one_at_a_time
 from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
@@ -58,18 +58,6 @@ from vblora_lab.train.sampling import SampleWriter
 from vblora_lab.train.trainer import LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
-
-_ONE_AT_A_TIME = threading.Lock()
-ANOTHER_TRAINS = "another session is training in this process. Stop it, or wait for its end, first."
-
-
-def check_none_trains() -> None:
-    """Raise `SessionError` while a session trains in this process, where only one can."""
-    if _ONE_AT_A_TIME.locked():
-        raise SessionError(ANOTHER_TRAINS)
-
-
-"""Held by the session that trains: two would draw from the same random numbers."""
 
 SAVE_EVERY = 50
 
@@ -99,7 +87,8 @@ class TrainingSession(SteerableRun):
         listeners: functions of one `Event`, called in the training thread.
 
     Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained, and
-    SessionError for an ``out`` that holds another run.
+    SessionError for an ``out`` that holds another run, or something that no run wrote, or into
+    which another session trains; that is looked for again when training begins.
 
     `start` trains in a background thread, `run` in the caller's, and `train` in the one that the
     front end needs. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
@@ -147,6 +136,7 @@ class TrainingSession(SteerableRun):
         self.seed = seed
         self._rates = PeakRates(learning_rates or LearningRates())
         self._select_every, self._save_every = select_every, save_every
+        self._resume = resume
         self._eval_every = eval_every if eval_examples else 0
         self._sample_every = sample_every if sample_count else 0
         self._eval_examples = self.task.validation[:eval_examples]
@@ -168,7 +158,7 @@ class TrainingSession(SteerableRun):
             self._rates.recall(folder.rates(), self._first_step)
         self._files = RunFiles(folder if self.is_first else None, self._tell_problem)
         super().__init__(
-            [*self._files.trace_writers(self._first_step), *listeners],
+            [*self._files.listeners(self._first_step), *listeners],
             self._files.events_until(self._first_step),
         )
 
@@ -226,13 +216,21 @@ class TrainingSession(SteerableRun):
     # --- the run
 
     def _claim(self) -> None:
-        if self.status == "ready" and not _ONE_AT_A_TIME.acquire(blocking=False):
-            raise SessionError(ANOTHER_TRAINS)
         super()._claim()
+        try:
+            one_at_a_time.begin()
+            try:
+                self._files.claim(self._settings, self._resume)
+            except BaseException:
+                one_at_a_time.end()
+                raise
+        except BaseException:
+            self.status = "ready"
+            raise
 
     def _release(self) -> None:
         self.model.eval()
-        _ONE_AT_A_TIME.release()
+        one_at_a_time.end()
 
     def _work(self) -> Finished:
         start = self._control.clock()
@@ -249,8 +247,10 @@ class TrainingSession(SteerableRun):
     def _train_in(self, folder: str) -> None:
         trainer = self._make_trainer(folder)
         forget_peak(trainer.args.device)  # of runs before this one
+        problems = self._files.open(self._settings)
         self._emit(self._describe())
-        self._files.open(self._settings)
+        for problem in problems:
+            self._tell_problem(problem)
         if self._checkpoint is None:
             self._sample()
             if self._select_every:

@@ -12,7 +12,7 @@ from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
 from vblora_lab.runs.frontend import Driver
 from vblora_lab.train import LearningRates, Trace, TrainingSession
-from vblora_lab.train.session import check_none_trains
+from vblora_lab.train.one_at_a_time import check_none_trains
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import readout
 from vblora_lab.widgets.controls import Controls
