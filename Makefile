@@ -1,5 +1,5 @@
 # make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
-# make images | make site | make bench | make clean
+# make images | make site | make bench | make fuzz | make mutants | make clean
 # make binder-check | make colab-check | make matrix: minutes each, on environments of their own
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 QUANTISED := $(VENV)/quantised
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
+FUZZ ?= 10000
 FIRST := 00-start-here.ipynb
 NEWS := @jupyterlab/apputils-extension:announcements
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -22,7 +23,7 @@ lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site bench clean binder-check colab-check matrix
+.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants clean binder-check colab-check matrix
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -66,6 +67,14 @@ site: $(READY)  ## run the course and make it a site, in build/site/html
 bench: $(READY)  ## measure speed on this machine, GPU or CPU; writes benchmarks/results
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 	$(BIN)/python benchmarks/report.py
+
+fuzz: $(READY)  ## 10,000 random files, configs, traces and interrupts; FUZZ=n for another number
+	VBLORA_LAB_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) \
+	  --timeout 7200 tests/fuzz
+
+mutants: $(READY)  ## small changes to the core that no test notices; MUTANTS="--per-module 20 ..."
+	$(INSTALL) --editable '.[lab,dev,site,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(MUTANTS)
 
 binder-check: $(READY)  ## build as Binder does, and run notebooks in 2 GiB on one core
 	$(BIN)/python tools/platforms.py binder

@@ -3,9 +3,9 @@
     make mutants                                   # the sample that is always the same
     .venv/bin/python tools/mutants.py --per-module 20 --seed 3 speed/pool.py
 
-cosmic-ray makes the changes (a comparison, an operator, a number) in a copy of the repository, one at
-a time, and runs the tests of the module's room that concern it. A change that no test notices is shown
-with its lines. Some change nothing that a program could see; whoever looks at the list decides.
+cosmic-ray makes the changes (a comparison, an operator, a number) in a copy of the repository, one
+at a time, and runs the tests that concern the module. A change that no test notices is shown with
+its lines. Some change nothing that a program could see: look at the list, and decide.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ fields = st.fixed_dictionaries(
 )
 
 
-@cases(60, share=0.25)
+@cases(60, share=0.2)
 @given(fields, st.lists(changes(), max_size=3))
 def test_tensors(fields, several):
     with tempfile.TemporaryDirectory() as name:
@@ -134,7 +134,7 @@ def test_tensors(fields, several):
         loads_or_is_refused(folder)
 
 
-@cases(40, share=0.15)
+@cases(40, share=0.1)
 @given(fields, st.integers(0), st.binary(min_size=0, max_size=8), st.booleans())
 def test_bytes(fields, place, new, cut):
     """A file with other bytes somewhere: in its length, its header or its numbers."""
@@ -160,7 +160,7 @@ EXPRESSIONS = st.one_of(
 )
 
 
-@cases(60, share=0.2)
+@cases(60, share=0.12)
 @given(
     fields,
     st.dictionaries(
@@ -177,7 +177,7 @@ def test_configs(fields, other):
         loads_or_is_refused(folder)
 
 
-@cases(20, share=0.05)
+@cases(20, share=0.03)
 @given(st.text(max_size=200))
 def test_a_config_that_is_any_text(text):
     with tempfile.TemporaryDirectory() as name:

@@ -110,7 +110,7 @@ def lines_of(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-@cases(12, share=0.03)
+@cases(12, share=0.02)
 @given(st.integers(0, 10**6))
 def test_a_call_cut_short_leaves_the_model_right(name, place):
     model = new_model()
@@ -165,7 +165,7 @@ def lines_of_change(name):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@cases(12, share=0.03)
+@cases(12, share=0.02)
 @given(st.integers(0, 10**6))
 def test_a_change_cut_short_is_whole_or_was_none(name, place):
     model = new_model()
@@ -182,7 +182,7 @@ def test_a_change_cut_short_is_whole_or_was_none(name, place):
     assert len(adapted_layers(model, "second")) == len(adapted_layers(model))
 
 
-@cases(12, share=0.05)
+@cases(12, share=0.03)
 @given(st.integers(0, 10**6))
 def test_loading_onto_a_base_is_whole_or_was_none(place):
     lines = lines_of_base()

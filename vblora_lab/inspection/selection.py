@@ -74,10 +74,11 @@ class SubVectors:
 
         A module without a layer number counts as a layer of its own, under its name.
         """
-        keys = np.where(self.layer < 0, len(self) + self.module, self.layer)
+        numbers = int(self.layer.max(initial=-1)) + 1  # keys from here on are those of modules
+        keys = np.where(self.layer < 0, numbers + self.module.astype(np.int64), self.layer)
         present, block = np.unique(keys, return_inverse=True)
         names = [
-            f"layer {key}" if key < len(self) else self.modules[key - len(self)] for key in present
+            f"layer {key}" if key < numbers else self.modules[key - numbers] for key in present
         ]
         return tuple(names), block
 
