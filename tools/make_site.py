@@ -76,7 +76,14 @@ ROOMS = {
         "Adapters and PEFT",
         "Making, loading and storing adapters with PEFT's own classes and files, and the way to "
         "LoRA and back.",
-        ("tuner.peft", "convert.export", "convert.compress"),
+        (
+            "tuner.peft",
+            "tuner.seam",
+            "tuner.starts",
+            "tuner.turns",
+            "convert.export",
+            "convert.compress",
+        ),
     ),
     "planning": Room(
         "Before training",

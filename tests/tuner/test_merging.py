@@ -369,7 +369,12 @@ def test_ctrl_c_waits_until_a_model_is_unloaded(opt_case, monkeypatch, call):
         replace(self, *args)
 
     monkeypatch.setattr(VBLoRAModel, "_replace_module", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        getattr(model, call)()
+    # A process that was started in the background ignores the signal by default.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            getattr(model, call)()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not any(isinstance(module, VBLoRALayer) for module in base.modules())
     assert_close(opt_case.output(base), expected, 1e-5)
