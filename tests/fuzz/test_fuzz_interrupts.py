@@ -95,7 +95,13 @@ CALLS = {
     "backward": lambda model: model(tokens(), labels=tokens()).loss.backward(),
     "merge and unmerge": lambda model: (model.merge_adapter(), model.unmerge_adapter()),
     "disabled": lambda model: _disabled(model),
+    "saved": lambda model: _saved(model),
 }
+
+
+def _saved(model):
+    with tempfile.TemporaryDirectory() as folder, lab.using():
+        model.save_pretrained(folder)
 
 
 def _disabled(model):
@@ -124,6 +130,7 @@ def test_a_call_cut_short_leaves_the_model_right(name, place):
         for other_numbers in (1, 3):
             model.base_model.vblora_vector_bank["default"].data.mul_(other_numbers)
             assert_close(CASE.output(model), expected_output(model), 1e-4)
+    assert not model.peft_config["default"].inference_mode
     model.zero_grad()
     model(tokens(), labels=tokens()).loss.backward()
     fresh = new_model()

@@ -1,8 +1,9 @@
-"""PEFT's own two ways to load an adapter, made whole: all of a file is loaded, or nothing.
+"""PEFT's own ways to load and to save an adapter, which leave nothing behind if they fail.
 
 PEFT injects an adapter, then reads its file: if that fails, an adapter of random numbers stays in
-the model. While PEFT uses this package's classes (see `peft`), these two functions stand in for
-PeftModel's methods; other methods' adapters go through them untouched.
+the model. When it saves one, its config says for a moment that it is for inference. While PEFT uses
+this package's classes (see `seam`), these functions stand in for PeftModel's methods; adapters of
+other methods go through them untouched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vblora_lab.tuner.model import VBLoRAModel
 
 _from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
 _load_adapter = PeftModel.load_adapter
+_save_pretrained = PeftModel.save_pretrained
 
 
 @functools.wraps(_from_pretrained)
@@ -56,6 +58,16 @@ def load_adapter(
                 f"{model_id} doesn't fit this model: {error.args[0]} is missing. Was it made with "
                 "another config?"
             ) from error
+
+
+@functools.wraps(_save_pretrained)
+def save_pretrained(self: PeftModel, *args: Any, **kwargs: Any) -> None:
+    modes = [(config, config.inference_mode) for config in self.peft_config.values()]
+    try:
+        _save_pretrained(self, *args, **kwargs)
+    finally:
+        for config, inference_mode in modes:
+            config.inference_mode = inference_mode
 
 
 @contextmanager

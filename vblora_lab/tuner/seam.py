@@ -3,8 +3,8 @@
 PEFT decides by two tables: PEFT_TYPE_TO_TUNER_MAPPING says which class adapts a model, saves and
 loads it, PEFT_TYPE_TO_CONFIG_MAPPING which class reads its config. Importing this module leaves
 both alone. `get_peft_model` and `from_pretrained` swap the VB-LoRA entries for the length of one
-call, `using` for a block, `register` until `unregister`. With them, PeftModel's two ways to load an
-adapter are swapped for ones that leave nothing behind if they fail (see `loads`).
+call, `using` for a block, `register` until `unregister`. With them, PeftModel's ways to load and to
+save an adapter are swapped for ones that leave nothing behind if they fail (see `loads`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from vblora_lab.tuner import loads
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.model import VBLoRAModel
+
+METHODS = ("from_pretrained", "load_adapter", "save_pretrained")  # of PeftModel, see `loads`
 
 
 class _Block:
@@ -39,27 +41,27 @@ class _Seam:
     def settle(self) -> None:
         """Swap the entries if they aren't those that are asked for."""
         with self.lock:
-            ours = self.registered or len(self.blocks) > 0
-            if ours and self.before is None:
+            asked_for = self.registered or len(self.blocks) > 0
+            if asked_for and self.before is None:
                 self.before = (
                     PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.VBLORA],
                     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.VBLORA],
-                    PeftModel.__dict__["from_pretrained"],
-                    PeftModel.__dict__["load_adapter"],
+                    *(PeftModel.__dict__[name] for name in METHODS),
                 )
-                load = classmethod(loads.from_pretrained), loads.load_adapter
-                self._set(VBLoRAConfig, VBLoRAModel, *load)
-            elif not ours and self.before is not None:
+                whole = classmethod(loads.from_pretrained)
+                ours = (whole, loads.load_adapter, loads.save_pretrained)
+                self._set(VBLoRAConfig, VBLoRAModel, *ours)
+            elif not asked_for and self.before is not None:
                 self._set(*self.before)
                 self.before = None
 
     @staticmethod
-    def _set(config_class: type, tuner_class: type, whole: Any, adapter: Any) -> None:
+    def _set(config_class: type, tuner_class: type, *methods: Any) -> None:
         # In place: other modules of PEFT imported these very dictionaries.
         PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.VBLORA] = config_class
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.VBLORA] = tuner_class
-        setattr(PeftModel, "from_pretrained", whole)  # noqa: B010, mypy takes no other way
-        setattr(PeftModel, "load_adapter", adapter)  # noqa: B010
+        for name, method in zip(METHODS, methods, strict=True):
+            setattr(PeftModel, name, method)
 
 
 _seam = _Seam()
