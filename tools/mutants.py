@@ -11,6 +11,7 @@ its lines. Some change nothing that a program could see: look at the list, and d
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import random
 import shutil
@@ -84,7 +85,8 @@ def _try(module: str, copy: Path, options: argparse.Namespace) -> tuple[int, lis
     )
     cosmic_ray = [sys.executable, "-m", "cosmic_ray.cli"]
     _output([*cosmic_ray, "init", "--force", str(config), str(session)], copy)
-    _keep_some(session, random.Random(f"{options.seed} {module}"), options.per_module)
+    rng = random.Random(f"{options.seed} {module}")
+    _keep_some(session, rng, options.per_module, _never_run(copy / "vblora_lab" / module))
     _output([*cosmic_ray, "exec", str(config), str(session)], copy)
     caught, missed = 0, []
     for line in _output([*cosmic_ray, "dump", str(session)], copy).splitlines():
@@ -96,12 +98,32 @@ def _try(module: str, copy: Path, options: argparse.Namespace) -> tuple[int, lis
     return caught, missed
 
 
-def _keep_some(session: Path, rng: random.Random, count: int) -> None:
+def _never_run(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the annotations of a module begin and end: they are never evaluated."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    annotations = [getattr(node, "annotation", None) for node in nodes]
+    annotations += [getattr(node, "returns", None) for node in nodes]
+    return [
+        ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
+        for node in annotations
+        if node is not None
+    ]
+
+
+def _keep_some(session: Path, rng: random.Random, count: int, never_run: list) -> None:
     """Leave this many of the changes that a session is to try."""
+    query = (
+        "select operator_name, start_pos_row, start_pos_col, occurrence, job_id from mutation_specs"
+    )
     with sqlite3.connect(session) as database:
-        jobs = sorted(row[0] for row in database.execute("select job_id from work_items"))
+        every = sorted(database.execute(query))
+        jobs = [
+            job
+            for _, row, column, _, job in every
+            if not any(begin <= (row, column) < end for begin, end in never_run)
+        ]
         kept = set(rng.sample(jobs, min(count, len(jobs))))
-        for job in set(jobs) - kept:
+        for job in {job for *_, job in every} - kept:
             database.execute("delete from mutation_specs where job_id = ?", (job,))
             database.execute("delete from work_items where job_id = ?", (job,))
 

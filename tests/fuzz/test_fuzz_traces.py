@@ -66,7 +66,8 @@ def reads_or_is_refused(data):
             names, block = selection.sub_vectors.blocks
             assert block.max(initial=-1) < len(names)
             assert all(selection.sub_vectors.label(i) for i in range(len(selection.indices)))
-        assert len(trace.losses) == len(trace.steps) and len(trace.eval_losses) < 3
+        assert len(trace.losses) == len(trace.steps)
+        assert len(trace.eval_losses) == len(trace.eval_steps)
         assert isinstance(trace.reason, str) and isinstance(trace.samples_after, tuple)
         trace.save(path)
         assert len(Trace.load(path).events) == len(trace.events)

@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
@@ -63,3 +64,11 @@ def test_a_folder_is_called_as_its_config_says(tmp_path):
 def test_other_names_stay():
     for name in ("facebook/opt-125m", "opt-125m-random", ""):
         assert public_name(name) == name
+
+
+def test_peft_still_writes_the_folder(tmp_path):
+    model = load_base(device="cpu").model
+    config = peft.VBLoRAConfig(target_modules=["q_proj"], num_vectors=16, vector_length=64)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    name, of_card, _ = told(tmp_path)
+    assert name == of_card == str(model.name_or_path)

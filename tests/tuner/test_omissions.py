@@ -114,3 +114,9 @@ def test_the_state_dict_of_a_compiled_model_is_that_of_the_model(only_topk):
         compiled = peft.get_peft_model_state_dict(torch.compile(model))
     assert plain.keys() == compiled.keys()
     assert all(torch.equal(plain[key], compiled[key]) for key in plain)
+
+
+def test_peft_still_can_t_read_a_compiled_model():
+    model = CASES["opt"].stock()
+    with pytest.raises(KeyError):
+        peft.get_peft_model_state_dict(torch.compile(model))

@@ -111,3 +111,13 @@ def test_dpo_s_first_loss_is_ln_2(tmp_path, start):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert math.isclose(losses[0], math.log(2), rel_tol=1e-4)
+
+
+def test_peft_s_reference_is_random_for_trl():
+    """TRL copies what has ".default." in its name; the names of VB-LoRA's parameters end in it."""
+    model = CASES["opt"].stock()
+    model.add_adapter("ref", model.peft_config["default"])
+    names = [name for name, _ in model.named_parameters() if "vblora_" in name]
+    assert names and not any(".default." in name for name in names)
+    bank = model.base_model.vblora_vector_bank
+    assert not torch.equal(bank["ref"], bank["default"])

@@ -210,3 +210,12 @@ def test_a_config_s_json_may_be_anything(tmp_path):
                 lab.from_pretrained(base, folder)
             except VBLoRAError:
                 assert_unchanged(base, before)
+
+
+def test_peft_still_leaves_a_random_adapter_after_a_load_that_failed(tmp_path):
+    folder = stored(tmp_path)
+    change(folder, lambda tensors: tensors.update({LOGITS: tensors[LOGITS][:1].clone()}))
+    model = OPT.stock()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(folder, "other")
+    assert "other" in model.peft_config
