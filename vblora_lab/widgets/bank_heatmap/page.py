@@ -55,21 +55,22 @@ body {{ max-width: 1280px; margin: 24px auto; padding: 0 20px; }}
 <noscript><img alt="{title}" style="max-width: 100%"
   src="data:image/png;base64,{picture}"></noscript>
 <script type="module">
-const STATE = {state};
-const ANSWERS = {answers};
 {source}
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const follow = (isDark) => {{ document.body.dataset.jpThemeLight = String(!isDark); }};
-dark.addEventListener("change", () => follow(dark.matches));
-follow(dark.matches);
-render({{ model: new StoredModel(STATE, ANSWERS), el: document.getElementById("widget") }});
-// A page that this one is embedded in gets its height, and may say whether it is dark.
-if (parent !== window) {{
-  addEventListener("message", ({{ data }}) => {{
-    if (typeof data?.vbloraDark === "boolean") follow(data.vbloraDark);
-  }});
-  const tell = () => parent.postMessage({{ vbloraHeight: document.body.offsetHeight + 48 }}, "*");
-  new ResizeObserver(tell).observe(document.body);
+{{  // names of its own, whatever the parts above declare
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const follow = (isDark) => {{ document.body.dataset.jpThemeLight = String(!isDark); }};
+  dark.addEventListener("change", () => follow(dark.matches));
+  follow(dark.matches);
+  const model = new StoredModel({state}, {answers});
+  render({{ model, el: document.getElementById("widget") }});
+  // A page that this one is embedded in gets its height, and may say whether it is dark.
+  if (parent !== window) {{
+    addEventListener("message", ({{ data }}) => {{
+      if (typeof data?.vbloraDark === "boolean") follow(data.vbloraDark);
+    }});
+    const tell = () => parent.postMessage({{ vbloraHeight: document.body.offsetHeight + 48 }}, "*");
+    new ResizeObserver(tell).observe(document.body);
+  }}
 }}
 </script>
 </body></html>
