@@ -13,16 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vblora_lab.errors import CheckpointError, ConfigError
 from vblora_lab.files import whole_file
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.folders import read_tensors
 from vblora_lab.tuner.formats import BANK_KEY
+from vblora_lab.tuner.sharded import asked_by_fsdp, is_cut, is_distributed
 
 FINGERPRINT_NAME = "vblora_bank.json"
 
@@ -34,11 +39,29 @@ class VectorBanks(nn.ParameterDict):
         fingerprints: of each bank that an adapter uses without owning it, by adapter, as it was
             when it was first shared. These stay frozen and aren't stored with the adapter. For
             which bank it is now, see `fingerprint_of`.
+        pool: has all layers of the model.
+        in_care_of_fsdp: whether FSDP was shown the banks; None if it never asked, see `sharded`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pool: MatrixPool | None = None) -> None:
         super().__init__()
         self.fingerprints: dict[str, str] = {}
+        self.pool = pool or MatrixPool()
+        self.in_care_of_fsdp: bool | None = None
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The banks; for FSDP, none until all logits are sharded."""
+        if is_distributed() and asked_by_fsdp(sys._getframe(1)):
+            self.in_care_of_fsdp = all(map(is_cut, self.logits()))
+            if not self.in_care_of_fsdp:
+                return
+        yield from super().named_parameters(*args, **kwargs)
+
+    def logits(self) -> Iterator[Tensor]:
+        """Those of all adapters in all layers of the model."""
+        for adapter, layers in self.pool.layers.items():
+            for layer in layers.values():
+                yield from layer.logits(adapter)
 
     def share(self, adapter_name: str, bank: Tensor) -> None:
         """Make an adapter use this bank, frozen from now on.

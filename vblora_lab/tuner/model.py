@@ -36,6 +36,7 @@ from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
 from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
+from vblora_lab.tuner.sharded import gathered, mixes_by_layer
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -96,7 +97,8 @@ class VBLoRAModel(BaseTuner):
 
     def _begin_pass(self, *_: Any) -> None:
         several = self._adapters_of_batch  # one per sample: each layer adds them up by itself
-        self.pool.begin_pass(several or self.active_adapters, may_fold=not several)
+        if not mixes_by_layer(self.model, self.vblora_vector_bank):
+            self.pool.begin_pass(several or self.active_adapters, may_fold=not several)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.end_pass()
@@ -104,8 +106,8 @@ class VBLoRAModel(BaseTuner):
     # --- injection
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.vblora_vector_bank = VectorBanks()
         self.pool = MatrixPool()
+        self.vblora_vector_bank = VectorBanks(self.pool)
         self._adapters_of_batch: list[str] = []
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
@@ -337,10 +339,8 @@ class VBLoRAModel(BaseTuner):
     def print_savable_parameters(self, adapter: str = "default") -> None:
         """Print what `get_nb_savable_parameters` counts."""
         vblora, others = self.get_nb_savable_parameters(adapter)
-        print(
-            f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d} "
-            f"|| total params to-be-saved: {vblora + others:,d}"
-        )
+        print(f"VB-LoRA params to-be-saved (float32-equivalent): {vblora:,d}", end=" ")
+        print(f"|| total params to-be-saved: {vblora + others:,d}")
 
     def stored_bytes(self, adapter: str = "default", only_topk: bool | None = None) -> int:
         """Bytes of all tensors that storing an adapter writes (the file adds a short header).
@@ -376,7 +376,7 @@ class VBLoRAModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         state_dict = {key.removeprefix(formats.COMPILED): t for key, t in state_dict.items()}
-        result = saving.logits_and_bank(state_dict, adapter_name)
+        result = gathered(saving.logits_and_bank(state_dict, adapter_name))
         if config.save_only_topk_weights:
             result = formats.packed(result, config.topk)
         result.update(cls._get_learnable_bias_state_dict(model, state_dict, config))

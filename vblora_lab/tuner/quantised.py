@@ -21,6 +21,8 @@ from peft.utils.quantization_utils import (
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from vblora_lab.tuner.sharded import is_cut
+
 
 def backend_of(layer: nn.Module) -> QuantizationBackend | None:
     """PEFT's back end for a linear layer; None for a plain one."""
@@ -33,6 +35,8 @@ def why_not_mergeable(layer: nn.Module, backend: QuantizationBackend | None) -> 
     """Why an update can't be added to the weight of a layer; None if it can."""
     weight: Any = layer.weight
     kind = str(weight.dtype)
+    if is_cut(weight):
+        return "its weight is cut over processes (FSDP). Save the adapter, and merge it in one."
     if isinstance(backend, Bnb4bitBackend | Bnb8bitBackend):
         four_bits = isinstance(backend, Bnb4bitBackend)
         done = weight.quant_state is not None if four_bits else weight.dtype == torch.int8

@@ -1,0 +1,171 @@
+"""FSDP2: `fully_shard` on each layer and on the model, and nothing else to know."""
+
+import gc
+import warnings
+
+import peft
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+import vblora_lab.tuner.peft as lab
+from tests.cases import CASES, scramble
+from vblora_lab.errors import MergeError, TargetError
+from vblora_lab.tuner.config import VBLoRAConfig
+
+WORLD = 2
+CASE = CASES["opt"]
+CHECKPOINTING = {"none": None, "not reentrant": False, "reentrant": True}
+OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.1), "adamw": (torch.optim.AdamW, 0.01)}
+
+
+def model_of(checkpointing="none", **changes):
+    model = CASE.ours(**changes)
+    scramble(model)
+    for name, module in model.named_modules():
+        if name.endswith("decoder") or hasattr(module, "fc1"):
+            module.dropout = 0.0
+    reentrant = CHECKPOINTING[checkpointing]
+    if reentrant is not None:
+        arguments = {"use_reentrant": reentrant}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def sharded(model, **how):
+    for layer in model.base_model.model.model.decoder.layers:
+        fully_shard(layer, **how)
+    return fully_shard(model, **how)
+
+
+def trained(model, tokens, optimizer="sgd", accumulate=1):
+    """What the adapters are after three steps, whole."""
+    kind, rate = OPTIMIZERS[optimizer]
+    steps = kind([p for p in model.parameters() if p.requires_grad], lr=rate)
+    for step in range(3):
+        steps.zero_grad()
+        for part in ((tokens + step) % 40).chunk(accumulate):
+            (model(part, labels=part).loss / accumulate).backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+        steps.step()
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in model.named_parameters()
+        if "vblora_" in name
+    }
+
+
+RUNS = [
+    *((kind, optimizer, 1) for kind in CHECKPOINTING for optimizer in OPTIMIZERS),
+    ("none", "sgd", 2),
+    ("reentrant", "sgd", 2),
+]
+
+
+def _one_process(rank, folder):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    warnings.simplefilter("ignore")
+    mine = CASE.inputs(4).chunk(WORLD)[rank]
+    found = {}
+    for run in RUNS:
+        kind, *how = run
+        found[run] = trained(sharded(model_of(kind)), mine, *how)
+
+    model = sharded(model_of())
+    trained(model, mine)
+    with lab.using():
+        model.save_pretrained(f"{folder}/adapter", is_main_process=rank == 0)
+    # As PyTorch's manual gathers it, with PEFT's own classes in place.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gathered = get_model_state_dict(model, options=options)
+    if rank == 0:
+        model.save_pretrained(f"{folder}/again", state_dict=gathered)
+    found["output"] = CASE.output(model.eval()).detach()
+    found["text"] = model.generate(CASE.inputs()[:, :3], max_new_tokens=4, do_sample=False)
+    whole = get_model_state_dict(model)
+    found["bank"] = whole["base_model.vblora_vector_bank.default"].full_tensor()
+    try:
+        model.merge_adapter()
+    except MergeError as error:
+        found["merge"] = str(error)
+
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    found["half"] = trained(sharded(model_of(), mp_policy=half), mine)
+
+    root_alone = fully_shard(model_of())
+    try:
+        root_alone(mine)
+    except TargetError as error:
+        found["root alone"] = str(error)
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    torch.multiprocessing.spawn(_one_process, (str(folder),), nprocs=WORLD)
+    return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+
+
+def assert_alike(ours, theirs, relative=1e-6):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert (ours[name] - theirs[name]).norm() <= relative * theirs[name].norm(), name
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_two_processes_train_as_one_with_all_of_the_batch(found, run):
+    kind, optimizer, accumulate = run
+    tokens = CASE.inputs(4)
+    if accumulate == 2:  # each process cuts its own half
+        tokens = tokens[[0, 2, 1, 3]]
+    alone = trained(model_of(kind), tokens, optimizer, accumulate)
+    for results in found[1]:
+        # Adam divides by the root of gradients, small ones too: rounding grows.
+        assert_alike(results[run], alone, 1e-6 if optimizer == "sgd" else 1e-4)
+
+
+def test_what_is_saved_is_peft_s_file_and_loads_in_one_process(found):
+    folder, results = found
+    stored = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert set(stored) == set(peft.get_peft_model_state_dict(CASE.stock()))
+    again = load_file(folder / "again" / "adapter_model.safetensors")
+    assert all(torch.equal(again[key], tensor) for key, tensor in stored.items())
+    loaded = lab.from_pretrained(CASE.base(), folder / "adapter").eval()
+    torch.testing.assert_close(CASE.output(loaded), results[0]["output"])
+    text = loaded.generate(CASE.inputs()[:, :3], max_new_tokens=4, do_sample=False)
+    for rank in results:
+        assert torch.equal(rank["text"], text)
+        assert torch.equal(rank["bank"], stored["base_model.vblora_vector_bank"])
+
+
+def test_half_precision_trains_near_it(found):
+    alone = trained(model_of(), CASE.inputs(4))
+    for results in found[1]:
+        assert_alike(results["half"], alone, 0.05)
+
+
+def test_what_can_t_be_is_refused_by_name(found):
+    for results in found[1]:
+        assert "Call fully_shard on every module that holds adapted layers" in results["root alone"]
+        assert "cut over processes (FSDP)" in results["merge"]
+
+
+def test_one_process_sees_the_bank_as_ever():
+    model = CASE.ours()
+    banks = model.base_model.vblora_vector_bank
+    assert [name for name, _ in banks.named_parameters(recurse=False)] == ["default"]
+    model.add_adapter("other", VBLoRAConfig(**CASE.config))
+    assert len(list(banks.parameters())) == 2
