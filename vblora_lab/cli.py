@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab import __version__
-from vblora_lab.app import convert, plan, train
+from vblora_lab.app import convert, fetch, plan, train
 from vblora_lab.app.options import at_least
 from vblora_lab.errors import VBLoRAError
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_demo(commands)
-    for command in (train, plan, convert):
+    for command in (train, plan, convert, fetch):
         command.add_to(commands)
 
     _add_doctor(commands)
@@ -122,7 +122,7 @@ def _add_explore(commands: Any) -> None:
         metavar="MODEL",
         nargs="?",
         default="mini-opt",
-        help="a hub name, a folder, or mini-opt (the default)",
+        help="a hub name, a folder, smollm2-135m, or mini-opt (the default)",
     )
     explore.add_argument("--ip", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     explore.add_argument("--port", type=int, default=8866, help="default: 8866")

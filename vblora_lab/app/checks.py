@@ -264,6 +264,17 @@ def check_cache() -> Check:
     return Check("hub cache", "ok", found)
 
 
+def check_smollm2() -> Check:
+    """Whether the model that is fetched from PyPI is here; the lab runs without it."""
+    try:
+        from vblora_lab.bases import SMOLLM2, smollm2_place
+    except Exception as error:  # whatever an import of torch may raise
+        return Check("smollm2-135m", "warning", _first_line(error), "See torch.")
+    place = smollm2_place()
+    found = f"in {place}" if place.is_dir() else f"not here; `vblora-lab fetch {SMOLLM2}` gets it"
+    return Check(SMOLLM2, "ok", found)
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

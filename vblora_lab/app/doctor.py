@@ -22,6 +22,7 @@ from vblora_lab.app.checks import (
     check_packages,
     check_peft,
     check_python,
+    check_smollm2,
     check_torch,
     check_widget_parts,
 )
@@ -49,5 +50,6 @@ def doctor(*, timeout: float = 2.0) -> Diagnosis:
         partial(check_widget_parts, "anywidget", "anywidget"),
         partial(check_hub, probe),
         check_cache,
+        check_smollm2,
     ]
     return Diagnosis(tuple(check() for check in checks))

@@ -29,7 +29,8 @@ def add_to(commands: Any) -> None:
     train.add_argument(
         "--model",
         default="mini-opt",
-        help="mini-opt (the default), a hub name such as facebook/opt-125m, or a folder",
+        help="mini-opt (the default), smollm2-135m, a hub name such as facebook/opt-125m, or a "
+        "folder",
     )
     train.add_argument(
         "--task", default="restaurants", help="name of a task (default: restaurants), or FILE.csv"

