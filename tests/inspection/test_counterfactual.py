@@ -270,3 +270,17 @@ def test_a_weight_may_be_all_or_nothing(case, model, weight):
     assert_same_bits(model, before)
     with pytest.raises(CounterfactualError, match="from 0 to 1"):
         Counterfactual(model).reweight(row, vectors[0], 2 * weight - 0.5)
+
+
+@torch.no_grad()
+def test_a_failed_block_takes_back_its_own_changes_and_no_others(case, model):
+    what_if = Counterfactual(model)
+    what_if.switch_off(int(read_selection(model).usage().argmax()))
+    what_if.force(5, what_if.mixture(5)[0][:1], [1])
+    before, changes = bits(model), list(what_if.changes)
+    with pytest.raises(MemoryError), what_if.restored_on_error():
+        what_if.force(9, what_if.mixture(9)[0][:1], [1])
+        what_if.force(5, what_if.mixture(9)[0][:1], [1])
+        raise MemoryError
+    assert_same_bits(model, before)
+    assert what_if.changes == changes

@@ -251,8 +251,9 @@ def test_layers_may_have_any_number():
     """More than there are sub-vectors, and modules without a number beside them."""
     zero, layer = np.zeros(3, np.int32), np.array([11, -1, 2**31 - 1], np.int32)
     where = SubVectors(
-        modules=("layers.11.q", "head", "layers.2147483647.q"), module=np.arange(3, dtype=np.int32),
-        layer=layer, matrix=np.array(["A", "B", "A"]), rank=zero, tile=zero,
+        modules=("layers.11.q", "layers.2147483647.q", "head"),
+        module=np.array([0, 2, 1], np.int32), layer=layer,
+        matrix=np.array(["A", "B", "A"]), rank=zero, tile=zero,
     )  # fmt: skip
     names, block = where.blocks
     assert [names[number] for number in block] == ["layer 11", "head", "layer 2147483647"]

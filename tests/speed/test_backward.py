@@ -157,3 +157,15 @@ def test_matrices_of_another_dtype_are_not_taken():
     y.register_hook(ask)
     y.sum().backward()
     assert answers[None] is None and answers[torch.bfloat16] is not None
+
+
+def test_what_is_kept_of_a_deleted_adapter_is_dropped_and_of_others_not():
+    a = torch.ones(2, 2, requires_grad=True)
+    keys = [(adapter, layer) for adapter in ("a", "b", "c") for layer in ("first", "second")]
+    keeper = KeptMatrices({key: Matrices(a * 2, a * 3) for key in keys}, None, set())
+    keeper.drop("b")
+    answers = {}
+    y = a * 2
+    y.register_hook(lambda _: answers.update({key: keeper.get(key, None) for key in keys}))
+    y.sum().backward()
+    assert {adapter for (adapter, _), kept in answers.items() if kept is not None} == {"a", "c"}

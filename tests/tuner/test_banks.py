@@ -17,7 +17,7 @@ import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close, assert_unchanged, scramble, state_of
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.tuner import formats
-from vblora_lab.tuner.banks import fingerprint
+from vblora_lab.tuner.banks import VectorBanks, fingerprint
 from vblora_lab.tuner.config import VBLoRAConfig
 
 WEIGHTS, FINGERPRINT = "adapter_model.safetensors", "vblora_bank.json"
@@ -500,3 +500,14 @@ def test_a_bank_in_half_precision_is_shared_by_what_it_is_now(opt_case):
     assert held.fingerprints == {"task": fingerprint(held["default"])}
     lab.add_adapter(model, "third", task_config(), bank_of="task", autocast_adapter_dtype=False)
     assert held.fingerprints["third"] == held.fingerprints["task"]
+
+
+@pytest.mark.parametrize("own", ["cpu", "meta"])
+def test_a_copied_bank_is_where_the_adapter_is_or_else_where_it_came_from(own):
+    held = VectorBanks()
+    held["new"] = nn.Parameter(torch.zeros(4, 2, device=own))
+    held.start_from("new", torch.ones(4, 2))
+    assert held["new"].device.type == "cpu" and held["new"].eq(1).all()
+    held["new"] = nn.Parameter(torch.zeros(4, 2, device=own))
+    held.share("new", torch.ones(4, 2))
+    assert held["new"].device.type == "cpu" and held["new"].eq(1).all()

@@ -222,3 +222,14 @@ def test_as_vblora_config_copies_and_checks():
     stock.topk = 99
     with pytest.raises(ConfigError, match="topk=99"):
         as_vblora_config(stock)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "suggestion"),
+    [("vblora_dropout", 1.0, None), ("vblora_dropout", -0.5, 0.0), ("num_vectors", 2**31, None),
+     ("r", 0, 1)],
+)  # fmt: skip
+def test_only_below_its_bound_the_nearest_value_is_known(field, value, suggestion):
+    with pytest.raises(ConfigError) as caught:
+        VBLoRAConfig(**{field: value})
+    assert caught.value.field == field and caught.value.suggestion == suggestion

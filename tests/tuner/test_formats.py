@@ -1066,3 +1066,19 @@ def test_weights_that_peft_reads_are_checked_too(opt_case, adapter):
     with lab.using(), pytest.raises(CheckpointError, match="'default'"):
         peft.set_peft_model_state_dict(model, weights)
     assert read_selection(model).indices.tolist() == before
+
+
+def test_of_many_faults_four_are_told_and_the_rest_is_counted(opt_case, adapter):
+    logits_A = r".*\.vblora_logits_A"
+    retensor(adapter, lambda t: [t.pop(key) for key in sorted(t) if re.match(logits_A, key)])
+    missing = 8  # logits of A: four modules in two layers
+    with pytest.raises(CheckpointError, match=rf"; and {missing - 4} more\. Was it made"):
+        lab.from_pretrained(opt_case.base(), adapter)
+
+
+def test_a_sum_of_weights_may_be_1_and_a_rounding_above():
+    indices = torch.tensor([[0, 1, 2]])
+    rounding = 3 * torch.finfo(torch.float32).eps
+    formats.check_choice(indices, torch.tensor([[0.5, 0.5 + rounding / 2]]), 4, "it")
+    with pytest.raises(CheckpointError, match="sum to 1 at most"):
+        formats.check_choice(indices, torch.tensor([[0.5, 0.5 + 4 * rounding]]), 4, "it")

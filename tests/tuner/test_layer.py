@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
+from vblora_lab.tuner.wrapped import device_of
 
 
 def with_two_adapters(case):
@@ -385,3 +387,14 @@ def test_a_layer_on_its_own_mixes_in_autocast_s_dtype(autocast):
     assert {matrix.dtype for matrix in layer._matrices("default", autocast)} == {
         autocast or torch.float32
     }
+
+
+def test_a_weight_that_is_put_aside_computes_where_its_hook_says():
+    """accelerate puts weights on "meta" between passes; others compute where they are."""
+    layer = nn.Linear(4, 4, device="meta")
+    assert device_of(layer) == torch.device("meta")
+    layer._hf_hook = SimpleNamespace(execution_device="cpu")
+    assert device_of(layer) == torch.device("cpu")
+    there = nn.Linear(4, 4)
+    there._hf_hook = SimpleNamespace(execution_device="cuda:7")
+    assert device_of(there) == torch.device("cpu")

@@ -57,8 +57,9 @@ def test_it_learns_from_there():
 
 def test_what_can_t_start_there_is_refused():
     model = CASES["opt"].ours(num_vectors=5)
-    with pytest.raises(ConfigError, match=r"num_vectors=5.*at least 6"):
+    with pytest.raises(ConfigError, match=r"num_vectors=5.*at least 6") as caught:
         lab.start_at_base(model)
+    assert caught.value.field == "num_vectors" and caught.value.suggestion == 6
     with pytest.raises(TargetError, match="'nobody'"):
         lab.start_at_base(model, "nobody")
     config = lab.VBLoRAConfig(**{**CASES["opt"].config, "num_vectors": 5})

@@ -21,7 +21,7 @@ from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.modules import linear_modules
 from vblora_lab.tuner.problems import vector_lengths
-from vblora_lab.tuner.targets import resolve
+from vblora_lab.tuner.targets import match_targets, resolve
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:Model has `tie_word_embeddings")
@@ -360,3 +360,21 @@ def test_only_a_module_can_be_adapted(model):
         lab.get_peft_model(model, VBLoRAConfig())
     with pytest.raises(TargetError, match=r"must be a torch\.nn\.Module"):
         lab.from_pretrained(model, "folder")
+
+
+def test_a_problem_brings_a_value_that_settles_it():
+    base = CASES["opt"].base()
+
+    def settled(**fields):
+        config = VBLoRAConfig(**{**SMALL, **fields})
+        (problem,) = match_targets(base, config).problems
+        assert problem.suggestion is not None
+        setattr(config, problem.field, problem.suggestion)
+        return problem, match_targets(base, config).problems
+
+    assert settled(target_modules=["q_prj", "v_proj"])[1] == ()
+    assert settled(target_modules="q_proj")[1] == ()
+    assert settled(target_modules=["q_proj"], exclude_modules=["v_prj"])[1] == ()
+    elsewhere = ["fc1", "model.decoder.layers.1.fc2"]
+    problem, left = settled(target_modules=elsewhere, layers_to_transform=[0])
+    assert problem.suggestion == ["fc1"] and left == ()
