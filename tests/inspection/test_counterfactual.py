@@ -277,7 +277,7 @@ def test_a_failed_block_takes_back_its_own_changes_and_no_others(case, model):
     what_if = Counterfactual(model)
     what_if.switch_off(int(read_selection(model).usage().argmax()))
     what_if.force(5, what_if.mixture(5)[0][:1], [1])
-    before, changes = bits(model), list(what_if.changes)
+    before, changes = bits(model), what_if.changes
     with pytest.raises(MemoryError), what_if.restored_on_error():
         what_if.force(9, what_if.mixture(9)[0][:1], [1])
         what_if.force(5, what_if.mixture(9)[0][:1], [1])
