@@ -20,9 +20,9 @@ from vblora_lab.runs.events import Listener
 from vblora_lab.tables import count, readable
 from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.tune_result import Tried, Tuned, progress
-from vblora_lab.train.tune_space import METHODS, Candidate, Method, Space, check_methods
+from vblora_lab.train.tune_space import METHODS, Method, Space, check_methods
 from vblora_lab.train.tune_study import FAILURE, Study, optuna, trial_name
-from vblora_lab.train.tune_trial import Conditions, Ending, measure_cost, run_trial
+from vblora_lab.train.tune_trial import Conditions, measure_cost, run_trial
 
 EVALUATIONS = 4
 """In a trial that runs to its end, unless asked for otherwise; before each but the last it may be
@@ -144,12 +144,13 @@ class _Search:
         candidate = self.space.draw(trial)  # again, from what was chosen when it was taken
         folder = self._folder(trial)
         ending = run_trial(self.conditions, candidate, trial, folder, self.listeners)
-        if ending.interrupted:
+        if ending.interrupted and math.isnan(ending.loss):
             raise KeyboardInterrupt
-        before = self.tried()
         loss = None if math.isnan(ending.loss) else ending.loss
         self.study.tell(trial, loss, ending.failure)
-        self.tell(progress(self._of(trial, candidate, ending), before))
+        self.tell(progress(self.tried(), trial_name(trial.number)))
+        if ending.interrupted:
+            raise KeyboardInterrupt
 
     def _tell_cost(self, trial: Any, trials: int) -> bool:
         candidate = self.space.draw(trial)
@@ -175,13 +176,12 @@ class _Search:
     def _folder(self, trial: Any) -> Path | None:
         return None if self.out is None else self.out / trial_name(trial.number)
 
-    def _tried(self, frozen: Any) -> Tried:
-        failure = frozen.user_attrs.get(FAILURE, "")
-        loss = float(frozen.value) if frozen.state.name == "COMPLETE" else math.nan
-        return self._of(frozen, self.space.draw(frozen), Ending(loss, failure))
-
-    def _of(self, trial: Any, candidate: Candidate, ending: Ending) -> Tried:
-        state = "cut short" if math.isnan(ending.loss) else "completed"
+    def _tried(self, trial: Any) -> Tried:
+        candidate = self.space.draw(trial)
+        failure = trial.user_attrs.get(FAILURE, "")
+        last = math.nan if trial.value is None else float(trial.value)
+        completed = trial.state.name == "COMPLETE"
+        state = "completed" if completed else "cut short"
         return Tried(
             name=trial_name(trial.number),
             method=candidate.method,
@@ -189,8 +189,9 @@ class _Search:
             config=candidate.config,
             learning_rates=candidate.learning_rates,
             bytes=candidate.bytes,
-            loss=ending.loss,
-            state=f"failed: {ending.failure}" if ending.failure else state,
+            loss=last if completed else math.nan,
+            last_loss=last,
+            state=f"failed: {failure}" if failure else state,
             folder=self._folder(trial),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Tried:
         bytes: of the adapter's weights file, at most.
         loss: on the validation examples after the last step, in nats per completion token; NaN for
             a trial that was cut short or failed.
+        last_loss: the last validation loss that is known, also of a trial that was cut short; NaN
+            where there is none.
         state: "completed", "cut short", or "failed: " and why.
         folder: of its run; None where none was kept.
     """
@@ -45,6 +47,7 @@ class Tried:
     learning_rates: LearningRates
     bytes: int
     loss: float
+    last_loss: float
     state: str
     folder: Path | None = None
 
@@ -184,18 +187,20 @@ CSV = {
     "other_rate": lambda t: t.learning_rates.other if t.method == "lora" else "",
     "bytes": lambda t: t.bytes,
     "loss": lambda t: "" if math.isnan(t.loss) else t.loss,
+    "last_loss": lambda t: "" if math.isnan(t.last_loss) else t.last_loss,
     "state": lambda t: t.state,
 }
 """Columns of the file, and how each is read off a trial. Bytes; nats per completion token."""
 
 
-def progress(trial: Tried, others: Iterable[Tried]) -> str:
-    """A line about a trial that has ended, and the best one so far."""
-    tuned = Tuned((*others, trial), trial.bytes)
+def progress(trials: Sequence[Tried], name: str) -> str:
+    """A line about the trial of this name, which has ended, and the best one so far."""
+    trial = next(trial for trial in trials if trial.name == name)
+    tuned = Tuned(tuple(trials), 0)
     best = f"; best so far {tuned.best.loss:.4f}, {tuned.best.name}" if tuned.front else ""
     ended = trial.state if math.isnan(trial.loss) else f"loss {trial.loss:.4f}"
     what = f"{LABELS[trial.method]} on {trial.targets}"
-    return f"{trial.name}: {ended}, {what}, {readable(trial.bytes)}{best}"
+    return f"{name}: {ended}, {what}, {readable(trial.bytes)}{best}"
 
 
 def _rates_code(trial: Tried) -> str:

@@ -15,7 +15,7 @@ from vblora_lab.errors import BatchTooLargeError, DivergedError
 from vblora_lab.runs.events import Evaluated, Event, Listener, Stepped
 from vblora_lab.runs.results import Result
 from vblora_lab.train.compare import MethodSession
-from vblora_lab.train.session import SAVE_EVERY, TrainingSession
+from vblora_lab.train.session import SAVE_EVERY
 from vblora_lab.train.tune_space import LABELS, Candidate
 
 
@@ -46,7 +46,7 @@ class Conditions:
 
     def session(
         self, candidate: Candidate, listeners: Iterable[Listener] = (), **options: Any
-    ) -> TrainingSession:
+    ) -> TrialSession:
         """A session that trains a candidate."""
         options = {
             "steps": self.steps,
@@ -60,15 +60,40 @@ class Conditions:
             "listeners": listeners,
             **options,
         }
-        if candidate.method == "vblora":
-            return TrainingSession(self.base, candidate.config, self.task, **options)  # type: ignore[arg-type]
         label = LABELS[candidate.method]
-        return MethodSession(label, self.base, candidate.config, self.task, **options)
+        return TrialSession(label, self.base, candidate.config, self.task, **options)
+
+
+class TrialSession(MethodSession):
+    """A session that knows why it was stopped.
+
+    Attributes:
+        cut_short: by the search, which has seen enough.
+        interrupted: by anyone else, such as a person who pressed Ctrl-C.
+    """
+
+    cut_short = False
+    interrupted = False
+
+    def cut(self) -> None:
+        """Ask for an end after the step in progress, on behalf of the search."""
+        self.cut_short = True
+        super().stop()
+
+    def stop(self) -> None:
+        self.interrupted = True
+        super().stop()
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ended: with a loss, cut short (NaN), with a failure, or interrupted."""
+    """How a trial ended.
+
+    Attributes:
+        loss: after the last step; NaN where that wasn't reached.
+        failure: why it can't be trained; "" where it can.
+        interrupted: whether the search is to end. With a NaN, the trial is to be gone on with.
+    """
 
     loss: float = math.nan
     failure: str = ""
@@ -85,16 +110,14 @@ class Pruning:
 
     def __init__(self, trial: Any, steps: int) -> None:
         self._trial, self._steps = trial, steps
-        self.session: TrainingSession | None = None
-        self.cut_short = False
+        self.session: TrialSession | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Evaluated) and 0 < event.step < self._steps:
             if event.step not in self._reported():
                 self._trial.report(event.eval_loss, event.step)
             if self.is_behind() and self.session is not None:
-                self.cut_short = True
-                self.session.stop()
+                self.session.cut()
 
     def is_behind(self) -> bool:
         """Whether the losses reported so far are worse than most trials' at the same step."""
@@ -136,10 +159,9 @@ def run_trial(
         trace = session.run()
     except (DivergedError, BatchTooLargeError) as error:
         return Ending(failure=str(error))
-    if pruning.cut_short:
-        return Ending()
     loss = Result.of(trace).loss if trace.reason == "completed" else math.nan
-    return Ending(loss, interrupted=math.isnan(loss))
+    unexplained = math.isnan(loss) and not session.cut_short
+    return Ending(loss, interrupted=session.interrupted or unexplained)
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,6 @@ def measure_cost(conditions: Conditions, candidate: Candidate) -> Cost | None:
         trace = session.run()
     except (DivergedError, BatchTooLargeError):
         return None
-    if trace.reason != "completed":
+    if session.interrupted or trace.reason != "completed":
         raise KeyboardInterrupt
     return Cost(trace.seconds_per_step, last[Evaluated] - last[Stepped])
