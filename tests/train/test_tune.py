@@ -1,5 +1,6 @@
 """A search keeps its budget, can be interrupted anywhere, and says what it came to."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -13,7 +14,7 @@ pytest.importorskip("optuna")
 
 from vblora_lab import Tuned, from_pretrained, tune
 from vblora_lab.bases import share_weights
-from vblora_lab.errors import ConfigError, MissingExtraError, SessionError
+from vblora_lab.errors import ConfigError, DataError, MissingExtraError, SessionError
 from vblora_lab.runs import Evaluated, Runs, Started, Stepped
 from vblora_lab.train import tune_trial
 from vblora_lab.train.optimizer import LearningRates
@@ -151,6 +152,7 @@ def test_a_trial_that_diverges_is_noted_and_the_search_goes_on(base, task, monke
     small = {**SMALL, "trials": 2, "methods": ("lora",), "prune_after": 2}
     tuned = tune(base, task, tell=silent, **small)
     assert [t.state.partition(":")[0] for t in tuned.trials] == ["failed", "completed"]
+    assert math.isnan(tuned.trials[0].loss) and tuned.best == tuned.trials[1]
     made.clear()
     with pytest.raises(SessionError, match="no trial ran to its end; the last, trial-000, failed"):
         tune(base, task, tell=silent, **{**small, "trials": 1})
@@ -179,6 +181,15 @@ def test_what_can_not_be_is_refused_before_anything_is_written(base, task, tmp_p
         with pytest.raises(ConfigError, match=words):
             tune(base, task, out=out, tell=silent, **(SMALL | change))
     assert not out.exists()
+
+
+def test_folders_that_no_search_wrote_are_left_alone(base, task, tmp_path):
+    (tmp_path / "trial-000").mkdir()
+    with pytest.raises(SessionError, match=r"holds trial-000, but no tune\.json"):
+        tune(base, task, out=tmp_path, tell=silent, **SMALL)
+    bare = dataclasses.replace(task, validation=())
+    with pytest.raises(DataError, match="no validation examples"):
+        tune(base, bare, tell=silent, **SMALL)
 
 
 def test_without_optuna_it_says_what_to_install(base, task, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 
 from vblora_lab.bases import MINI_OPT, Base, load_base
 from vblora_lab.data import Task, load_task
-from vblora_lab.errors import SessionError
+from vblora_lab.errors import DataError, SessionError
 from vblora_lab.runs.events import Listener
 from vblora_lab.tables import count, readable
 from vblora_lab.train.arguments import check_counts, check_seed, with_examples
@@ -76,7 +76,8 @@ def tune(
         ConfigError: an argument that can't be meant; no adapter is so small, and then the message
             names the smallest; or other arguments than those that the search in ``out`` began with.
         MissingExtraError: Optuna is not installed.
-        SessionError: no trial ran to its end without failing.
+        SessionError: no trial ran to its end without failing. Also, before anything is trained,
+            where ``out`` holds runs of another search's names.
         KeyboardInterrupt: on Ctrl-C, after the step in progress. `tell` says how to go on.
 
     And what `TrainingSession` raises. All but the last two before anything is trained.
@@ -90,7 +91,7 @@ def tune(
     check_methods(methods)
     names = {"base": _name(base), "task": str(task.name if isinstance(task, Task) else task)}
     base = base if isinstance(base, Base) else load_base(base)
-    task = with_examples(task if isinstance(task, Task) else load_task(task))
+    task = _with_validation(task if isinstance(task, Task) else load_task(task))
     every = max(1, steps // EVALUATIONS) if eval_every is None else eval_every
     conditions = Conditions(base, task, steps, batch_size, seed, eval_examples, every)
     space = Space(base.model, bytes, memory, methods)
@@ -144,7 +145,7 @@ class _Search:
         candidate = self.space.draw(trial)  # again, from what was chosen when it was taken
         folder = self._folder(trial)
         ending = run_trial(self.conditions, candidate, trial, folder, self.listeners)
-        if ending.interrupted and math.isnan(ending.loss):
+        if ending.interrupted and math.isnan(ending.loss) and not ending.failure:
             raise KeyboardInterrupt
         loss = None if math.isnan(ending.loss) else ending.loss
         self.study.tell(trial, loss, ending.failure)
@@ -194,6 +195,16 @@ class _Search:
             state=f"failed: {failure}" if failure else state,
             folder=self._folder(trial),
         )
+
+
+def _with_validation(task: Task) -> Task:
+    """The task; raises `DataError` without examples to train on, or to compare trials by."""
+    if not task.validation:
+        raise DataError(
+            f"task {task.name!r} has no validation examples to compare trials by; it needs at "
+            "least 1"
+        )
+    return with_examples(task)
 
 
 def _name(base: Base | str | Path) -> str:

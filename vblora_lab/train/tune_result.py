@@ -198,7 +198,8 @@ def progress(trials: Sequence[Tried], name: str) -> str:
     trial = next(trial for trial in trials if trial.name == name)
     tuned = Tuned(tuple(trials), 0)
     best = f"; best so far {tuned.best.loss:.4f}, {tuned.best.name}" if tuned.front else ""
-    ended = trial.state if math.isnan(trial.loss) else f"loss {trial.loss:.4f}"
+    why = trial.state.partition(". ")[0]  # of a failure its first sentence
+    ended = why if math.isnan(trial.loss) else f"loss {trial.loss:.4f}"
     what = f"{LABELS[trial.method]} on {trial.targets}"
     return f"{name}: {ended}, {what}, {readable(trial.bytes)}{best}"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vblora_lab.errors import ConfigError, DataError, MissingExtraError
+from vblora_lab.errors import ConfigError, DataError, MissingExtraError, SessionError
 from vblora_lab.files import whole_file
 from vblora_lab.runs.layout import read_json
 
@@ -42,6 +42,7 @@ class Study:
     Raises:
         MissingExtraError: Optuna is not installed.
         ConfigError: a search was begun in ``out`` with other settings.
+        SessionError: there are folders in ``out`` that are called as trials are, and no search.
         DataError: ``out`` can't be used as a folder, or what lies there can't be read.
     """
 
@@ -73,6 +74,7 @@ class Study:
             there = self._study.get_trials(deepcopy=False)
             for trial in there:
                 if not trial.state.is_finished() and self._hold(trial.number):
+                    self._study.sampler = self._sampler(trial.number)
                     return self._optuna.trial.Trial(self._study, trial._trial_id)
             if len(there) >= trials:
                 return None
@@ -170,6 +172,12 @@ def _open_folder(out: Path, settings: dict[str, Any]) -> None:
     with FileLock(out / LOCK):
         before = read_json(out / SETTINGS)
         if not before:
+            taken = sorted(path.name for path in out.glob("trial-*"))
+            if taken:
+                raise SessionError(
+                    f"{str(out)!r} holds {taken[0]}, but no {SETTINGS}: no search wrote it that "
+                    "could go on here. Move it away, or choose another folder."
+                )
             with whole_file(out / SETTINGS) as new:
                 new.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             return

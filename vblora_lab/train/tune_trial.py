@@ -13,7 +13,6 @@ from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import BatchTooLargeError, DivergedError
 from vblora_lab.runs.events import Evaluated, Event, Listener, Stepped
-from vblora_lab.runs.results import Result
 from vblora_lab.train.compare import MethodSession
 from vblora_lab.train.session import SAVE_EVERY
 from vblora_lab.train.tune_space import LABELS, Candidate
@@ -92,7 +91,8 @@ class Ending:
     Attributes:
         loss: after the last step; NaN where that wasn't reached.
         failure: why it can't be trained; "" where it can.
-        interrupted: whether the search is to end. With a NaN, the trial is to be gone on with.
+        interrupted: whether the search is to end. Without a loss and a failure, the trial is to be
+            gone on with.
     """
 
     loss: float = math.nan
@@ -159,9 +159,13 @@ def run_trial(
         trace = session.run()
     except (DivergedError, BatchTooLargeError) as error:
         return Ending(failure=str(error))
-    loss = Result.of(trace).loss if trace.reason == "completed" else math.nan
-    unexplained = math.isnan(loss) and not session.cut_short
-    return Ending(loss, interrupted=session.interrupted or unexplained)
+    if trace.reason == "completed" and conditions.steps in trace.eval_steps:
+        loss = float(trace.eval_losses[-1])
+        if math.isfinite(loss):
+            return Ending(loss, interrupted=session.interrupted)
+        failure = f"the validation loss is {loss}"
+        return Ending(failure=failure, interrupted=session.interrupted)
+    return Ending(interrupted=session.interrupted or not session.cut_short)
 
 
 @dataclass(frozen=True)
