@@ -25,8 +25,8 @@ SEVERAL_TICKS = 8  # how many times its beginning the end of an axis is, to mark
 def tune_figure(tuned: Tuned) -> Figure:
     """All trials as dots, the front as a line, the budget as a vertical line.
 
-    A hollow dot is a trial that was cut short, at the last loss that it had; one without any is
-    left out.
+    A hollow dot is a trial that was cut short, at the last loss that it had. One that failed, as
+    with rates that made its loss explode, is left out.
 
     Args:
         tuned: the result of `vblora_lab.tune`.
@@ -35,7 +35,7 @@ def tune_figure(tuned: Tuned) -> Figure:
     for method, (label, colour, mark) in STYLES.items():
         of_method = [trial for trial in tuned.trials if trial.method == method]
         done = [trial for trial in of_method if not math.isnan(trial.loss)]
-        cut = [trial for trial in of_method if math.isnan(trial.loss)]
+        cut = [trial for trial in of_method if trial.state == "cut short"]
         for trials, face, end in ((done, colour, ""), (cut, "white", ", cut short")):
             if trials:
                 axes.plot(
