@@ -102,6 +102,8 @@ ROOMS = {
             "train.optimizer",
             "train.probe",
             "train.compare",
+            "train.tune",
+            "train.tune_result",
             "runs.results",
             "runs.runs",
             "runs.trace",
@@ -122,7 +124,7 @@ ROOMS = {
         "Widgets and figures",
         "Widgets for Jupyter, and the same as figures that stay.",
         ("widgets",),
-        ("plots.run", "plots.bank", "plots.plan"),
+        ("plots.run", "plots.bank", "plots.plan", "plots.tune"),
     ),
     "course": Room(
         "Course and machine",

@@ -29,6 +29,8 @@ from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome
 from .train.probe import Probe as Probe
 from .train.session import TrainingSession as TrainingSession
+from .train.tune import tune as tune
+from .train.tune_result import Tuned as Tuned
 from .tuner.config import VBLoRAConfig as VBLoRAConfig
 from .tuner.layer import Linear as Linear
 from .tuner.layer import VBLoRALayer as VBLoRALayer

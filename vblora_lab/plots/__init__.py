@@ -1,8 +1,9 @@
-"""Matplotlib figures that stay: of a run, of the bank, of a plan.
+"""Matplotlib figures that stay: of a run, of the bank, of a plan, of a search.
 
 Every function is pure: numbers in, a `matplotlib.figure.Figure` out. Nothing here touches pyplot,
 so nothing is shown, no global state changes, and any thread may draw. Start with `style`, then
-`bank`. This room imports `planning`, `inspection` and `runs`; its names are in ``__init__.pyi``.
+`bank`. This room imports `planning`, `inspection`, `runs` and, for what a search came to, `train`;
+its names are in ``__init__.pyi``.
 """
 
 import lazy_loader

@@ -21,3 +21,4 @@ from .style import WEIGHTS as WEIGHTS
 from .style import LabFigure as LabFigure
 from .style import literal as literal
 from .style import plain as plain
+from .tune import tune_figure as tune_figure

@@ -1,7 +1,8 @@
 """Fine-tuning with VB-LoRA on the HF Trainer, reported as events.
 
 Start with `session`: one adapter, one task, one run. Then read `trainer`, which it sets up, and
-`callback`, which turns what that does into events. `compare` trains several methods alike.
+`callback`, which turns what that does into events. `compare` trains several methods alike, and
+`tune` searches for the config and the rates that do best.
 
 This room imports those below it (errors, files, tables, tuner, speed, inspection, planning,
 convert, bases, data, runs) and no widget: what wants to follow a run listens to its events

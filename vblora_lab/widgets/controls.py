@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning.presets import PRESETS
+from vblora_lab.planning.target_choices import SHORTEST_VECTOR, last_name, target_choices
 from vblora_lab.train import LearningRates
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig
 from vblora_lab.tuner.problems import vector_lengths
@@ -19,9 +20,6 @@ from vblora_lab.tuner.targets import match_targets, resolve
 
 BANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-SHORTEST_VECTOR = 4
-"""Shorter ones are not offered: the logits to train would outnumber LoRA's weights many times."""
-QUERY_OR_VALUE = {"q_proj", "v_proj", "q_lin", "v_lin", "query", "value", "q", "v", "c_attn"}
 OWN_CHOICE = "own choice"
 AS_GIVEN = "as given"
 WITH_CONTROL = {"r", "num_vectors", "vector_length", "topk", "target_modules"}
@@ -61,7 +59,7 @@ class Controls:
         self._config = config
         self._starts = {AS_GIVEN: config, **presets_for(model)}
         self._rates = learning_rates
-        self._presets = target_presets(self._linears)
+        self._presets = target_choices(self._linears)
         names = self._presets["all linear"]
         chosen = _as_names(config.target_modules, names) or self._presets.get("attention", names)
 
@@ -196,7 +194,7 @@ class Controls:
         names = self.targets.value
         if not names:  # keep the list; Train will say what is missing
             return
-        fitting = vector_lengths(m for name, m in self._linears.items() if _last(name) in names)
+        fitting = vector_lengths(m for name, m in self._linears.items() if last_name(name) in names)
         lengths = [length for length in fitting if length >= SHORTEST_VECTOR] or fitting
         below = [length for length in lengths if wanted is None or length <= wanted]
         self.vector_length.options = lengths
@@ -213,27 +211,11 @@ def presets_for(model: nn.Module) -> dict[str, VBLoRAConfig]:
         config = preset.config()
         found = match_targets(model, config)
         if not found.problems:
-            names = list(dict.fromkeys(_last(name) for name in found.targets))
+            names = list(dict.fromkeys(last_name(name) for name in found.targets))
             by_names = replace(config, target_modules=names)
             if match_targets(model, by_names).targets.keys() == found.targets.keys():
                 fitting[preset.title] = by_names
     return fitting
-
-
-def target_presets(linears: Collection[str]) -> dict[str, list[str]]:
-    """Usual choices of target modules among the linear layers of these full names, by last name."""
-    names = list(dict.fromkeys(_last(name) for name in linears))
-    attention = {_last(name) for name in linears if "att" in name.rpartition(".")[0]}
-    presets = {
-        "query and value": [name for name in names if name in QUERY_OR_VALUE],
-        "attention": [name for name in names if name in attention],
-        "all linear": names,
-    }
-    return {preset: chosen for preset, chosen in presets.items() if chosen}
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _as_names(target_modules: Any, names: list[str]) -> list[str]:
