@@ -378,3 +378,12 @@ def test_ctrl_c_waits_until_a_model_is_unloaded(opt_case, monkeypatch, call):
         signal.signal(signal.SIGINT, before)
     assert not any(isinstance(module, VBLoRALayer) for module in base.modules())
     assert_close(opt_case.output(base), expected, 1e-5)
+
+
+def test_a_merged_weight_is_looked_at_only_if_asked(opt_case):
+    model = opt_case.ours()
+    break_last_layer(model)
+    broken = [module for module in model.modules() if isinstance(module, VBLoRALayer)][-1]
+    assert broken.merged_weight().isnan().any()
+    with pytest.raises(MergeError, match="NaN or infinite"):
+        broken.merged_weight(safe_merge=True)
