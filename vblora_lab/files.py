@@ -7,6 +7,7 @@ leaves the old state or the new one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -95,6 +96,12 @@ def put_back(aside: Path, folder: Path) -> None:
         place = folder / old.name.removeprefix(".").rsplit(".", 2)[0]
         if not os.path.lexists(place):
             old.rename(place)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits. Raises `OSError`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def force_to_disk(path: Path, contents: bool = True) -> None:

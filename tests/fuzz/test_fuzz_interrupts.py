@@ -110,9 +110,10 @@ def _disabled(model):
 
 
 @functools.cache
-def lines_of(name):
+def lines_of(call):
+    """How many lines of the package a call on a new model runs."""
     model = new_model()
-    return run(lambda: CALLS[name](model))
+    return run(lambda: call(model))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -120,7 +121,7 @@ def lines_of(name):
 @given(st.integers(0, 10**6))
 def test_a_call_cut_short_leaves_the_model_right(name, place):
     model = new_model()
-    run(lambda: CALLS[name](model), at=1 + place % lines_of(name))
+    run(lambda: CALLS[name](model), at=1 + place % lines_of(CALLS[name]))
     if name == "disabled":
         model.base_model.enable_adapter_layers()
     with torch.no_grad():
@@ -165,19 +166,13 @@ def _load(model):
         model.load_adapter(stored(), "default")
 
 
-@functools.cache
-def lines_of_change(name):
-    model = new_model()
-    return run(lambda: CHANGES[name](model))
-
-
 @pytest.mark.parametrize("name", CHANGES)
 @cases(12, share=0.02)
 @given(st.integers(0, 10**6))
 def test_a_change_cut_short_is_whole_or_was_none(name, place):
     model = new_model()
     output = CASE.output(model)
-    run(lambda: CHANGES[name](model), at=1 + place % lines_of_change(name))
+    run(lambda: CHANGES[name](model), at=1 + place % lines_of(CHANGES[name]))
     with lab.using():  # leaves PEFT as it was, even if the one before was kept from it
         pass
     assert PEFT_TYPE_TO_TUNER_MAPPING["VBLORA"] is StockModel

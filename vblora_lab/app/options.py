@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +57,20 @@ def config_of(args: argparse.Namespace, **defaults: Any) -> VBLoRAConfig:
 def _is_expression(text: str) -> bool:
     """Whether a lone name is meant as a regular expression, or is 'all-linear'."""
     return text.lower() == "all-linear" or any(sign in text for sign in "*+?()[]|\\^$")
+
+
+def add_number_options(
+    parser: argparse.ArgumentParser, numbers: Iterable[tuple[str, int, int, str]]
+) -> None:
+    """Add options for whole numbers: of each its name, its default, the least, and its meaning."""
+    for option, default, least, meaning in numbers:
+        parser.add_argument(
+            f"--{option}",
+            type=at_least(least),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default})",
+        )
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vblora_lab.app.options import add_config_options, at_least, config_of
+from vblora_lab.app.options import add_config_options, add_number_options, config_of
 from vblora_lab.errors import DataError
 from vblora_lab.runs.events import Event, Saved, SaveFailed
 from vblora_lab.runs.layout import SETTINGS, TRACE
@@ -48,7 +48,7 @@ def add_to(commands: Any) -> None:
 
 
 def _add_numbers(train: argparse.ArgumentParser) -> None:
-    for option, default, least, meaning in (
+    numbers = (
         ("steps", 200, 1, "optimizer steps"),
         ("batch-size", 8, 1, "pairs of meaning and text per step"),
         ("seed", 0, 0, "draws adapter and data order"),
@@ -58,14 +58,8 @@ def _add_numbers(train: argparse.ArgumentParser) -> None:
         ("eval-every", 0, 0, "steps between evaluations; 0: before and after"),
         ("sample-count", 3, 0, "sample texts; 0: none"),
         ("sample-every", 0, 0, "steps between sample texts; 0: before and after"),
-    ):
-        train.add_argument(
-            f"--{option}",
-            type=at_least(least),
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: {default})",
-        )
+    )
+    add_number_options(train, numbers)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vblora_lab.app.options import at_least
+from vblora_lab.app.options import add_number_options, at_least
 from vblora_lab.files import whole_file
 
 if TYPE_CHECKING:
@@ -58,21 +58,15 @@ def add_to(commands: Any) -> None:
 
 
 def _add_numbers(tune: argparse.ArgumentParser) -> None:
-    for option, default, least, meaning in (
+    numbers = (
         ("trials", 40, 1, "candidates to train"),
         ("steps", 200, 1, "optimizer steps of a trial"),
         ("batch-size", 8, 1, "pairs of meaning and text per step"),
         ("seed", 0, 0, "draws candidates, adapters and data order"),
         ("eval-examples", 64, 1, "validation examples of an evaluation"),
         ("prune-after", 5, 1, "trials that run to their end before any is cut short"),
-    ):
-        tune.add_argument(
-            f"--{option}",
-            type=at_least(least),
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: {default})",
-        )
+    )
+    add_number_options(tune, numbers)
     tune.add_argument(
         "--eval-every",
         type=at_least(0),

