@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft import PeftConfig
 from torch import nn
 
 from vblora_lab.errors import ConfigError, TargetError
@@ -20,6 +19,7 @@ from vblora_lab.planning.others import Others, once, others_of
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
 from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.modules import base_of
 from vblora_lab.tuner.problems import vector_lengths
 from vblora_lab.tuner.targets import match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
@@ -143,13 +143,6 @@ def _activations(
 
     count = activation_bytes(model, config, batch_size, length) if fits else None
     return {"batch": (batch_size, length), "activations": count}
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """The base model in a PeftModel or a tuner; any other model is its own base."""
-    if isinstance(model, PeftModel):
-        return model.get_base_model()
-    return model.model if isinstance(model, BaseTuner) else model
 
 
 def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:

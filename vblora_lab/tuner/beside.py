@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,7 +22,7 @@ from transformers import PreTrainedModel
 from vblora_lab.errors import CheckpointError
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import LAYER_PREFIX, check_dtype
-from vblora_lab.tuner.modules import modules_to_save, own_modules
+from vblora_lab.tuner.modules import base_of, modules_to_save, own_modules
 
 Tensors = Mapping[str, Tensor]
 
@@ -143,8 +141,7 @@ def _plain(name: str) -> str:
 
 def _embedding_names(model: nn.Module) -> set[str]:
     """The modules that PEFT may store though no adapter trains them: embeddings in and out."""
-    base = model.base_model if isinstance(model, PeftModel) else model
-    base = base.model if isinstance(base, BaseTuner) else base
+    base = base_of(model)
     if not isinstance(base, PreTrainedModel):
         return set()
     heads = [base.get_output_embeddings()]

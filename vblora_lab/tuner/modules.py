@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.constants import EMBEDDING_LAYER_NAMES, SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -17,6 +18,13 @@ from vblora_lab.tuner.layer import VBLoRALayer
 from vblora_lab.tuner.wrapped import LinearLayer
 
 CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model in a PeftModel or a tuner; any other model is its own base."""
+    if isinstance(model, PeftModel):
+        model = model.base_model
+    return model.model if isinstance(model, BaseTuner) else model
 
 
 def own_modules(model: nn.Module) -> dict[str, nn.Module]:

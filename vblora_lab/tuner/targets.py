@@ -100,6 +100,7 @@ def match_targets(model: nn.Module, config: VBLoRAConfig) -> TargetMatch:
 
     Raises:
         ConfigError: a field was set to a value that can't be meant for any model.
+        TargetError: the model is wrapped for compiling or parallel training, or cut (tp_plan).
     """
     config = copy.deepcopy(config)
     config.validate()
@@ -134,15 +135,17 @@ def match_targets(model: nn.Module, config: VBLoRAConfig) -> TargetMatch:
 
 def _check_unwrapped(model: nn.Module) -> None:
     """Raise `TargetError` for what only wraps a model, and changes the names of its modules."""
-    inner = {"_orig_mod": "torch.compile", "module": "parallel training"}
-    for attribute, what in inner.items():
-        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        if attribute in model._modules and (attribute == "_orig_mod" or parallel):
-            raise TargetError(
-                f"model is a {type(model).__name__}, which wraps a model for {what}: an adapter "
-                "in it would be stored under names that fit no other model. Adapt the model "
-                f"inside, model.{attribute}, and wrap the result."
-            )
+    if "_orig_mod" in model._modules:
+        attribute, what = "_orig_mod", "torch.compile"
+    elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        attribute, what = "module", "parallel training"
+    else:
+        return
+    raise TargetError(
+        f"model is a {type(model).__name__}, which wraps a model for {what}: an adapter in it "
+        "would be stored under names that fit no other model. Adapt the model inside, "
+        f"model.{attribute}, and wrap the result."
+    )
 
 
 def _check_whole_weights(model: nn.Module) -> None:

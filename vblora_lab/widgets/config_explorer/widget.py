@@ -26,12 +26,12 @@ from vblora_lab.bases import Base, load_skeleton, skeleton_of
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning import rows, views
 from vblora_lab.planning.code import as_code, as_literal
-from vblora_lab.planning.plan import Plan, Target, base_of, plan
+from vblora_lab.planning.plan import Plan, Target, plan
 from vblora_lab.planning.presets import PRESETS
 from vblora_lab.plots.plan import plan_figure
 from vblora_lab.tables import readable
 from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.modules import CONTAINERS, layer_lists, linear_modules, own_modules
+from vblora_lab.tuner.modules import CONTAINERS, base_of, layer_lists, linear_modules, own_modules
 from vblora_lab.tuner.problems import Problem
 from vblora_lab.tuner.wrapped import in_out_features
 from vblora_lab.widgets._picture import Pictured
