@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.rows import RowBatch
 
 
 class MatrixPool:
@@ -39,6 +40,7 @@ class MatrixPool:
         layers: by adapter, then by name: the layers whose matrices are mixed here.
         blocks: those that are entered now, by thread.
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
+        row_batches: batches with an adapter for each sample that run now, by thread.
         turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
@@ -49,6 +51,7 @@ class MatrixPool:
     def _forget(self) -> None:
         self.blocks: dict[int, HeldBlock] = {}
         self.has_folds = False
+        self.row_batches: dict[int, RowBatch] = {}
         self._kept: KeptMatrices | None = None
         self.turns = threading.RLock()
 
@@ -84,8 +87,11 @@ class MatrixPool:
             self.blocks.pop(thread, None)
             self._look_for_folds()
 
-    def begin_pass(self, adapters: Iterable[str], may_fold: bool = True) -> None:
-        """The model is called: mix the matrices of some adapters, if this is within a block."""
+    def begin_pass(self, adapters: Iterable[str]) -> None:
+        """The model is called: mix the matrices of some adapters, if this is within a block.
+
+        Those of a batch with an adapter for each sample are mixed instead, if there is one.
+        """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of the last pass goes before the next is made. (Through it the parameters'
             # gradient nodes would live on, and with them the stream that was current then.)
@@ -93,14 +99,37 @@ class MatrixPool:
         block = self.blocks.get(_this_thread())
         if block is None:
             return
-        block.begin_pass([name for name in adapters if self._is_in_use(name)], may_fold)
+        batch = self.row_batch()
+        if batch is not None:
+            batch.begin_pass()
+            adapters = ()
+        block.begin_pass([name for name in adapters if self._is_in_use(name)])
         self._look_for_folds()
 
     def end_pass(self) -> None:
         """The call is over, well or not."""
-        block = self.blocks.get(_this_thread())
+        block, batch = self.blocks.get(_this_thread()), self.row_batch()
+        if batch is not None:
+            batch.end_pass()
         if block is not None:
             block.end_pass()
+
+    @contextmanager
+    def batch(self, rows: RowBatch) -> Iterator[None]:
+        """Around one call of the model whose samples have different adapters."""
+        thread = _this_thread()
+        before = self.row_batches.get(thread)
+        try:
+            self.row_batches[thread] = rows
+            yield
+        finally:
+            self.row_batches.pop(thread, None)
+            if before is not None:
+                self.row_batches[thread] = before
+
+    def row_batch(self) -> RowBatch | None:
+        """The batch with an adapter for each sample that runs now in this thread."""
+        return self.row_batches.get(_this_thread()) if self.row_batches else None
 
     def _is_in_use(self, adapter: str) -> bool:
         layers = self.layers.get(adapter)

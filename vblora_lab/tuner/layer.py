@@ -206,7 +206,6 @@ class Linear(VBLoRALayer):
 
         Args:
             x: (..., in_features).
-            adapter_names: (keyword) one adapter name, or "__base__", per sample of a mixed batch.
 
         Returns:
             (..., out_features) in the dtype of the base layer's output.
@@ -218,7 +217,6 @@ class Linear(VBLoRALayer):
             folded = self.pool.folded(self.name_in_pool)
             if folded is not None:
                 return F.linear(x, *folded)
-        adapter_names = kwargs.pop("adapter_names", None)
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
@@ -227,8 +225,10 @@ class Linear(VBLoRALayer):
             Conv1D,
         ):  # other kinds may have reasons of their own
             x = self.pool.cast_input(x, autocast)
-        if adapter_names is not None:
-            return self._forward_mixed_batch(x, adapter_names, *args, **kwargs)
+        batch = self.pool.row_batch()
+        if batch is not None:  # each sample has the update of its own adapter, or none
+            output = self.base_layer(x, *args, **kwargs)
+            return batch.add_updates(self.name_in_pool, output, x)
         if not args and not kwargs:
             output = self._forward_in_one_call(x, autocast)
             if output is not None:
@@ -240,17 +240,6 @@ class Linear(VBLoRALayer):
         if self._disable_adapters and self.merged:
             self.unmerge()
         return cast(Tensor, self.base_layer(x, *args, **kwargs))
-
-    def _forward_mixed_batch(
-        self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Each sample has the update of its own adapter, or none."""
-        output = self.base_layer(x, *args, **kwargs).clone()
-        for adapter in dict.fromkeys(adapter_names):
-            if adapter in self.topk:
-                rows = [i for i, name in enumerate(adapter_names) if name == adapter]
-                output[rows] = self._add_update(output[rows], x[rows], adapter).to(output.dtype)
-        return cast(Tensor, output)
 
     def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
         """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""

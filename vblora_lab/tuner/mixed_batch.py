@@ -1,47 +1,154 @@
-"""A batch whose samples are for different adapters: `model(**inputs, adapter_names=[...])`."""
+"""A batch whose samples are for different adapters: `model(**inputs, adapter_names=[...])`.
+
+The adapters are those of the model, and those that its `live` adapters hold or can load. Here they
+are looked up and grouped; `speed.rows` says how they are mixed and applied.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError
+from vblora_lab.speed.blocks import Place
+from vblora_lab.speed.mixing import sub_vectors
+from vblora_lab.speed.pool import MatrixPool
+from vblora_lab.speed.rows import RowBatch, RowGroup, RowLayer
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
+from vblora_lab.tuner.wrapped import adapter_dtype, device_of
 
 
-def check_mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> None:
-    """Raise `ConfigError` in training mode, while merged, or for an adapter that isn't there."""
+class LiveAdapters(Protocol):
+    """Adapters that aren't in the model's modules, see `serving.live`."""
+
+    def __contains__(self, name: object) -> bool: ...
+    def held(self, names: Sequence[str]) -> AbstractContextManager[Sequence[RowGroup]]: ...
+    def layers(self) -> Mapping[str, VBLoRALayer]: ...
+
+
+class GroupInModel:
+    """Adapters of a model that share a bank, a rank, topk and the names of their layers.
+
+    Args:
+        names: of the adapters.
+        layers: those that carry them, by name.
+    """
+
+    def __init__(self, names: Sequence[str], layers: Mapping[str, VBLoRALayer]) -> None:
+        self.names, self.layers = names, layers
+
+    def places(self) -> list[Place]:
+        """Where the logits and the bank are kept."""
+        layers = list(self.layers.values())
+        banks: list[Place] = [(layers[0].vblora_vector_bank._parameters, self.names[0])]
+        logits = [side for layer in layers for side in (layer.vblora_logits_A, layer.vblora_logits_B)]
+        return banks + [(side._parameters, name) for name in self.names for side in logits]
+
+    def mix(self, layers: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(adapters, r, columns): for each of these layers its columns of A, then of B_T."""
+        first, name = self.layers[layers[0]], self.names[0]
+        logits = [
+            (layer.vblora_logits_A._parameters[name], layer.vblora_logits_B._parameters[name])
+            for name in self.names
+            for layer in (self.layers[each] for each in layers)
+        ]
+        pairs = cast(list[tuple[Tensor, Tensor]], logits)
+        mixed = sub_vectors(pairs, first.bank(name), first.topk[name], dtype)
+        return mixed.view(len(mixed), len(self.names), -1).transpose(0, 1).to(device)
+
+
+@contextmanager
+def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> Iterator[None]:
+    """Within, each sample of the model's input has its own adapter.
+
+    Args:
+        tuner: a `VBLoRAModel`.
+        adapter_names: one adapter, or "__base__", per sample.
+
+    Raises:
+        ConfigError: in training mode, while merged, or for an adapter that isn't there.
+    """
+    adapter_names = list(adapter_names)
+    live = cast(LiveAdapters | None, tuner.live)
+    _check(tuner, adapter_names, live)
+    pool = cast(MatrixPool, tuner.pool)
+    wanted = dict.fromkeys(name for name in adapter_names if name != NO_ADAPTER)
+    in_model = [name for name in wanted if name in tuner.peft_config]
+    elsewhere = [name for name in wanted if name not in tuner.peft_config]
+    layers: dict[str, VBLoRALayer] = {}
+    for name in in_model:
+        layers |= cast(Mapping[str, VBLoRALayer], pool.layers[name])
+    with live.held(elsewhere) if live and elsewhere else nullcontext(()) as groups:
+        layers |= live.layers() if live and elsewhere else {}
+        rows = RowBatch(
+            adapter_names,
+            [*_groups(in_model, pool), *groups],
+            {name: _row_layer(layer) for name, layer in layers.items()},
+        )
+        with pool.batch(rows), _told_to_copies(tuner, adapter_names, pool):
+            yield
+
+
+def _check(
+    tuner: BaseTuner, adapter_names: Sequence[str], live: LiveAdapters | None
+) -> None:
     if tuner.training:
         raise ConfigError("adapter_names: a mixed batch is for inference; call model.eval().")
     if any(layer.merged for layer in tuner.modules() if isinstance(layer, VBLoRALayer)):
         raise ConfigError("adapter_names: adapters are merged; call unmerge_adapter() first.")
-    unknown = sorted(set(adapter_names) - {NO_ADAPTER, *tuner.peft_config})
-    if unknown:
+    others = set(adapter_names) - {NO_ADAPTER, *tuner.peft_config}
+    unknown = sorted(name for name in others if live is None or name not in live)
+    if unknown or not adapter_names:
+        there = ", ".join(map(repr, tuner.peft_config))
+        also = "" if live is None else ", those that are live or in their source,"
         raise ConfigError(
             f"adapter_names: no adapter is called {', '.join(map(repr, unknown))}; there are "
-            f"{', '.join(map(repr, tuner.peft_config))}, and {NO_ADAPTER!r} for none."
+            f"{there}{also} and {NO_ADAPTER!r} for none."
+            if unknown
+            else f"adapter_names=[]: must name an adapter, or {NO_ADAPTER!r}, for each sample."
         )
 
 
-@contextmanager
-def adapter_per_row(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Within, every layer knows which adapter each row of its input is for.
+def _groups(names: Sequence[str], pool: MatrixPool) -> list[GroupInModel]:
+    """Adapters of the model, as few groups as one admixture each can serve."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name in names:
+        layers = cast(Mapping[str, VBLoRALayer], pool.layers[name])
+        first = next(iter(layers.values()))
+        logits = first.vblora_logits_A[name]
+        kind = (id(first.vblora_vector_bank[name]), first.r[name], first.topk[name], logits.dtype)
+        alike.setdefault((*kind, *layers), []).append(name)
+    return [
+        GroupInModel(group, cast(Mapping[str, VBLoRALayer], pool.layers[group[0]]))
+        for group in alike.values()
+    ]
 
-    Args:
-        model: has the adapted layers.
-        adapter_names: one adapter, or "__base__", per sample.
-    """
-    hook = partial(_tell_layer, list(adapter_names))
+
+def _row_layer(layer: VBLoRALayer) -> RowLayer:
+    # A half-precision model has its updates added in half precision, as when they are folded into
+    # its weights, since products in float32 would take a multiple of the time.
+    dtype = adapter_dtype(layer.base_weight().dtype, autocast_adapter_dtype=False)
+    device = device_of(layer.get_base_layer())
+    return RowLayer(layer.in_features, layer.out_features, device, dtype)
+
+
+@contextmanager
+def _told_to_copies(
+    model: nn.Module, adapter_names: Sequence[str], pool: MatrixPool
+) -> Iterator[None]:
+    """Within, copies of modules_to_save know which adapter each row of their input is for."""
+    hook = partial(_tell, adapter_names, pool, pool.row_batch())
     handles = [
         module.register_forward_pre_hook(hook, with_kwargs=True)
         for module in model.modules()
-        if isinstance(module, (VBLoRALayer, AuxiliaryTrainingWrapper))
+        if isinstance(module, AuxiliaryTrainingWrapper)
     ]
     try:
         yield
@@ -50,14 +157,18 @@ def adapter_per_row(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[
             handle.remove()
 
 
-def _tell_layer(
-    names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _tell(
+    names: Sequence[str],
+    pool: MatrixPool,
+    batch: RowBatch,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if pool.row_batch() is not batch:  # another thread's call
+        return None
     rows = args[0].shape[0]
-    if rows % len(names):
-        raise ConfigError(f"adapter_names: {len(names)} names for a batch of {rows} samples.")
-    # Beam search repeats each sample, and some models flatten (batch, length) into rows: either
-    # way the rows of one sample stay together.
+    batch.check_rows(rows)
     repeated = [name for name in names for _ in range(rows // len(names))]
     if isinstance(module, ModulesToSaveWrapper):  # of which each adapter may have a copy or none
         repeated = [n if n in module.modules_to_save else NO_ADAPTER for n in repeated]

@@ -34,7 +34,7 @@ from vblora_lab.tuner.injection import (
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
-from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
+from vblora_lab.tuner.mixed_batch import LiveAdapters, mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.sharded import gathered, mixes_by_layer
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
@@ -56,6 +56,8 @@ class VBLoRAModel(BaseTuner):
     Attributes:
         vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
             holds this same dictionary.
+        live: adapters that a mixed batch may name beside those that PEFT holds, if there are any
+            (see `serving.live`).
 
     Raises:
         ConfigError, TargetError: before anything is changed.
@@ -96,9 +98,8 @@ class VBLoRAModel(BaseTuner):
             return super().forward(*args, **kwargs)
 
     def _begin_pass(self, *_: Any) -> None:
-        several = self._adapters_of_batch  # one per sample: each layer adds them up by itself
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
-            self.pool.begin_pass(several or self.active_adapters, may_fold=not several)
+            self.pool.begin_pass(self.active_adapters)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.end_pass()
@@ -108,7 +109,7 @@ class VBLoRAModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.pool = MatrixPool()
         self.vblora_vector_bank = VectorBanks(self.pool)
-        self._adapters_of_batch: list[str] = []
+        self.live: LiveAdapters | None = None
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
         """Draw the bank of an adapter anew, uniform in [-bound, bound], on the CPU in float32."""
@@ -314,13 +315,8 @@ class VBLoRAModel(BaseTuner):
             with self.pool.held():
                 yield
             return
-        check_mixed_batch(self, adapter_names)
-        self._adapters_of_batch = [name for name in self.peft_config if name in adapter_names]
-        try:
-            with adapter_per_row(self, adapter_names), self.pool.held():
-                yield
-        finally:
-            self._adapters_of_batch = []
+        with mixed_batch(self, adapter_names), self.pool.held():
+            yield
 
     # --- sizes
 

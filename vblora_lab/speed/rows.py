@@ -1,0 +1,222 @@
+"""A batch whose rows have different adapters, at the cost of its rows.
+
+A round per adapter would cost a mixed batch of 64 users 64 times the launches of one. Instead the
+matrices of all adapters in the batch are stacked, for all layers at once,
+
+    A      (n, r, in_features of all layers)      one (r, in_features) for each of n samples
+    B_T    (n, r, out_features of all layers)     the same of the transpose of B
+
+and each layer takes its columns and needs two batched products, whatever the number of adapters:
+
+    y[i] = W x[i] + b + (x[i] A[i]^T) B_T[i]
+
+Adapters that share a bank, a rank and their layers are a `RowGroup`, which mixes all of their
+sub-vectors in one admixture. Smaller ranks are filled up with rows of zeros, and a sample without
+an adapter has zeros alone: neither adds anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vblora_lab.errors import ConfigError
+from vblora_lab.speed.blocks import Place, State, spare_bytes
+from vblora_lab.speed.mixing import Matrices, autocast_dtype
+
+
+class RowLayer(NamedTuple):
+    """Of an adapted layer: its sizes, and where and in which dtype it adds an update."""
+
+    in_features: int
+    out_features: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+class RowGroup(Protocol):
+    """Some adapters that one admixture makes the matrices of.
+
+    Attributes:
+        names: of the adapters.
+        layers: names of the layers that all of them adapt.
+    """
+
+    names: Sequence[str]
+    layers: Mapping[str, object]
+
+    def mix(self, layers: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(adapters, r, columns): for each of these layers its columns of A, then of B_T."""
+        ...
+
+    def places(self) -> list[Place]:
+        """Where the parameters are kept that `mix` reads; none if it reads what never changes."""
+        ...
+
+
+class _Stack(NamedTuple):
+    """Matrices side by side, (slots, r, columns), and which columns are whose."""
+
+    matrices: Tensor
+    columns: dict[str, tuple[int, int, int]]  # by layer: first of A, first of B_T, end of B_T
+    rows: Tensor | None  # the slot of each sample, (samples,); None if they are in order
+
+    def of(self, layer: str) -> Matrices:
+        start, middle, end = self.columns[layer]
+        A, B_T = self.matrices[..., start:middle], self.matrices[..., middle:end]
+        if self.rows is None:
+            return Matrices(A, B_T)
+        return Matrices(A.index_select(0, self.rows), B_T.index_select(0, self.rows))
+
+
+class RowBatch:
+    """The samples of one call and their matrices. Used by one thread.
+
+    Args:
+        names: the adapter of each sample.
+        groups: of all adapters that are named; a name in none of them has no update.
+        layers: of the model, by name.
+
+    Attributes:
+        samples: how many there are. The rows that a layer sees may be more: beam search repeats
+            each sample, and some models flatten (batch, length). Those of one stay together.
+    """
+
+    def __init__(
+        self, names: Sequence[str], groups: Sequence[RowGroup], layers: Mapping[str, RowLayer]
+    ) -> None:
+        self.samples = len(names)
+        # Neighbours of one adapter count as one sample of more rows, if all runs have a length
+        # in common: a batch for one adapter is one product, not a batch of them.
+        runs = [len(list(run)) for _, run in groupby(names)]
+        self._names = list(names)[:: math.gcd(*runs)]
+        self._groups, self._layers = groups, layers
+        self._adapted = set().union(*(group.layers for group in groups))
+        self._stacks: dict[str, _Stack] = {}  # by layer
+        self._state: State | None = None
+        self._in_pass = False
+
+    def begin_pass(self) -> None:
+        """The model is called: mix for all its layers, unless what was mixed before still holds."""
+        self._in_pass = True
+        autocast = self._autocast()
+        if torch.is_grad_enabled():
+            self._state = None
+        elif self._state is not None and self._state.holds(autocast):
+            return
+        else:
+            places = [place for group in self._groups for place in group.places()]
+            self._state = State(places, autocast)
+        self._stacks = self._mixed([name for name in self._layers if name in self._adapted])
+
+    def end_pass(self) -> None:
+        self._in_pass = False
+
+    def add_updates(self, layer: str, output: Tensor, x: Tensor) -> Tensor:
+        """The output of a base layer, and to each row the update of its sample's adapter.
+
+        Args:
+            layer: its name.
+            output: (rows, ..., out_features); rows are a multiple of the samples.
+            x: (rows, ..., in_features), the input of the layer.
+
+        Raises:
+            ConfigError: rows aren't a multiple of the samples.
+        """
+        self.check_rows(x.shape[0])
+        if layer not in self._adapted:
+            return output
+        # A layer that is called outside of a pass of the whole model (an encoder that `generate`
+        # calls first) mixes for itself.
+        stacks = self._stacks if self._in_pass else self._mixed([layer])
+        return add_by_row(output, x, *stacks[layer].of(layer))
+
+    def check_rows(self, rows: int) -> None:
+        """Raise `ConfigError` unless rows are a multiple of the samples."""
+        if rows % self.samples:
+            raise ConfigError(
+                f"adapter_names: {self.samples} names for a batch of {rows} samples."
+            )
+
+    def _autocast(self) -> list[object]:
+        devices = {layer.device for layer in self._layers.values()}
+        return [(device, autocast_dtype(device)) for device in devices]
+
+    def _mixed(self, names: Sequence[str]) -> dict[str, _Stack]:
+        """Stacks for these layers: one for each device and dtype, found by the layers' names."""
+        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name in names:
+            layer = self._layers[name]
+            dtype = autocast_dtype(layer.device) or layer.dtype
+            kinds.setdefault((layer.device, dtype), []).append(name)
+        stacks: dict[str, _Stack] = {}
+        for (device, dtype), of_kind in kinds.items():
+            stacks |= dict.fromkeys(of_kind, self._stack(of_kind, device, dtype))
+        return stacks
+
+    def _stack(self, names: Sequence[str], device: torch.device, dtype: torch.dtype) -> _Stack:
+        columns = self._columns(names)
+        parts = [(g, [n for n in names if n in g.layers]) for g in self._groups]
+        mixed = [(g, ours, g.mix(ours, device, dtype)) for g, ours in parts if ours]
+        slots = {name: i for i, name in enumerate(n for g, _, _ in mixed for n in g.names)}
+        zeros = len(slots)  # a slot for samples without an update, if there are any
+        rows = [slots.get(name, zeros) for name in self._names]
+        if len(mixed) == 1 and len(mixed[0][1]) == len(names) and zeros not in rows:
+            return self._in_rows(_Stack(mixed[0][2], columns, None), rows, device)
+        width = columns[names[-1]][2]
+        r = max(part.shape[1] for _, _, part in mixed)
+        whole = torch.zeros(zeros + (zeros in rows), r, width, dtype=dtype, device=device)
+        for group, ours, part in mixed:
+            there = slice(slots[group.names[0]], slots[group.names[0]] + len(group.names))
+            start = 0
+            for name in ours:
+                first, _, end = columns[name]
+                of_layer = part[..., start : start + end - first]
+                whole[there, : part.shape[1], first:end] = of_layer
+                start += end - first
+        return self._in_rows(_Stack(whole, columns, None), rows, device)
+
+    def _columns(self, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        columns, start = {}, 0
+        for name in names:
+            middle = start + self._layers[name].in_features
+            columns[name] = (start, middle, middle + self._layers[name].out_features)
+            start = columns[name][2]
+        return columns
+
+    @staticmethod
+    def _in_rows(stack: _Stack, rows: list[int], device: torch.device) -> _Stack:
+        """One slot for each sample, if there is memory for it; else layers gather theirs."""
+        if rows == list(range(len(stack.matrices))):
+            return stack
+        index = torch.tensor(rows, device=device)
+        slot = stack.matrices[0].numel() * stack.matrices.itemsize
+        if len(rows) * slot > spare_bytes(device):
+            return stack._replace(rows=index)
+        return stack._replace(matrices=stack.matrices.index_select(0, index))
+
+
+def add_by_row(output: Tensor, x: Tensor, A: Tensor, B_T: Tensor) -> Tensor:
+    """output[i] + (x[i] A[i]^T) B_T[i], where rows i of one sample stay together.
+
+    Args:
+        output: (rows, ..., out_features).
+        x: (rows, ..., in_features).
+        A: (samples, r, in_features), in the dtype to compute in; rows are a multiple of samples.
+        B_T: (samples, r, out_features).
+
+    Returns:
+        The sum, in the shape and the dtype of the output.
+    """
+    samples = len(A)
+    of_sample = x.reshape(samples, -1, x.shape[-1]).to(A.dtype)
+    sums = output.reshape(samples, -1, output.shape[-1])
+    Ax = torch.bmm(of_sample, A.transpose(1, 2))
+    if sums.dtype == Ax.dtype:  # one call instead of a product and a sum
+        return torch.baddbmm(sums, Ax, B_T).view(output.shape)
+    return (sums + torch.bmm(Ax, B_T)).to(output.dtype).view(output.shape)
