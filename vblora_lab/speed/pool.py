@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
-from vblora_lab.speed.rows import RowBatch
+from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
 
 class MatrixPool:
@@ -41,6 +41,7 @@ class MatrixPool:
         blocks: those that are entered now, by thread.
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
         row_batches: batches with an adapter for each sample that run now, by thread.
+        live: adapters that such a batch may name beside those of the layers, see `serving.live`.
         turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
@@ -52,6 +53,7 @@ class MatrixPool:
         self.blocks: dict[int, HeldBlock] = {}
         self.has_folds = False
         self.row_batches: dict[int, RowBatch] = {}
+        self.live: LiveAdapters | None = None
         self._kept: KeptMatrices | None = None
         self.turns = threading.RLock()
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
@@ -59,6 +60,13 @@ class RowGroup(Protocol):
         ...
 
 
+class LiveAdapters(Protocol):
+    """Adapters that no layer holds, see `serving.live`."""
+
+    def __contains__(self, name: object) -> bool: ...
+    def held(self, names: Sequence[str]) -> AbstractContextManager[Sequence[RowGroup]]: ...
+
+
 class _Stack(NamedTuple):
     """Matrices side by side, (slots, r, columns), and which columns are whose."""
 
@@ -78,8 +86,8 @@ class RowBatch:
     """The samples of one call and their matrices. Used by one thread.
 
     Args:
-        names: the adapter of each sample.
-        groups: of all adapters that are named; a name in none of them has no update.
+        names: the adapter of each sample, or None.
+        groups: of all adapters that are named.
         layers: of the model, by name.
 
     Attributes:
@@ -88,8 +96,14 @@ class RowBatch:
     """
 
     def __init__(
-        self, names: Sequence[str], groups: Sequence[RowGroup], layers: Mapping[str, RowLayer]
+        self,
+        names: Sequence[str | None],
+        groups: Sequence[RowGroup],
+        layers: Mapping[str, RowLayer],
     ) -> None:
+        missing = set(names) - {None}.union(*(group.names for group in groups))
+        if missing:
+            raise ConfigError(f"adapter_names: {sorted(map(repr, missing))} are in no group.")
         self.samples = len(names)
         # Neighbours of one adapter count as one sample of more rows, if all runs have a length
         # in common: a batch for one adapter is one product, not a batch of them.
@@ -139,9 +153,7 @@ class RowBatch:
     def check_rows(self, rows: int) -> None:
         """Raise `ConfigError` unless rows are a multiple of the samples."""
         if rows % self.samples:
-            raise ConfigError(
-                f"adapter_names: {self.samples} names for a batch of {rows} samples."
-            )
+            raise ConfigError(f"adapter_names: {self.samples} names for a batch of {rows} samples.")
 
     def _autocast(self) -> list[object]:
         devices = {layer.device for layer in self._layers.values()}

@@ -1,15 +1,15 @@
 """A batch whose samples are for different adapters: `model(**inputs, adapter_names=[...])`.
 
-The adapters are those of the model, and those that its `live` adapters hold or can load. Here they
+The adapters are those of the model, and those that are live on it (see `serving.live`). Here they
 are looked up and grouped; `speed.rows` says how they are mixed and applied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -20,17 +20,10 @@ from vblora_lab.errors import ConfigError
 from vblora_lab.speed.blocks import Place
 from vblora_lab.speed.mixing import sub_vectors
 from vblora_lab.speed.pool import MatrixPool
-from vblora_lab.speed.rows import RowBatch, RowGroup, RowLayer
+from vblora_lab.speed.rows import LiveAdapters, RowBatch, RowLayer
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
+from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.wrapped import adapter_dtype, device_of
-
-
-class LiveAdapters(Protocol):
-    """Adapters that aren't in the model's modules, see `serving.live`."""
-
-    def __contains__(self, name: object) -> bool: ...
-    def held(self, names: Sequence[str]) -> AbstractContextManager[Sequence[RowGroup]]: ...
-    def layers(self) -> Mapping[str, VBLoRALayer]: ...
 
 
 class GroupInModel:
@@ -48,7 +41,9 @@ class GroupInModel:
         """Where the logits and the bank are kept."""
         layers = list(self.layers.values())
         banks: list[Place] = [(layers[0].vblora_vector_bank._parameters, self.names[0])]
-        logits = [side for layer in layers for side in (layer.vblora_logits_A, layer.vblora_logits_B)]
+        logits = [
+            side for layer in layers for side in (layer.vblora_logits_A, layer.vblora_logits_B)
+        ]
         return banks + [(side._parameters, name) for name in self.names for side in logits]
 
     def mix(self, layers: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -75,44 +70,43 @@ def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> Iterator[None
     Raises:
         ConfigError: in training mode, while merged, or for an adapter that isn't there.
     """
-    adapter_names = list(adapter_names)
-    live = cast(LiveAdapters | None, tuner.live)
-    _check(tuner, adapter_names, live)
-    pool = cast(MatrixPool, tuner.pool)
+    pool, modules = cast(MatrixPool, tuner.pool), own_modules(tuner.model)
+    layers = {name: m for name, m in modules.items() if isinstance(m, VBLoRALayer)}
+    _check(tuner, adapter_names, layers, pool.live)
     wanted = dict.fromkeys(name for name in adapter_names if name != NO_ADAPTER)
     in_model = [name for name in wanted if name in tuner.peft_config]
-    elsewhere = [name for name in wanted if name not in tuner.peft_config]
-    layers: dict[str, VBLoRALayer] = {}
-    for name in in_model:
-        layers |= cast(Mapping[str, VBLoRALayer], pool.layers[name])
-    with live.held(elsewhere) if live and elsewhere else nullcontext(()) as groups:
-        layers |= live.layers() if live and elsewhere else {}
-        rows = RowBatch(
-            adapter_names,
-            [*_groups(in_model, pool), *groups],
-            {name: _row_layer(layer) for name, layer in layers.items()},
-        )
-        with pool.batch(rows), _told_to_copies(tuner, adapter_names, pool):
+    live = [name for name in wanted if name not in tuner.peft_config]
+    held = nullcontext(()) if pool.live is None or not live else pool.live.held(live)
+    with held as live_groups:
+        groups = [*_groups(in_model, pool), *live_groups]
+        sizes = {name: _row_layer(layer) for name, layer in layers.items()}
+        copies = [m for m in modules.values() if isinstance(m, AuxiliaryTrainingWrapper)]
+        of_rows = [None if name == NO_ADAPTER else name for name in adapter_names]
+        with pool.batch(RowBatch(of_rows, groups, sizes)), _told(copies, adapter_names, pool):
             yield
 
 
 def _check(
-    tuner: BaseTuner, adapter_names: Sequence[str], live: LiveAdapters | None
+    tuner: BaseTuner,
+    adapter_names: Sequence[str],
+    layers: Mapping[str, VBLoRALayer],
+    live: LiveAdapters | None,
 ) -> None:
     if tuner.training:
         raise ConfigError("adapter_names: a mixed batch is for inference; call model.eval().")
-    if any(layer.merged for layer in tuner.modules() if isinstance(layer, VBLoRALayer)):
+    if any(layer.merged for layer in layers.values()):
         raise ConfigError("adapter_names: adapters are merged; call unmerge_adapter() first.")
+    if not adapter_names:
+        raise ConfigError(
+            f"adapter_names=[]: must name an adapter, or {NO_ADAPTER!r}, for each sample."
+        )
     others = set(adapter_names) - {NO_ADAPTER, *tuner.peft_config}
     unknown = sorted(name for name in others if live is None or name not in live)
-    if unknown or not adapter_names:
-        there = ", ".join(map(repr, tuner.peft_config))
+    if unknown:
         also = "" if live is None else ", those that are live or in their source,"
         raise ConfigError(
             f"adapter_names: no adapter is called {', '.join(map(repr, unknown))}; there are "
-            f"{there}{also} and {NO_ADAPTER!r} for none."
-            if unknown
-            else f"adapter_names=[]: must name an adapter, or {NO_ADAPTER!r}, for each sample."
+            f"{', '.join(map(repr, tuner.peft_config))}{also} and {NO_ADAPTER!r} for none."
         )
 
 
@@ -140,16 +134,12 @@ def _row_layer(layer: VBLoRALayer) -> RowLayer:
 
 
 @contextmanager
-def _told_to_copies(
-    model: nn.Module, adapter_names: Sequence[str], pool: MatrixPool
+def _told(
+    copies: Sequence[nn.Module], adapter_names: Sequence[str], pool: MatrixPool
 ) -> Iterator[None]:
     """Within, copies of modules_to_save know which adapter each row of their input is for."""
     hook = partial(_tell, adapter_names, pool, pool.row_batch())
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True)
-        for module in model.modules()
-        if isinstance(module, AuxiliaryTrainingWrapper)
-    ]
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in copies]
     try:
         yield
     finally:

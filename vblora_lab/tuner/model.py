@@ -34,7 +34,7 @@ from vblora_lab.tuner.injection import (
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
-from vblora_lab.tuner.mixed_batch import LiveAdapters, mixed_batch
+from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.sharded import gathered, mixes_by_layer
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
@@ -56,8 +56,6 @@ class VBLoRAModel(BaseTuner):
     Attributes:
         vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
             holds this same dictionary.
-        live: adapters that a mixed batch may name beside those that PEFT holds, if there are any
-            (see `serving.live`).
 
     Raises:
         ConfigError, TargetError: before anything is changed.
@@ -109,7 +107,6 @@ class VBLoRAModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.pool = MatrixPool()
         self.vblora_vector_bank = VectorBanks(self.pool)
-        self.live: LiveAdapters | None = None
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
         """Draw the bank of an adapter anew, uniform in [-bound, bound], on the CPU in float32."""
