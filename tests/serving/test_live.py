@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-
 import pytest
 import torch
 
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, scramble
-from vblora_lab.errors import CheckpointError, ConfigError, TargetError
+from vblora_lab.errors import ConfigError
 from vblora_lab.serving.live import LiveAdapters
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -32,9 +29,7 @@ KINDS = [
 def with_users() -> tuple[lab.PeftModel, dict]:
     """A model that holds each user's adapter as PEFT does, and what a store would have of them."""
     model = OPT.ours()
-    configs = {
-        f"user-{i}": VBLoRAConfig(**{**OPT.config, **kind}) for i, kind in enumerate(KINDS)
-    }
+    configs = {f"user-{i}": VBLoRAConfig(**{**OPT.config, **kind}) for i, kind in enumerate(KINDS)}
     for name, config in configs.items():
         model.add_adapter(name, config)
     scramble(model)

@@ -281,8 +281,9 @@ class LiveAdapters:
         if formats.BANK_KEY not in tensors:
             raise CheckpointError(f"{where}: its bank ({formats.BANK_KEY}) is missing.")
         sizes = self._features_of(config)
-        formats.check_tensors(tensors, config, sizes, {}, (), where)
-        return choices_of(tensors, config, sizes, self._bank(tensors[formats.BANK_KEY]))
+        formats.check_shapes(tensors, config, sizes, {}, (), where)
+        bank = self._bank(tensors[formats.BANK_KEY], f"{where}: {formats.BANK_KEY}")
+        return choices_of(tensors, config, sizes, bank, where)
 
     def _features_of(self, config: VBLoRAConfig) -> dict[str, tuple[int, int]]:
         """Of the layers that a config adapts; searched for once for all configs that adapt them."""
@@ -300,12 +301,13 @@ class LiveAdapters:
             found = self._features[key] = features(targets)
         return found
 
-    def _bank(self, numbers: Tensor) -> Tensor:
+    def _bank(self, numbers: Tensor, where: str) -> Tensor:
         """The bank on the model's device, one for all adapters that have it."""
         key = fingerprint(numbers)
         with self._lock:
             bank = self._banks.get(key)
             if bank is None:
+                formats.check_numbers(numbers, where, are_logits=False)
                 first = next(iter(self._layers.values()))
                 dtype = torch.promote_types(numbers.dtype, torch.float32)
                 bank = numbers.detach().to(first.base_weight().device, dtype, copy=True)

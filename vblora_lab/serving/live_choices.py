@@ -57,37 +57,45 @@ def choices_of(
     config: VBLoRAConfig,
     layers: Mapping[str, tuple[int, int]],
     bank: Tensor,
+    where: str,
 ) -> Choices:
-    """Lay the choices of a stored adapter side by side.
+    """Lay the choices of a stored adapter side by side, and look at their numbers.
 
     Args:
-        tensors: of its file, in either format, known to fit (see `formats.check_tensors`).
+        tensors: of its file, in either format, of the right shapes (see `formats.check_shapes`).
         config: of the adapter.
         layers: (in_features, out_features) of those that it adapts, by name.
         bank: (num_vectors, vector_length), where the choices are to be.
+        where: names the adapter in a message.
+
+    Raises:
+        CheckpointError: numbers that no training gives.
     """
-    only_topk = formats.is_topk_format(tensors)
-    parts = {ending: _side_by_side(tensors, layers, ending) for ending in _endings(only_topk)}
-    if only_topk:
-        indices, first = parts[formats.INDICES], parts[formats.WEIGHTS].float()
+    if formats.is_topk_format(tensors):
+        indices = _side_by_side(tensors, layers, formats.INDICES, where)
+        first = _side_by_side(tensors, layers, formats.WEIGHTS, where)
+        formats.check_choice(indices, first, config.num_vectors, where)
+        first = first.float()
         last = (1 - first.sum(-1, keepdim=True)).clamp_min(0)  # rounding can leave less than 0
         weights = torch.cat([first, last], dim=-1)
     else:
-        indices, weights = choose(parts[""].float(), config.topk)
+        logits = _side_by_side(tensors, layers, "", where)
+        formats.check_numbers(logits, where, are_logits=True)
+        indices, weights = choose(logits.float(), config.topk)
     small = indices.to(formats.index_dtype(config.num_vectors))
     return Choices(small.to(bank.device), weights.to(bank.device), bank, layers)
 
 
-def _endings(only_topk: bool) -> Sequence[str]:
-    return (formats.INDICES, formats.WEIGHTS) if only_topk else ("",)
-
-
-def _side_by_side(tensors: Mapping[str, Tensor], layers: Mapping[str, object], end: str) -> Tensor:
+def _side_by_side(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, object], ending: str, where: str
+) -> Tensor:
     """(r, tiles of all layers, ...) of tensors whose keys have this ending."""
     parts = []
     for name in layers:
-        A, B = (tensors[f"{formats.LAYER_PREFIX}{name}.{each}{end}"] for each in formats.LOGITS)
-        parts += [A, B.transpose(0, 1)]
+        keys = [f"{formats.LAYER_PREFIX}{name}.{each}{ending}" for each in formats.LOGITS]
+        for key in keys if ending != formats.INDICES else ():
+            formats.check_dtype(tensors[key], f"{where}: {key}")
+        parts += [tensors[keys[0]], tensors[keys[1]].transpose(0, 1)]
     return torch.cat(parts, dim=1)
 
 
