@@ -151,7 +151,7 @@ def main() -> None:
             }
             for name, (way, index) in ways.items():
 
-                def call(way=way, index=index, outputs=outputs, pairs=pairs):
+                def call(way=way, index=index, x=x, outputs=outputs, pairs=pairs):
                     for output, (A, B_T) in zip(outputs, pairs, strict=True):
                         way(output, x, A, B_T, index)
 
