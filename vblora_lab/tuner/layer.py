@@ -30,6 +30,7 @@ from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.of_one import ByAdapter, the_one
 from vblora_lab.tuner.wrapped import WrappedLinear, device_of
 
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
@@ -45,10 +46,10 @@ class VBLoRALayer(WrappedLinear):
         super().__init__(base_layer)
         self.r: dict[str, int] = {}
         self.topk: dict[str, int] = {}
-        self.vblora_dropout = nn.ModuleDict()
+        self.vblora_dropout = nn.ModuleDict()  # of adapters that have one
         self.dropout_p: dict[str, float] = {}
-        self.vblora_logits_A = nn.ParameterDict()
-        self.vblora_logits_B = nn.ParameterDict()
+        self.vblora_logits_A = ByAdapter()
+        self.vblora_logits_B = ByAdapter()
         # False once logits were loaded that only know their top k (see _load_from_state_dict).
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
@@ -134,8 +135,8 @@ class VBLoRALayer(WrappedLinear):
         self.r[adapter_name] = r
         self.topk[adapter_name] = config.topk
         self.dropout_p[adapter_name] = p = config.vblora_dropout
-        dropout = nn.Dropout(p) if p > 0 else nn.Identity()
-        self.vblora_dropout[adapter_name] = dropout.train(self.training)
+        if p > 0:
+            self.vblora_dropout[adapter_name] = nn.Dropout(p).train(self.training)
         self.vblora_logits_A[adapter_name] = nn.Parameter(logits_A)
         self.vblora_logits_B[adapter_name] = nn.Parameter(logits_B)
         self.logits_are_complete[adapter_name] = True
@@ -145,8 +146,14 @@ class VBLoRALayer(WrappedLinear):
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters: theirs are trained from now on, except for a bank that is shared."""
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self.vblora_vector_bank.keep_frozen()
+        new = the_one()
+        if new is None:
+            super().set_adapter(adapter_names, inference_mode=inference_mode)
+            self.vblora_vector_bank.keep_frozen()
+        else:  # while one is added, the others stay as they are
+            names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+            self.set_requires_grad(new, new in names and not inference_mode)
+            self._active_adapter = names
         self.pool.unfold()
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -158,8 +165,13 @@ class VBLoRALayer(WrappedLinear):
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
     ) -> None:
         """Train or freeze adapters, except for a bank that is shared, which stays frozen."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        self.vblora_vector_bank.keep_frozen()
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for each in self.adapter_layer_names:  # not by a look at each adapter, as PEFT does
+            held = getattr(self, each)
+            for name in names:
+                if name in held:
+                    held[name].requires_grad_(requires_grad)
+        self.vblora_vector_bank.keep_frozen(names)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -267,7 +279,8 @@ class Linear(VBLoRALayer):
         A, B_T = self._matrices(adapter, autocast)
         if autocast is None:  # else it casts x itself
             x = self._cast_input_dtype(x, A.dtype)
-        Ax = F.linear(self.vblora_dropout[adapter](x), A)
+        dropped = self.vblora_dropout[adapter](x) if self.dropout_p[adapter] > 0 else x
+        Ax = F.linear(dropped, A)
         if output.dtype != Ax.dtype:
             return output + Ax @ B_T
         # One call instead of a product and a sum. It takes matrices: one row per token.

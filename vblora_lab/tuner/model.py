@@ -36,6 +36,7 @@ from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
 from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
+from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.sharded import gathered, mixes_by_layer
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
@@ -175,7 +176,8 @@ class VBLoRAModel(BaseTuner):
         config = self.peft_config.get(adapter_name)
         bias = "none" if config is None else cast(VBLoRAConfig, config).bias
         biases = trained_biases(self.model, adapter_name, bias)
-        super().delete_adapter(adapter_name)
+        with of_one(adapter_name) if not was_active else nullcontext():
+            super().delete_adapter(adapter_name)
         self.pool.drop(adapter_name)
         for parameter in biases:
             parameter.requires_grad_(False)
