@@ -21,14 +21,14 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.speed.blocks import Place, State, spare_bytes
-from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.mixing import autocast_dtype
 
 
 class RowLayer(NamedTuple):
@@ -41,15 +41,17 @@ class RowLayer(NamedTuple):
 
 
 class RowGroup(Protocol):
-    """Some adapters that one admixture makes the matrices of.
+    """Some adapters that one admixture makes the matrices of."""
 
-    Attributes:
-        names: of the adapters.
-        layers: names of the layers that all of them adapt.
-    """
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the adapters."""
+        ...
 
-    names: Sequence[str]
-    layers: Mapping[str, object]
+    @property
+    def layers(self) -> Mapping[str, object]:
+        """The layers that all of them adapt, by name."""
+        ...
 
     def mix(self, layers: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
         """(adapters, r, columns): for each of these layers its columns of A, then of B_T."""
@@ -67,19 +69,12 @@ class LiveAdapters(Protocol):
     def held(self, names: Sequence[str]) -> AbstractContextManager[Sequence[RowGroup]]: ...
 
 
-class _Stack(NamedTuple):
-    """Matrices side by side, (slots, r, columns), and which columns are whose."""
+class _Rows(NamedTuple):
+    """The matrices of one layer: columns of those of all layers, without a copy."""
 
-    matrices: Tensor
-    columns: dict[str, tuple[int, int, int]]  # by layer: first of A, first of B_T, end of B_T
-    rows: Tensor | None  # the slot of each sample, (samples,); None if they are in order
-
-    def of(self, layer: str) -> Matrices:
-        start, middle, end = self.columns[layer]
-        A, B_T = self.matrices[..., start:middle], self.matrices[..., middle:end]
-        if self.rows is None:
-            return Matrices(A, B_T)
-        return Matrices(A.index_select(0, self.rows), B_T.index_select(0, self.rows))
+    A: Tensor  # (slots, r, in_features)
+    B_T: Tensor  # (slots, r, out_features)
+    slots: Tensor | None  # of each sample, (samples,); None if they are in order
 
 
 class RowBatch:
@@ -111,7 +106,7 @@ class RowBatch:
         self._names = list(names)[:: math.gcd(*runs)]
         self._groups, self._layers = groups, layers
         self._adapted = set().union(*(group.layers for group in groups))
-        self._stacks: dict[str, _Stack] = {}  # by layer
+        self._rows: dict[str, _Rows] = {}  # by layer
         self._state: State | None = None
         self._in_pass = False
 
@@ -126,7 +121,7 @@ class RowBatch:
         else:
             places = [place for group in self._groups for place in group.places()]
             self._state = State(places, autocast)
-        self._stacks = self._mixed([name for name in self._layers if name in self._adapted])
+        self._rows = self._mixed([name for name in self._layers if name in self._adapted])
 
     def end_pass(self) -> None:
         self._in_pass = False
@@ -147,8 +142,11 @@ class RowBatch:
             return output
         # A layer that is called outside of a pass of the whole model (an encoder that `generate`
         # calls first) mixes for itself.
-        stacks = self._stacks if self._in_pass else self._mixed([layer])
-        return add_by_row(output, x, *stacks[layer].of(layer))
+        rows = self._rows if self._in_pass else self._mixed([layer])
+        A, B_T, slots = rows[layer]
+        if slots is not None:
+            A, B_T = A.index_select(0, slots), B_T.index_select(0, slots)
+        return add_by_row(output, x, A, B_T)
 
     def check_rows(self, rows: int) -> None:
         """Raise `ConfigError` unless rows are a multiple of the samples."""
@@ -159,58 +157,73 @@ class RowBatch:
         devices = {layer.device for layer in self._layers.values()}
         return [(device, autocast_dtype(device)) for device in devices]
 
-    def _mixed(self, names: Sequence[str]) -> dict[str, _Stack]:
-        """Stacks for these layers: one for each device and dtype, found by the layers' names."""
+    def _mixed(self, names: Sequence[str]) -> dict[str, _Rows]:
+        """The matrices of these layers; what lies on one device in one dtype is mixed together."""
         kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         for name in names:
             layer = self._layers[name]
             dtype = autocast_dtype(layer.device) or layer.dtype
             kinds.setdefault((layer.device, dtype), []).append(name)
-        stacks: dict[str, _Stack] = {}
+        rows: dict[str, _Rows] = {}
         for (device, dtype), of_kind in kinds.items():
-            stacks |= dict.fromkeys(of_kind, self._stack(of_kind, device, dtype))
-        return stacks
+            rows |= self._cut(of_kind, *self._side_by_side(of_kind, device, dtype))
+        return rows
 
-    def _stack(self, names: Sequence[str], device: torch.device, dtype: torch.dtype) -> _Stack:
-        columns = self._columns(names)
-        parts = [(g, [n for n in names if n in g.layers]) for g in self._groups]
-        mixed = [(g, ours, g.mix(ours, device, dtype)) for g, ours in parts if ours]
-        slots = {name: i for i, name in enumerate(n for g, _, _ in mixed for n in g.names)}
+    def _side_by_side(
+        self, layers: Sequence[str], device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """The matrices of all adapters, (slots, r, columns of all layers), and samples' slots."""
+        mixed = []
+        for group in self._groups:
+            ours = [name for name in layers if name in group.layers]
+            mixed += [(group, ours, group.mix(ours, device, dtype))] if ours else []
+        slots = {name: i for i, name in enumerate(n for group, _, _ in mixed for n in group.names)}
         zeros = len(slots)  # a slot for samples without an update, if there are any
-        rows = [slots.get(name, zeros) for name in self._names]
-        if len(mixed) == 1 and len(mixed[0][1]) == len(names) and zeros not in rows:
-            return self._in_rows(_Stack(mixed[0][2], columns, None), rows, device)
-        width = columns[names[-1]][2]
-        r = max(part.shape[1] for _, _, part in mixed)
+        rows = [slots.get(cast(str, name), zeros) for name in self._names]
+        if len(mixed) == 1 and len(mixed[0][1]) == len(layers) and zeros not in rows:
+            return self._in_rows(mixed[0][2], rows)
+        columns = self._columns(layers)
+        r, width = max(m.shape[1] for _, _, m in mixed), columns[layers[-1]][1]
         whole = torch.zeros(zeros + (zeros in rows), r, width, dtype=dtype, device=device)
-        for group, ours, part in mixed:
-            there = slice(slots[group.names[0]], slots[group.names[0]] + len(group.names))
-            start = 0
-            for name in ours:
-                first, _, end = columns[name]
-                of_layer = part[..., start : start + end - first]
-                whole[there, : part.shape[1], first:end] = of_layer
-                start += end - first
-        return self._in_rows(_Stack(whole, columns, None), rows, device)
-
-    def _columns(self, names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-        columns, start = {}, 0
-        for name in names:
-            middle = start + self._layers[name].in_features
-            columns[name] = (start, middle, middle + self._layers[name].out_features)
-            start = columns[name][2]
-        return columns
+        for group, ours, matrices in mixed:
+            first = slots[group.names[0]]
+            of_group = whole[first : first + len(group.names), : matrices.shape[1]]
+            if len(ours) == len(layers):
+                of_group.copy_(matrices)
+                continue
+            widths = [end - start for start, end in map(columns.__getitem__, ours)]
+            for name, part in zip(ours, matrices.split(widths, dim=2), strict=True):
+                of_group[..., slice(*columns[name])] = part
+        return self._in_rows(whole, rows)
 
     @staticmethod
-    def _in_rows(stack: _Stack, rows: list[int], device: torch.device) -> _Stack:
+    def _in_rows(matrices: Tensor, rows: list[int]) -> tuple[Tensor, Tensor | None]:
         """One slot for each sample, if there is memory for it; else layers gather theirs."""
-        if rows == list(range(len(stack.matrices))):
-            return stack
-        index = torch.tensor(rows, device=device)
-        slot = stack.matrices[0].numel() * stack.matrices.itemsize
-        if len(rows) * slot > spare_bytes(device):
-            return stack._replace(rows=index)
-        return stack._replace(matrices=stack.matrices.index_select(0, index))
+        if rows == list(range(len(matrices))):
+            return matrices, None
+        slots = torch.tensor(rows, device=matrices.device)
+        needed = len(rows) * matrices[0].numel() * matrices.itemsize
+        if needed > spare_bytes(matrices.device):
+            return matrices, slots
+        return matrices.index_select(0, slots), None
+
+    def _columns(self, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The first of each layer's columns, and the one after its last."""
+        columns, start = {}, 0
+        for name in layers:
+            end = start + self._layers[name].in_features + self._layers[name].out_features
+            columns[name] = (start, end)
+            start = end
+        return columns
+
+    def _cut(
+        self, layers: Sequence[str], matrices: Tensor, slots: Tensor | None
+    ) -> dict[str, _Rows]:
+        cuts = {}
+        for name, (start, end) in self._columns(layers).items():
+            middle = start + self._layers[name].in_features
+            cuts[name] = _Rows(matrices[..., start:middle], matrices[..., middle:end], slots)
+        return cuts
 
 
 def add_by_row(output: Tensor, x: Tensor, A: Tensor, B_T: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ are looked up and grouped; `speed.rows` says how they are mixed and applied.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from vblora_lab.errors import ConfigError
 from vblora_lab.speed.blocks import Place
 from vblora_lab.speed.mixing import sub_vectors
 from vblora_lab.speed.pool import MatrixPool
-from vblora_lab.speed.rows import LiveAdapters, RowBatch, RowLayer
+from vblora_lab.speed.rows import LiveAdapters, RowBatch, RowGroup, RowLayer
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
 from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.wrapped import adapter_dtype, device_of
@@ -76,9 +76,11 @@ def mixed_batch(tuner: BaseTuner, adapter_names: Sequence[str]) -> Iterator[None
     wanted = dict.fromkeys(name for name in adapter_names if name != NO_ADAPTER)
     in_model = [name for name in wanted if name in tuner.peft_config]
     live = [name for name in wanted if name not in tuner.peft_config]
-    held = nullcontext(()) if pool.live is None or not live else pool.live.held(live)
+    held: AbstractContextManager[Sequence[RowGroup]] = nullcontext(())
+    if pool.live is not None and live:
+        held = pool.live.held(live)
     with held as live_groups:
-        groups = [*_groups(in_model, pool), *live_groups]
+        groups: list[RowGroup] = [*_groups(in_model, pool), *live_groups]
         sizes = {name: _row_layer(layer) for name, layer in layers.items()}
         copies = [m for m in modules.values() if isinstance(m, AuxiliaryTrainingWrapper)]
         of_rows = [None if name == NO_ADAPTER else name for name in adapter_names]
@@ -150,12 +152,12 @@ def _told(
 def _tell(
     names: Sequence[str],
     pool: MatrixPool,
-    batch: RowBatch,
+    batch: RowBatch | None,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if pool.row_batch() is not batch:  # another thread's call
+    if batch is None or pool.row_batch() is not batch:  # another thread's call
         return None
     rows = args[0].shape[0]
     batch.check_rows(rows)
