@@ -15,6 +15,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import repeat
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +106,14 @@ class VectorBanks(ByAdapter):
             adapter_names: of these; of all if not given.
         """
         for name in self.fingerprints if adapter_names is None else adapter_names:
-            if name in self.fingerprints:
+            if name in self.fingerprints or (name in self and self.is_shared(name)):
                 self[name].requires_grad_(False)
 
     def is_shared(self, adapter_name: str) -> bool:
         """Whether an adapter uses a bank that isn't, or isn't only, its own."""
-        return any(self[name] is self[adapter_name] for name in self.fingerprints)
+        # Asked of every layer, of a model with any number of adapters: `map` takes little time.
+        banks = map(self._parameters.get, self.fingerprints)
+        return any(map(is_, banks, repeat(self._parameters[adapter_name])))
 
     def __delitem__(self, adapter_name: str) -> None:
         super().__delitem__(adapter_name)
