@@ -20,11 +20,17 @@ from vblora_lab.convert.adapters import (
     vblora_factors,
 )
 from vblora_lab.convert.places import free_folder, write_adapter
+from vblora_lab.errors import ConfigError
 from vblora_lab.tuner.formats import LAYER_PREFIX
+from vblora_lab.tuner.loading import Bank
 
 
 def export_lora(
-    source: Source, path: str | os.PathLike[str], adapter_name: str = "default"
+    source: Source,
+    path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    *,
+    bank: Bank | None = None,
 ) -> Path:
     """Write a VB-LoRA adapter as a LoRA adapter with the same update, for engines that serve LoRA.
 
@@ -43,19 +49,26 @@ def export_lora(
             completely or not at all.
         adapter_name: which adapter of the model; of a folder, "default" is the folder itself and
             any other name a folder in it, as PEFT stores them.
+        bank: for a folder that was stored without its bank: the folder or Hub id of an adapter
+            that has it, or the tensor (num_vectors, vector_length). It must be the very bank whose
+            fingerprint the folder names.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: source is no VB-LoRA adapter, or path is a file or holds something else.
-        ConfigError: the model has no such adapter, or it is one of another method.
+        CheckpointError: source is no VB-LoRA adapter, its bank isn't given or is another one, or
+            path is a file or holds something else.
+        ConfigError: the model has no such adapter, or it is one of another method; or a bank is
+            given that isn't needed.
     """
     folder = free_folder(path, PeftType.LORA)
     if isinstance(source, nn.Module):
+        if bank is not None:
+            raise ConfigError("bank: a model has the bank of its adapter; leave bank= out.")
         config, tensors = read_model(source, adapter_name)
     else:
-        config, tensors = read_folder(subfolder(source, adapter_name))
+        config, tensors = read_folder(subfolder(source, adapter_name), bank)
     factors = vblora_factors(tensors, config)
     result = {key: tensor for key, tensor in tensors.items() if not is_vblora_key(key)}
     for name, (A, B) in factors.items():
