@@ -5,6 +5,7 @@ The sizes of the adapted layers follow from the shapes in a file, so no base mod
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,15 +13,16 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.convert.factors import Factors
 from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.files import sha256_of
 from vblora_lab.tuner import folders, formats
-from vblora_lab.tuner.banks import check_bank_fits, find_bank, read_fingerprint
+from vblora_lab.tuner.banks import FINGERPRINT_NAME, check_bank_fits, find_bank, read_fingerprint
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
 from vblora_lab.tuner.loading import Bank, given_bank
@@ -154,6 +156,18 @@ def _bank_beside(folder: Path, bank: Bank | None, known: Callable[[str], Tensor 
             "folder of an adapter that has it, or the tensor."
         )
     return found
+
+
+def folder_digest(folder: Path) -> str:
+    """The SHA-256 of what is in an adapter's folder, and so of which bank it needs.
+
+    It is that of the lines "NAME SHA256" of the files that are there of config, weights and
+    `vblora_bank.json`. Raises `OSError`.
+    """
+    names = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME)
+    there = [folder / name for name in names if (folder / name).is_file()]
+    lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in there)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def features_of(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import LoraConfig, PeftType
-from torch import nn
+from torch import Tensor, nn
 
 from vblora_lab.convert.adapters import (
     LORA_A,
     LORA_B,
     Source,
+    folder_digest,
     is_vblora_key,
     read_folder,
     read_model,
@@ -21,6 +23,7 @@ from vblora_lab.convert.adapters import (
 )
 from vblora_lab.convert.places import free_folder, write_adapter
 from vblora_lab.errors import ConfigError
+from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import LAYER_PREFIX
 from vblora_lab.tuner.loading import Bank
 
@@ -66,9 +69,24 @@ def export_lora(
     if isinstance(source, nn.Module):
         if bank is not None:
             raise ConfigError("bank: a model has the bank of its adapter; leave bank= out.")
-        config, tensors = read_model(source, adapter_name)
+        write_lora(folder, *read_model(source, adapter_name))
     else:
-        config, tensors = read_folder(subfolder(source, adapter_name), bank)
+        stored = subfolder(source, adapter_name)
+        write_lora(folder, *read_folder(stored, bank), made_of=folder_digest(stored))
+    return Path(path)
+
+
+def write_lora(
+    folder: Path, config: VBLoRAConfig, tensors: Mapping[str, Tensor], made_of: str = ""
+) -> None:
+    """Write as LoRA what was read of a VB-LoRA adapter, completely or not at all.
+
+    Args:
+        folder: to write.
+        config: of the VB-LoRA adapter.
+        tensors: its bank, its logits in either format, and what is stored beside them.
+        made_of: see `write_adapter`.
+    """
     factors = vblora_factors(tensors, config)
     result = {key: tensor for key, tensor in tensors.items() if not is_vblora_key(key)}
     for name, (A, B) in factors.items():
@@ -81,5 +99,4 @@ def export_lora(
         bias=config.bias.replace("vblora_only", "lora_only"),  # type: ignore[arg-type]
         **shared_fields(config, factors),
     )
-    write_adapter(folder, lora_config, result)
-    return Path(path)
+    write_adapter(folder, lora_config, result, made_of)

@@ -16,18 +16,19 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
-from vblora_lab.convert.adapters import read_folder, subfolder
+from vblora_lab.convert.adapters import folder_digest, read_folder, subfolder
+from vblora_lab.convert.export import write_lora
+from vblora_lab.convert.many import Exported, in_parallel
+from vblora_lab.convert.places import free_folder, is_made_of
 from vblora_lab.errors import (
     CheckpointError,
     StoreError,
@@ -35,11 +36,11 @@ from vblora_lab.errors import (
     VBLoRAError,
     did_you_mean,
 )
-from vblora_lab.serving.store_files import ADAPTERS, BANKS, NEW, StoreFiles, adapter_digest
+from vblora_lab.serving.store_adapter import Opened, StoredAdapter
+from vblora_lab.serving.store_files import ADAPTERS, BANKS, NEW, StoreFiles, weights_file
 from vblora_lab.serving.store_index import Index, Row, Writer
 from vblora_lab.tuner import folders
 from vblora_lab.tuner.banks import bank_of_folder, fingerprint
-from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import BANK_KEY
 from vblora_lab.tuner.injection import check_adapter_name
 from vblora_lab.tuner.loading import Bank, given_bank, local_folder
@@ -47,43 +48,6 @@ from vblora_lab.tuner.peft import save_with_bank
 
 INDEX = "index.sqlite"
 FEW = 4  # banks
-
-
-@dataclass(frozen=True)
-class StoredAdapter:
-    """An adapter of a store, as it was when it was looked up.
-
-    Attributes:
-        name: in the store.
-        digest: the SHA-256 of its files; another adapter of the same name has another.
-        bank: the fingerprint of the bank that it needs.
-        bytes: of its files, without the bank.
-        base_model: what its config calls the model that it was trained for, if it does.
-        folder: with its files, for `from_pretrained`. It is deleted some time after the adapter
-            was replaced or removed; `AdapterStore.read` looks again then.
-        bank_folder: for `from_pretrained(bank=)`.
-    """
-
-    name: str
-    digest: str
-    bank: str
-    bytes: int
-    base_model: str | None
-    folder: Path = field(repr=False)
-    bank_folder: Path = field(repr=False)
-
-
-class Opened(NamedTuple):
-    """What `AdapterStore.read` returns.
-
-    tensors: of the adapter's file and, under `formats.BANK_KEY`, its bank (num_vectors,
-        vector_length), which all adapters that share it have in common. They are mapped from the
-        disk: don't change them.
-    """
-
-    adapter: StoredAdapter
-    config: VBLoRAConfig
-    tensors: dict[str, Tensor]
 
 
 class AdapterStore:
@@ -184,7 +148,7 @@ class AdapterStore:
                 # Replaced or removed while it was read: it is read again, or unknown.
 
     def _opened(self, adapter: StoredAdapter) -> Opened:
-        if adapter_digest(adapter.folder) != adapter.digest:
+        if folder_digest(adapter.folder) != adapter.digest:
             raise CheckpointError(
                 f"adapter {adapter.name!r} of {self.path} is damaged: its files aren't those that "
                 "were added. Add it again with replace=True."
@@ -268,8 +232,9 @@ class AdapterStore:
                 )
             config, tensors = read_folder(folder, bank, partial(self._bank_in, index))
             its_bank = self._put_bank(index, tensors.pop(BANK_KEY))
-            fields = (folder / CONFIG_NAME).read_bytes()
-            digest = self._files.put_adapter(fields, tensors, its_bank)
+            digest = self._files.put_adapter(
+                (folder / CONFIG_NAME).read_bytes(), weights_file(tensors), its_bank
+            )
             size = sum(f.stat().st_size for f in self._files.place(ADAPTERS, digest).iterdir())
             row = Row(name, digest, its_bank, size, config.base_model_name_or_path)
             self._drop(index, name)
@@ -323,6 +288,34 @@ class AdapterStore:
             pass
 
     # --- the store as a whole
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        names: Iterable[str] | None = None,
+        *,
+        workers: int | None = None,
+    ) -> Exported:
+        """Write adapters as LoRA, each to a folder of its name; see `convert.many.export_loras`.
+
+        Args:
+            path: the folder to write to.
+            names: of the adapters; all if not given.
+            workers: how many are converted at a time; as many as there are processors if not given.
+
+        Raises:
+            UnknownAdapterError: there is no adapter of one of the names; none is written.
+        """
+
+        def export(name: str, to: Path) -> bool:
+            if is_made_of(to, self[name].digest):
+                return False
+            adapter, config, tensors = self.read(name)
+            write_lora(free_folder(to, PeftType.LORA), config, tensors, adapter.digest)
+            return True
+
+        chosen = [self[name].name for name in (self if names is None else names)]
+        return in_parallel(export, {name: Path(path) / name for name in chosen}, workers)
 
     def check(self) -> list[str]:
         """Read every adapter and bank; a sentence for each that is damaged, and for strays.

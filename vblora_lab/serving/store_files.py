@@ -14,7 +14,6 @@ killed at any line leaves nothing for ever.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from vblora_lab.files import force_to_disk, put_in_place, sha256_of
-from vblora_lab.tuner.banks import FINGERPRINT_NAME, write_fingerprint
+from vblora_lab.convert.adapters import folder_digest
+from vblora_lab.files import force_to_disk, put_in_place
+from vblora_lab.tuner.banks import FINGERPRINT_NAME, fingerprint_file
 from vblora_lab.tuner.formats import BANK_KEY
 
 ADAPTERS, BANKS, NEW = "adapters", "banks", "new"
@@ -46,12 +46,12 @@ class StoreFiles:
         """The folder of an adapter or bank, there or not."""
         return self.root / kind / digest[:2] / digest
 
-    def put_adapter(self, config: bytes, tensors: Mapping[str, Tensor], bank: str) -> str:
+    def put_adapter(self, config: bytes, weights: bytes, bank: str) -> str:
         """Write an adapter.
 
         Args:
             config: its adapter_config.json.
-            tensors: of its file, without the bank.
+            weights: its adapter_model.safetensors, without the bank.
             bank: the fingerprint of that.
 
         Returns:
@@ -59,17 +59,17 @@ class StoreFiles:
         """
         with self._scratch() as new:
             (new / CONFIG_NAME).write_bytes(config)
-            _save(tensors, new)
-            write_fingerprint(new, bank)
-            digest = str(adapter_digest(new))
-            if adapter_digest(self.place(ADAPTERS, digest)) != digest:  # else the same is there
+            (new / SAFETENSORS_WEIGHTS_NAME).write_bytes(weights)
+            (new / FINGERPRINT_NAME).write_bytes(fingerprint_file(bank))
+            digest = folder_digest(new)
+            if folder_digest(self.place(ADAPTERS, digest)) != digest:  # else the same is there
                 self._put(new, ADAPTERS, digest)
         return digest
 
     def put_bank(self, bank: Tensor, digest: str) -> None:
         """Write a bank (num_vectors, vector_length) under its fingerprint."""
         with self._scratch() as new:
-            _save({BANK_KEY: bank}, new)
+            (new / SAFETENSORS_WEIGHTS_NAME).write_bytes(weights_file({BANK_KEY: bank}))
             self._put(new, BANKS, digest)
 
     def _put(self, new: Path, kind: str, digest: str) -> None:
@@ -124,20 +124,7 @@ class StoreFiles:
         return {path.name for path in (self.root / kind).glob("??/*")}
 
 
-def adapter_digest(folder: Path) -> str | None:
-    """The SHA-256 of what is in an adapter's folder, and so of which bank it needs.
-
-    It is that of the lines "NAME SHA256" of its three files; None if one of them is missing.
-    """
-    lines = []
-    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME):
-        try:
-            lines.append(f"{name} {sha256_of(folder / name)}\n")
-        except FileNotFoundError:
-            return None
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _save(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def weights_file(tensors: Mapping[str, Tensor]) -> bytes:
+    """What is in PEFT's file of these tensors."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(plain, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    return save(plain, metadata={"format": "pt"})

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from vblora_lab.errors import StoreError
 from vblora_lab.files import whole_file
+from vblora_lab.tuner.injection import UNFIT_FOR_A_FOLDER
 
 PATIENCE = 60.0  # seconds that a writer waits for those before it
 OURS = 0x56424C41  # SQLite's application_id: "VBLA"
@@ -138,6 +139,8 @@ class Index:
 
     def find(self, name: str) -> Row | None:
         """The adapter of this name."""
+        if UNFIT_FOR_A_FOLDER.search(name):  # SQLite takes no text that isn't Unicode
+            return None
         found = self._rows("WHERE name = ?", name)
         return found[0] if found else None
 
@@ -147,6 +150,7 @@ class Index:
 
     def near(self, name: str, most: int = 100) -> list[str]:
         """Names that stand before and behind this one in their order."""
+        name = UNFIT_FOR_A_FOLDER.sub("_", name)
         before = self._rows("WHERE name < ? ORDER BY name DESC LIMIT ?", name, most)
         return [row.name for row in before + self.page(name, most)]
 
