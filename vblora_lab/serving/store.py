@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,17 +34,16 @@ from vblora_lab.errors import (
     did_you_mean,
 )
 from vblora_lab.serving.store_adapter import Opened, StoredAdapter
+from vblora_lab.serving.store_banks import MappedBanks
 from vblora_lab.serving.store_files import ADAPTERS, BANKS, NEW, StoreFiles, weights_file
 from vblora_lab.serving.store_index import Index, Row, Writer
 from vblora_lab.tuner import folders
-from vblora_lab.tuner.banks import bank_of_folder, fingerprint
 from vblora_lab.tuner.formats import BANK_KEY
 from vblora_lab.tuner.injection import check_adapter_name
 from vblora_lab.tuner.loading import Bank, given_bank, local_folder
 from vblora_lab.tuner.peft import save_with_bank
 
 INDEX = "index.sqlite"
-FEW = 4  # banks
 
 
 class AdapterStore:
@@ -71,9 +67,7 @@ class AdapterStore:
             self._check_can_be_made(create)
         self._files.make()
         self._index = Index(self.path / INDEX)
-        self._banks: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
-        self._latest_banks: deque[Tensor] = deque(maxlen=FEW)  # stay, though nobody uses them
-        self._reading_bank = threading.Lock()
+        self._banks = MappedBanks(self._files)
 
     def _check_can_be_made(self, create: bool) -> None:
         if not create:
@@ -165,18 +159,7 @@ class AdapterStore:
         Raises:
             CheckpointError: it isn't there, or damaged.
         """
-        with self._reading_bank:
-            bank = self._banks.get(digest)
-            if bank is None:
-                bank = bank_of_folder(self._files.place(BANKS, digest))
-                if fingerprint(bank) != digest:
-                    raise CheckpointError(
-                        f"bank {digest[:12]}... of {self.path} is damaged: its numbers aren't "
-                        "those that were added. Add an adapter that has it with replace=True."
-                    )
-                self._banks[digest] = bank
-                self._latest_banks.append(bank)
-            return bank
+        return self._banks.get(digest)
 
     def _bank_in(self, index: Writer, digest: str) -> Tensor | None:
         return self.bank(digest) if index.uses_bank(digest) else None
@@ -244,10 +227,7 @@ class AdapterStore:
 
     def _put_bank(self, index: Writer, bank: Tensor) -> str:
         """Store a bank, unless it is there and whole; returns its fingerprint."""
-        for digest, held in list(self._banks.items()):
-            if held is bank:  # it came from here
-                return digest
-        digest = fingerprint(bank)
+        digest = self._banks.name_of(bank)
         try:
             is_there = self._bank_in(index, digest) is not None
         except CheckpointError:  # damaged: it is written again
