@@ -205,9 +205,13 @@ def find_bank(folder: str, banks: VectorBanks | None, given: Tensor | None) -> T
 
 def write_fingerprint(folder: Path, its_fingerprint: str) -> None:
     """Say in a folder of an adapter which bank it needs."""
-    text = json.dumps({"sha256": its_fingerprint}, indent=2)
     with whole_file(folder / FINGERPRINT_NAME) as new:
-        new.write_text(text + "\n", encoding="utf-8")
+        new.write_bytes(fingerprint_file(its_fingerprint))
+
+
+def fingerprint_file(its_fingerprint: str) -> bytes:
+    """What is in the file that says which bank an adapter needs."""
+    return json.dumps({"sha256": its_fingerprint}, indent=2).encode() + b"\n"
 
 
 def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:

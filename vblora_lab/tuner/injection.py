@@ -23,7 +23,7 @@ from vblora_lab.tuner.modules import own_modules
 from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.wrapped import adapter_dtype
 
-UNFIT_FOR_A_FOLDER = re.compile(r"[/\\:\x00-\x1f\x7f]")  # a drive letter has a colon
+UNFIT_FOR_A_FOLDER = re.compile(r"[/\\:\x00-\x1f\x7f\ud800-\udfff]")  # drives have a colon
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
