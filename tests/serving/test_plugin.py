@@ -260,10 +260,16 @@ def test_vllm_is_given_a_resolver_if_there_is_a_store(vllm, store, served, tmp_p
 
 def test_the_command_becomes_vllms_server(store, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
+
+    def become(*arguments):
+        started.append(arguments)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", become)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     command = f"serve mini-opt --store {store.path} --port 8123 --cache {tmp_path / 'cache'}"
-    cli.main([*command.split(), "--vllm=--max-lora-rank 64"])
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--vllm=--max-lora-rank 64"])
     ((program, arguments, environment),) = started
     assert program == arguments[0] == sys.executable
     assert environment[plugin.STORE] == str(store.path)
