@@ -137,9 +137,9 @@ def test_what_cannot_be_served_fails_alone_and_says_why(store, served, adapters,
         "biased": (ConfigError, "adapter 'biased': has bias='vblora_only'"),
         "llama": (
             CheckpointError,
-            "adapter .llama. doesn.t fit .*names no module of OPT",
+            "adapter .llama. doesn.t fit this model: .*names no module of OPT",
         ),
-        "linear": (CheckpointError, "adapter 'linear' doesn't fit the model"),
+        "linear": (CheckpointError, "adapter 'linear' doesn't fit this model"),
         "user-1": (CheckpointError, "adapter 'user-1' .* is damaged"),
         "own": (CheckpointError, "bank .* is damaged"),
     }

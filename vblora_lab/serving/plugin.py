@@ -127,9 +127,9 @@ class StoreResolver:
             tensors = {key: t for key, t in opened.tensors.items() if key != BANK_KEY}
             try:
                 check_fits(model, config, tensors, f"adapter {name!r}")
-            except (CheckpointError, TargetError) as error:
+            except TargetError as error:
                 raise CheckpointError(
-                    f"adapter {name!r} doesn't fit the model {base}: {error}"
+                    f"adapter {name!r} doesn't fit this model: {error}"
                 ) from error
 
 
