@@ -247,7 +247,7 @@ class LiveTuning(Pictured, ipywidgets.VBox):
             pressed.on_click(answering(self._message, action))
         self.chart.observe(self._show_choice, "chosen")
         self._choice = ipywidgets.HTML()
-        self._place = ipywidgets.VBox()
+        self._place = classed(ipywidgets.VBox(), "vblora-opened")
         columns = classed(ipywidgets.HBox([self.controls.box, self._views()]), "vblora-columns")
         panel = ipywidgets.VBox([Frame(), self._header, self._message, columns])
         super().__init__([classed(panel, "vblora-panel"), self._place])
@@ -298,7 +298,7 @@ class LiveTuning(Pictured, ipywidgets.VBox):
         assert self.tuned is not None
         code = html.escape(self.tuned.code_of(trial))
         self._choice.value = (
-            f'<details class="vblora-code"><summary>Python that trains {trial.name} again</summary>'
+            f'<details class="vblora-script"><summary>Python that trains {trial.name} again</summary>'
             f"<pre>{code}</pre></details>"
         )
 
