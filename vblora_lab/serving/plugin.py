@@ -24,7 +24,14 @@ from torch import nn
 
 from vblora_lab.bases.cache import cache_folder
 from vblora_lab.bases.skeleton import load_skeleton
-from vblora_lab.errors import BaseModelError, ConfigError, StoreError, UnknownAdapterError
+from vblora_lab.errors import (
+    BaseModelError,
+    CheckpointError,
+    ConfigError,
+    StoreError,
+    TargetError,
+    UnknownAdapterError,
+)
 from vblora_lab.serving.plugin_cache import LoRACache
 from vblora_lab.serving.store import AdapterStore
 from vblora_lab.serving.store_adapter import Opened
@@ -118,7 +125,12 @@ class StoreResolver:
         model = self._bases[base]
         if model is not None:
             tensors = {key: t for key, t in opened.tensors.items() if key != BANK_KEY}
-            check_fits(model, config, tensors, f"adapter {name!r}")
+            try:
+                check_fits(model, config, tensors, f"adapter {name!r}")
+            except TargetError as error:
+                raise CheckpointError(
+                    f"adapter {name!r} doesn't fit this model: {error}"
+                ) from error
 
 
 def _skeleton(base: str) -> nn.Module | None:

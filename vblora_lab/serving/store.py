@@ -33,7 +33,7 @@ from vblora_lab.errors import (
     VBLoRAError,
     did_you_mean,
 )
-from vblora_lab.serving.store_adapter import Opened, StoredAdapter
+from vblora_lab.serving.store_adapter import Opened, Stored, StoredAdapter
 from vblora_lab.serving.store_banks import MappedBanks
 from vblora_lab.serving.store_files import ADAPTERS, BANKS, NEW, StoreFiles, weights_file
 from vblora_lab.serving.store_index import Index, Row, Writer
@@ -141,6 +141,11 @@ class AdapterStore:
                     raise
                 # Replaced or removed while it was read: it is read again, or unknown.
 
+    @property
+    def stored(self) -> Stored:
+        """The adapters as a mapping from names to (tensors, config), which `LiveAdapters` reads."""
+        return Stored(self.read, self.__contains__)
+
     def _opened(self, adapter: StoredAdapter) -> Opened:
         if folder_digest(adapter.folder) != adapter.digest:
             raise CheckpointError(
@@ -201,7 +206,9 @@ class AdapterStore:
         check_adapter_name(name, nn.Module())
         if isinstance(source, nn.Module):
             with tempfile.TemporaryDirectory() as scratch:
-                folder = save_with_bank(source, scratch, adapter_name)
+                # Else PEFT would ask the Hub whether the vocabulary is that of the base model.
+                kept = {"save_embedding_layers": False}
+                folder = save_with_bank(source, scratch, adapter_name, **kept)
                 return self._add(folder, name, given_bank(bank), replace)
         folder = subfolder(local_folder(source, {}), adapter_name)
         return self._add(folder, name, given_bank(bank), replace)
@@ -216,7 +223,7 @@ class AdapterStore:
             config, tensors = read_folder(folder, bank, partial(self._bank_in, index))
             its_bank = self._put_bank(index, tensors.pop(BANK_KEY))
             digest = self._files.put_adapter(
-                (folder / CONFIG_NAME).read_bytes(), weights_file(tensors), its_bank
+                (folder / CONFIG_NAME).read_bytes(), weights_file(folder, tensors), its_bank
             )
             size = sum(f.stat().st_size for f in self._files.place(ADAPTERS, digest).iterdir())
             row = Row(name, digest, its_bank, size, config.base_model_name_or_path)

@@ -1,7 +1,8 @@
-"""What a store gives: the record of an adapter, and an adapter that was read."""
+"""What a store gives: the record of an adapter, and adapters that were read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -46,3 +47,17 @@ class Opened(NamedTuple):
     adapter: StoredAdapter
     config: VBLoRAConfig
     tensors: dict[str, Tensor]
+
+
+class Stored:
+    """A store as a mapping from names to (tensors, config); see `AdapterStore.stored`."""
+
+    def __init__(self, read: Callable[[str], Opened], has: Callable[[object], bool]) -> None:
+        self._read, self._has = read, has
+
+    def __contains__(self, name: object) -> bool:
+        return self._has(name)
+
+    def __getitem__(self, name: str) -> tuple[dict[str, Tensor], VBLoRAConfig]:
+        opened = self._read(name)
+        return opened.tensors, opened.config

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class StoreFiles:
     def put_bank(self, bank: Tensor, digest: str) -> None:
         """Write a bank (num_vectors, vector_length) under its fingerprint."""
         with self._scratch() as new:
-            (new / SAFETENSORS_WEIGHTS_NAME).write_bytes(weights_file({BANK_KEY: bank}))
+            (new / SAFETENSORS_WEIGHTS_NAME).write_bytes(_saved({BANK_KEY: bank}))
             self._put(new, BANKS, digest)
 
     def _put(self, new: Path, kind: str, digest: str) -> None:
@@ -124,7 +125,19 @@ class StoreFiles:
         return {path.name for path in (self.root / kind).glob("??/*")}
 
 
-def weights_file(tensors: Mapping[str, Tensor]) -> bytes:
-    """What is in PEFT's file of these tensors."""
+def weights_file(folder: Path, tensors: Mapping[str, Tensor]) -> bytes:
+    """The file of an adapter's weights for a store: as it is, unless a bank is in it.
+
+    Args:
+        folder: of the adapter.
+        tensors: of its file, without the bank.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    with safe_open(path, framework="pt") as file:
+        is_as_needed = tensors.keys() == set(file.keys())
+    return path.read_bytes() if is_as_needed else _saved(tensors)
+
+
+def _saved(tensors: Mapping[str, Tensor]) -> bytes:
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     return save(plain, metadata={"format": "pt"})
