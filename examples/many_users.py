@@ -219,7 +219,7 @@ def experiment(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
         model.set_adapter(FOUNDERS)
         model.delete_adapter(name)
 
-    live = LiveAdapters(model, store.stored(), capacity=2**28)
+    live = LiveAdapters(model, store.stored, capacity=2**28)
     names = [f"user-{i}" for i in range(len(users))]
     started = time.perf_counter()
     texts = [texts_for(model, base, each, [*names, *own, "__base__"]) for each in held_out]
@@ -231,7 +231,9 @@ def experiment(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
     return {
         "own style": fmean(found[i][i] for i in rows),
         "a stranger's style": fmean(found[i][j] for i in rows for j in rows if i != j),
-        "own style is the nearest": fmean(max(found[i]) == found[i][i] for i in rows),
+        "own style is the nearest": fmean(
+            all(found[i][i] > found[i][j] for j in rows if i != j) for i in rows
+        ),
         "base model": fmean(found[-1]),
         "those with own banks": fmean(found[len(users) + i][i] for i in range(len(own))),
         "the same on the shared bank": fmean(found[i][i] for i in range(len(own))),
