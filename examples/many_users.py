@@ -114,12 +114,12 @@ RATES = LearningRates(bank=1e-2, logits=1e-1)
 
 
 def config() -> VBLoRAConfig:
-    """Of the founders and of every user: a file holds the top 2 of each sub-vector's logits."""
+    """Of the founders and of every user: a file holds the top 4 of each sub-vector's logits."""
     return VBLoRAConfig(
-        r=8,
-        num_vectors=128,
-        vector_length=64,
-        topk=2,
+        r=16,
+        num_vectors=192,
+        vector_length=128,
+        topk=4,
         target_modules="all-linear",
         save_only_topk_weights=True,
         task_type="CAUSAL_LM",
