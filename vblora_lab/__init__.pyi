@@ -26,6 +26,7 @@ from .planning.presets import PRESETS as PRESETS
 from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
+from .serving.live import LiveAdapters as LiveAdapters
 from .serving.store import AdapterStore as AdapterStore
 from .train.compare import compare as compare
 from .train.optimizer import LearningRates as LearningRates

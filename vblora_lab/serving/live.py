@@ -43,8 +43,8 @@ Stored = tuple[Mapping[str, Tensor], VBLoRAConfig]
 class Source(Protocol):
     """Where adapters come from: a mapping from names to (tensors of the file, config).
 
-    The tensors have PEFT's keys, in either format, the bank among them. `AdapterStore.stored`
-    gives one.
+    The tensors have PEFT's keys, in either format, the bank among them. `AdapterStore.stored` is
+    one.
     """
 
     def __contains__(self, name: object) -> bool: ...
