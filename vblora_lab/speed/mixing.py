@@ -46,23 +46,14 @@ def mix_all(
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; mixing itself happens in that of the logits.
     """
-    mixed = sub_vectors(logits, bank, topk, dtype)
+    if kernels.usable([part for pair in logits for part in pair], bank, topk):
+        sub_vectors = kernels.fused_admixture(logits, bank, topk, dtype)
+    else:
+        sub_vectors = _side_by_side(logits, bank, topk).to(dtype)
     length = bank.shape[1]
     columns = [tiles * length for A, B in logits for tiles in (A.shape[1], B.shape[0])]
-    parts = iter(mixed.flatten(1).split(columns, dim=1))
+    parts = iter(sub_vectors.flatten(1).split(columns, dim=1))
     return [Matrices(A, B_T) for A, B_T in zip(parts, parts, strict=True)]
-
-
-def sub_vectors(
-    logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
-) -> Tensor:
-    """All sub-vectors (r, tiles, vector_length): of the first A, its B, the second A, ...
-
-    Takes what `mix_all` takes. There may be rows of zeros at the end.
-    """
-    if kernels.usable([part for pair in logits for part in pair], bank, topk):
-        return kernels.fused_admixture(logits, bank, topk, dtype)
-    return _side_by_side(logits, bank, topk).to(dtype)
 
 
 def _side_by_side(logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.speed.blocks import Place
-from vblora_lab.speed.mixing import sub_vectors
+from vblora_lab.speed.mixing import mix_all
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.speed.rows import LiveAdapters, RowBatch, RowGroup, RowLayer
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
@@ -55,8 +55,9 @@ class GroupInModel:
             for layer in (self.layers[each] for each in layers)
         ]
         pairs = cast(list[tuple[Tensor, Tensor]], logits)
-        mixed = sub_vectors(pairs, first.bank(name), first.topk[name], dtype)
-        return mixed.view(len(mixed), len(self.names), -1).transpose(0, 1).to(device)
+        mixed = mix_all(pairs, first.bank(name), first.topk[name], dtype)
+        wide = torch.cat([part for matrices in mixed for part in matrices], dim=1)
+        return wide.view(len(wide), len(self.names), -1).transpose(0, 1).to(device)
 
 
 @contextmanager
