@@ -119,7 +119,7 @@ class MatrixPool:
     @contextmanager
     def batch(self, rows: RowBatch) -> Iterator[None]:
         """Around one call of the model whose samples have different adapters."""
-        thread = _this_thread()
+        thread = threading.get_ident()
         before = self.row_batches.get(thread)
         try:
             self.row_batches[thread] = rows
@@ -131,7 +131,7 @@ class MatrixPool:
 
     def row_batch(self) -> RowBatch | None:
         """The batch with an adapter for each sample that runs now in this thread."""
-        return self.row_batches.get(_this_thread()) if self.row_batches else None
+        return self.row_batches.get(threading.get_ident()) if self.row_batches else None
 
     def _is_in_use(self, adapter: str) -> bool:
         layers = self.layers.get(adapter)
