@@ -136,6 +136,8 @@ def test_an_adapter_of_a_model_is_stored_with_its_bank(store, tmp_path):
     case = CASES["opt"]
     model = case.ours()
     with_random_logits(model, "default")
+    with pytest.raises(ConfigError, match="a model has the bank"):
+        store.add(model, "trained", bank=store.bank(store["first"].bank))
     store.add(model, "trained")
     found = lab.from_pretrained(
         case.base(), store["trained"].folder, bank=store["trained"].bank_folder
@@ -413,7 +415,7 @@ def test_interrupted_at_any_line_the_store_object_goes_on(stored, adapters, tmp_
     before = {adapter.name: adapter.digest for adapter in store.adapters()}
     ends, lines = set(), 2
     while interrupted(lambda: store.add(adapters / "own", "user-0", replace=True), lines):
-        lines += 7
+        lines += 5
         after = {adapter.name: adapter.digest for adapter in store.adapters()}
         assert {name for name in before if before[name] != after.get(name)} <= {"user-0"}
         ends.add("before" if after == before else "after")
