@@ -137,7 +137,7 @@ class Chart {
     context.fillStyle = paper;
     context.fillRect(MARGIN.left, MARGIN.top, this.width, this.height);
     context.textAlign = "right";
-    const losses = ticks(this.low, this.high, Math.max(2, this.height / 38));
+    const losses = ticks(this.low, this.high, Math.max(2, this.height / 32));
     for (const loss of losses) {
       const y = Math.round(this.y(loss));
       context.fillStyle = rule;
