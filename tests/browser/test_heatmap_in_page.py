@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser_lab import picture
 
+from vblora_lab.inspection.chance import module_use, notice
 from vblora_lab.inspection.rows import row_groups
 from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.widgets import BankHeatmap
@@ -587,3 +588,158 @@ def test_a_stored_page_has_a_picture_for_readers_without_scripts(browser, tmp_pa
     page.goto(rows_of(selection_of()).to_html(tmp_path / "map.html").as_uri())
     assert page.get_by_role("img").bounding_box()["width"] > 300
     context.close()
+
+
+# --- modules, beside chance
+
+
+def modules_page(open_page, selection, start=None, **options):
+    """A map of modules; `start` was shown before."""
+    widget = BankHeatmap(start or selection, **options)
+    widget.update(selection)
+    return open_page(widget, width=1100)
+
+
+def told_of_module(use, module, column, selection, start=None):
+    """What the read-out has to say of a cell, from the arrays of `module_use`."""
+    mine = selection.sub_vectors.module == module
+    mixing = (selection.indices[mine] == column).any(axis=1).sum()
+    text = (
+        f"{use.names[module]} takes {use.weights[module, column]:.2f} of bank vector {column}, by "
+        f"chance {use.expected[module]:.2f} ± {use.spread[module]:.2f}; {mixing} of {mine.sum()} "
+        "sub-vectors mix it"
+    )
+    if start is not None:
+        text += f"; at the start {module_use(start).weights[module, column]:.2f}"
+    return text
+
+
+def test_a_map_opens_on_modules_and_says_what_to_notice(open_page):
+    selection = selection_of()
+    page = open_page(BankHeatmap(selection))
+    told = notice(selection)
+    assert page.page.locator(".vblora-notice").inner_text() == f"{told.headline} {told.details}"
+    assert page.page.locator(".vblora-chart-title").inner_text().endswith("than chance would?")
+    later = selection_of(seed=1)
+    widget = BankHeatmap(selection)
+    widget.update(later)
+    page.update(widget)
+    told = notice(later, start=selection)
+    assert page.page.locator(".vblora-notice").inner_text() == f"{told.headline} {told.details}"
+    assert "Kept since the start" in told.details
+
+
+@pytest.mark.parametrize("by", ["layer", "module"])
+def test_every_cell_of_the_modules_is_read_out_beside_chance(open_page, by):
+    start, selection = selection_of(), selection_of(seed=1)
+    page = modules_page(open_page, selection, start, rows_by=by)
+    use = module_use(selection)
+    order = list(dict.fromkeys(selection.sub_vectors.module[selection.row_order(by)].tolist()))
+    page.press("ArrowDown")
+    for place in range(3):
+        expected = told_of_module(use, order[place], place, selection, start)
+        assert page.readout == expected
+        page.press("ArrowDown", "ArrowRight")
+    page.press("Home", *["PageUp"] * 2, "Control+ArrowRight")
+    outstanding = np.flatnonzero(use.stands_out[order[0]])
+    column = int(outstanding[outstanding > 0][0]) if (outstanding > 0).any() else 0
+    assert page.readout == told_of_module(use, order[0], column, selection, start)
+
+
+def test_a_click_opens_a_module_and_there_are_ways_back(open_page):
+    selection = selection_of()
+    page = modules_page(open_page, selection)
+    size = page.canvas.bounding_box()
+    back = page.page.get_by_role("button", name="All modules")
+    assert not back.is_visible()
+    page.click(size["width"] * 0.6, 54 + (size["height"] - 88) * 2.5 / 6)  # the third of six rows
+    assert page.get("opened") == 2
+    assert page.page.locator(".vblora-notice b").inner_text() == (
+        "layer 1 · self_attn.q: 8 sub-vectors, each mixes 2 bank vectors."
+    )
+    page.press(*["PageUp"] * 2, "Home")
+    assert page.readout.startswith(sentence(selection, 16))
+    page.press(*["PageDown"] * 9)
+    assert page.readout.startswith(sentence(selection, 23))
+    page.press("Enter")
+    assert page.get("pinned_row") == 23
+    back.click()
+    assert page.get("opened") == -1 and not back.is_visible()
+    for leave in ("Backspace", "Escape"):
+        page.press("ArrowDown", "Enter")
+        assert page.get("opened") >= 0
+        page.press(leave)
+        assert page.get("opened") == -1
+    assert page.page.locator(".vblora-chart-title").inner_text().endswith("than chance would?")
+
+
+def test_what_is_left_of_the_start_is_marked(open_page):
+    start, selection = selection_of(), selection_of(seed=1)
+    same = modules_page(open_page, start)
+    assert not same.page.get_by_text("not at the start").is_visible()
+    page = modules_page(open_page, selection, start)
+    assert page.page.get_by_text("not at the start").is_visible()
+    page.press("ArrowDown", "Enter")
+    for text in ("at the start only", "kept since the start"):
+        assert page.page.get_by_text(text, exact=True).is_visible()
+    kept = page.canvas.evaluate("c => c.toDataURL()")
+    page.page.evaluate("window.model.set('start_indices', window.model.get('indices'))")
+    page.settle()
+    assert page.canvas.evaluate("c => c.toDataURL()") != kept
+
+
+def test_an_order_without_modules_shows_sub_vectors_and_back(open_page):
+    page = modules_page(open_page, selection_of())
+    show, rows = (page.page.get_by_label(text, exact=True) for text in ("show", "rows by"))
+    rows.select_option("entropy")
+    page.settle()
+    assert show.input_value() == "weights"
+    show.select_option("modules")
+    page.settle()
+    assert (show.input_value(), rows.input_value()) == ("modules", "layer")
+
+
+def test_the_table_of_modules_lists_what_stands_out(open_page):
+    plain = selection_of()
+    indices = plain.indices.copy()
+    indices[:8, 0] = np.where(indices[:8, 1] == 9, indices[:8, 0], 9)  # the first module wants 9
+    selection = Selection(plain.sub_vectors, 32, indices, plain.weights)
+    page = modules_page(open_page, selection, start=plain)
+    page.page.get_by_role("button", name="Table").click()
+    use = module_use(selection)
+    count = int(use.stands_out.sum())
+    table = page.page.get_by_role("table")
+    assert table.locator("caption").inner_text() == f"Cells 1 to {count} of the {count} that stand out"
+    module, column = np.unravel_index(use.excess.argmax(), use.excess.shape)
+    assert (module, column) == (0, 9)
+    assert table.locator("tbody tr").first.locator("th, td").all_inner_texts() == [
+        use.names[0], "9", f"{use.weights[0, 9]:.2f}", f"{use.expected[0]:.2f}",
+        f"{use.excess[0, 9]:.1f}", f"{module_use(plain).weights[0, 9]:.2f}",
+    ]  # fmt: skip
+    page.page.get_by_role("button", name=f"open {use.names[0]}").first.click()
+    assert page.get("opened") == 0
+
+
+def test_a_large_model_opens_on_its_layers(open_page):
+    selection = selection_of(layers=40, rows_each=4)  # 80 modules
+    page = modules_page(open_page, selection)
+    page.press("ArrowDown", "ArrowDown")
+    assert page.readout.startswith("layer 1 takes ")
+    page.press("Enter", *["PageUp"] * 2, "Home")
+    assert page.readout.startswith(sentence(selection, 8))
+
+
+def test_a_stored_page_opens_modules_and_scrubs_what_it_says(stored):
+    trace = trace_of()
+    page = stored(BankHeatmap(trace))
+    said = page.locator(".vblora-notice")
+    first, last = trace.selections[0][1], trace.selections[-1][1]
+    assert said.inner_text() == f"{notice(last, first).headline} {notice(last, first).details}"
+    page.get_by_role("slider", name="training step").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("!document.querySelector('.vblora-notice').textContent.includes('Kept')")
+    assert said.inner_text() == f"{notice(first).headline} {notice(first).details}"
+    page.locator(".vblora-stage canvas").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="All modules").wait_for()

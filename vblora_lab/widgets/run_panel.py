@@ -53,7 +53,7 @@ class _Frame(anywidget.AnyWidget):
     """A panel's style, and names for its sliders, which ipywidgets gives none."""
 
     _esm = source("run_panel.js")
-    _css = source("theme.css", "live.css")
+    _css = source("theme.css", "live.css", "run_panel.css")
 
 
 class RunPanel(Pictured, ipywidgets.VBox):

@@ -60,6 +60,7 @@ class Toolbar {
     for (const [trait, { control }] of Object.entries(this.selects)) control.value = this.model.get(trait);
     if (view.control.value === "modules" && !this.map.modules.possible) view.control.value = "weights";
     this.box.hidden = !this.data.ready;
+    this.map.root.classList.toggle("vblora-compact", this.model.get("compact"));
   }
 }
 
