@@ -2,7 +2,7 @@
 // the means of other runs (dashed).
 
 const MARGIN = { left: 58, right: 18, top: 10, bottom: 42 };
-const CHART_HINT = "Point at the line, or use the left and right arrow keys, to read a step.";
+const CHART_HINT = "Point at the line, or use arrow keys.";
 const CHART_LABEL =
   "Line chart of the training loss by step. Left and right arrow keys read one step after another, " +
   "home and end go to the first and last, escape leaves. Table, below, has the numbers.";
