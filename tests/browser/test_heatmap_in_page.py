@@ -709,7 +709,9 @@ def test_the_table_of_modules_lists_what_stands_out(open_page):
     use = module_use(selection)
     count = int(use.stands_out.sum())
     table = page.page.get_by_role("table")
-    assert table.locator("caption").inner_text() == f"Cells 1 to {count} of the {count} that stand out"
+    assert (
+        table.locator("caption").inner_text() == f"Cells 1 to {count} of the {count} that stand out"
+    )
     module, column = np.unravel_index(use.excess.argmax(), use.excess.shape)
     assert (module, column) == (0, 9)
     assert table.locator("tbody tr").first.locator("th, td").all_inner_texts() == [

@@ -8,7 +8,7 @@ from transformers import OPTForCausalLM
 
 import vblora_lab as lab
 from vblora_lab import course
-from vblora_lab.course import building, worked
+from vblora_lab.course import building_models, worked
 from vblora_lab.course.own import OwnSession, OwnTraining
 from vblora_lab.errors import SessionError
 
@@ -33,7 +33,8 @@ NEARLY = [
     ("11-admixture", ("chosen.softmax(dim=-1)", "chosen"), "the logits themselves are the weights"),
     ("11-admixture", (MIXED, "bank[indices].mean(-2)"), "count alike"),
     ("11-admixture", (MIXED, "bank[indices].sum(-2)"), "without weights"),
-    ("11-admixture", ("chosen.softmax(dim=-1)", "chosen.softmax(dim=0)"), "runs over the sub-vectors"),
+    ("11-admixture", ("chosen.softmax(dim=-1)", "chosen.softmax(dim=0)"),
+     "runs over the sub-vectors"),
     ("11-admixture", ("sum(dim=-2)", "sum(dim=1)"), "for logits of shape (7,) and k = 2"),
     ("11-admixture", ("bank[indices]", "bank.detach()[indices]"), "the bank get another gradient"),
     ("11-admixture", (MIXED, f"{MIXED}.detach()"), "no gradient can flow back"),
@@ -45,8 +46,10 @@ NEARLY = [
     ("11-layer", ("self.base, self.bank, self.k = base, bank, k",
                   "self.base, self.bank, self.k = base, nn.Parameter(bank.detach().clone()), k"),
      "self.bank is a copy"),
-    ("11-layer", ("nn.Parameter(0.1 * torch.randn(r", "(0.1 * torch.randn(r"), "no optimizer would find"),
-    ("11-layer", ("out_features // b, r, h", "out_features // b, h, r"), "it is (out / b, r, h) = (3, 3, 6)"),
+    ("11-layer", ("nn.Parameter(0.1 * torch.randn(r", "(0.1 * torch.randn(r"),
+     "no optimizer would find"),
+    ("11-layer", ("out_features // b, r, h", "out_features // b, h, r"),
+     "it is (out / b, r, h) = (3, 3, 6)"),
     ("11-layer", ("0.1 * torch.randn(r", "0 * torch.randn(r"), "all of logits_A are equal"),
     ("11-layer", ("self.logits_B = nn", "self.logits_b = nn"), "the layer has no logits_B"),
     ("11-layer", ("    def forward", "        with torch.no_grad():\n            self.now = "
@@ -56,7 +59,7 @@ NEARLY = [
     ("11-layer", ("self.logits_B, self.bank", "self.logits_B.detach(), self.bank"),
      "no gradient reaches logits_B"),
     ("11-bank", ("VBLinear(linear.requires_grad_(False), bank, r, k)",
-                 "VBLinear(linear.requires_grad_(False), nn.Parameter(bank.detach().clone()), r, k)"),
+                 "VBLinear(linear.requires_grad_(False), nn.Parameter(bank.detach() + 0), r, k)"),
      "a bank of its own"),
     ("11-bank", (".requires_grad_(False)", ""), "a base is still trained"),
     ("11-bank", ("(h, b)", "(b, h)"), "shape (4, 6); h vectors of length b are (6, 4)"),
@@ -69,7 +72,8 @@ NEARLY = [
     ("11-injection", (" in endings\n", " in ['q_proj']\n"), "2 of the 4 are not replaced"),
     ("11-injection", (' and name.rpartition(".")[2] in endings', " and 'proj' in name"),
      "self_attn.k_proj is replaced too"),
-    ("11-injection", ("return layers[0].bank", "model.requires_grad_(False)\n    return layers[0].bank"),
+    ("11-injection", ("return layers[0].bank",
+                      "model.requires_grad_(False)\n    return layers[0].bank"),
      "freeze the model before"),
     ("11-injection", ("return layers[0].bank", "return nn.Parameter(layers[0].bank.clone())"),
      "another bank than the one that is returned"),
@@ -79,7 +83,8 @@ NEARLY = [
     ("11-file", ("layer.bank.detach()", "layer.bank"), "detach() it"),
     ("11-file", ("chosen.softmax(dim=-1)", "chosen"), "the numbers aren't"),
     ("11-file", (".contiguous()", ""), "Does .contiguous() help?"),
-    ("11-file", ("tensors[f\"{key}_topk_w", "tensors[key] = logits\n            tensors[f\"{key}_topk_w"),
+    ("11-file", ("chosen, indices =", "tensors[f'base_model.model.{name}.vblora_logits_{matrix}'] = "
+                 "logits\n            chosen, indices ="),
      "nobody needs all logits"),
 ]  # fmt: skip
 
@@ -125,7 +130,7 @@ def test_yours_is_the_answer_as_soon_as_it_is_right(capsys):
 def test_the_tensors_are_a_file_that_peft_loads(tmp_path):
     """Saved under PEFT's names beside a config of PEFT's, they give the same model there."""
     torch.manual_seed(0)
-    model = building.small_opt()
+    model = building_models.small_opt()
     plain = OPTForCausalLM(model.config).eval()
     plain.load_state_dict(model.state_dict())
     worked.inject(model, ("q_proj", "v_proj"), 16, 8, 3, 3)
@@ -141,7 +146,11 @@ def test_the_tensors_are_a_file_that_peft_loads(tmp_path):
 
 
 CONFIG = lab.VBLoRAConfig(
-    r=2, num_vectors=16, vector_length=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    r=2,
+    num_vectors=16,
+    vector_length=16,
+    target_modules=["q_proj", "v_proj"],
+    task_type="CAUSAL_LM",
 )
 
 
@@ -181,7 +190,9 @@ def test_a_session_trains_what_the_reader_s_code_computes(base):
         assert torch.equal(session.model(tokens).logits, own)
         assert not torch.allclose(base.model(tokens).logits, own)
     last = trace.selections[-1][1]  # the map's choices are those in the reader's file
-    first = after["base_model.model.model.decoder.layers.0.self_attn.v_proj.vblora_logits_A_topk_indices"]
+    first = after[
+        "base_model.model.model.decoder.layers.0.self_attn.v_proj.vblora_logits_A_topk_indices"
+    ]
     chosen = last.indices[last.sub_vectors.module == 0][: first.shape[0] * first.shape[1]]
     assert last.sub_vectors.modules[0].endswith("0.self_attn.v_proj")
     assert torch.equal(first.flatten(0, 1).int(), torch.from_numpy(chosen))

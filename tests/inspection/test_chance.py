@@ -128,11 +128,24 @@ def test_modules_stand_in_the_order_of_use():
 
     opt = ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj", "fc1")
     assert order(*opt) == [opt[2], opt[0], opt[1], *opt[3:]]
-    assert order("a.key", "a.query", "b.value", "b.query") == ["a.query", "a.key", "b.query", "b.value"]
-    for kept in (("up", "quiet", "attention"), ("q_proj", "k_proj", "v_proj", "o_proj"), ("v_proj",)):
+    assert order("a.key", "a.query", "b.value", "b.query") == [
+        "a.query",
+        "a.key",
+        "b.query",
+        "b.value",
+    ]
+    for kept in (
+        ("up", "quiet", "attention"),
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        ("v_proj",),
+    ):
         assert order(*kept) == [*kept]
     groups = row_groups(selection_of().sub_vectors)
-    assert [group.text for group in groups if group.level == 1] == ["q_proj", "k_proj", "v_proj"] * 2
+    assert [group.text for group in groups if group.level == 1] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    ] * 2
     first = selection_of().row_order()[0]
     assert NAMES[selection_of().sub_vectors.module[first]].endswith("0.self_attn.q_proj")
 

@@ -114,7 +114,6 @@ def test_heatmap_labels_layers_modules_and_matrices():
 def test_heatmap_has_modules_in_the_order_of_use():
     """As labels do: rows of keys come after those of queries, whatever the model's code says."""
     selection = make_selection(modules=("k_proj", "q_proj"))
-    _, rows, _, _ = cells(plots.selection_heatmap(selection).axes[0])
     _, first, count, _ = next(g for g in row_groups(selection.sub_vectors) if g.text == "q_proj")
     assert first == 0
     queries = selection.sub_vectors.module == 1

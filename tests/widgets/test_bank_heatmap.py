@@ -113,7 +113,8 @@ def test_changes_are_marked_against_the_first_selection_of_an_adapter(selection)
     told = notice(later, start=selection)
     assert widget.captions == [[told.headline, told.details]]
     np.testing.assert_array_equal(
-        np.frombuffer(widget.start_indices, "<u2").reshape(selection.indices.shape), selection.indices
+        np.frombuffer(widget.start_indices, "<u2").reshape(selection.indices.shape),
+        selection.indices,
     )
     for trait, expected in (
         ("start_weights", selection.weights.ravel()),

@@ -1,9 +1,12 @@
-"""The hidden tests of chapter 11: what is wrong with an adapter that a reader builds, and where."""
+"""The hidden tests of chapter 11: what is wrong with the pieces that a reader builds, and where.
+
+Those of a whole model and of its file are in `building_models`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vblora_lab.course.exercise import Open, Wrong, called, check_tensor
@@ -12,27 +15,26 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 H, B, R, K = 6, 4, 3, 2  # bank vectors, their length, rank, choices
-ENDINGS = ("q_proj", "v_proj")
 
 
-def _seeded(check: Callable[[Any], None]) -> Callable[[Any], None]:
+def seeded(check: Callable[[Any], None]) -> Callable[[Any], None]:
     """The same numbers each time, and the notebook's own random numbers as if nothing was drawn."""
 
     @functools.wraps(check)
-    def seeded(answer: Any) -> None:
+    def checked(answer: Any) -> None:
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             check(answer)
 
-    return seeded
+    return checked
 
 
 # --- the admixture
 
 
-@_seeded
+@seeded
 def check_admixture(answer: Any) -> None:
     import torch
 
@@ -74,9 +76,9 @@ def _mixed_otherwise(logits: Tensor, bank: Tensor, k: int) -> dict[str, Tensor]:
         )
     if logits.ndim > 1:
         across = chosen.softmax(0)
-        mistakes["the softmax runs over the sub-vectors; over the k choices, which are the last axis."] = (
-            (across.unsqueeze(-1) * vectors).sum(-2)
-        )
+        mistakes[
+            "the softmax runs over the sub-vectors; over the k choices, which are the last axis."
+        ] = (across.unsqueeze(-1) * vectors).sum(-2)
     return mistakes
 
 
@@ -97,13 +99,15 @@ def _check_gradients(answer: Any) -> None:
     expected = torch.autograd.grad((admixture(*inputs, K) * weights).sum(), inputs)
     for name, mine, theirs in zip(("logits", "bank"), ours, expected, strict=True):
         if mine is None or not torch.allclose(mine, theirs, atol=1e-5):
-            raise Wrong(f"the numbers are right, but the {name} get another gradient than they should.")
+            raise Wrong(
+                f"the numbers are right, but the {name} get another gradient than they should."
+            )
 
 
 # --- the layer
 
 
-@_seeded
+@seeded
 def check_layer(answer: Any) -> None:
     import torch
     from torch import nn
@@ -116,6 +120,12 @@ def check_layer(answer: Any) -> None:
         raise Open("the layer holds nothing yet: write its __init__ and its forward.")
     _check_logits(layer)
     _check_bank(layer, bank)
+    _check_output(layer, base, bank)
+
+
+def _check_output(layer: Any, base: nn.Linear, bank: nn.Parameter) -> None:
+    import torch
+
     x = torch.randn(2, 5, 8)
     for moved in (False, True):
         if moved:
@@ -135,7 +145,8 @@ def check_layer(answer: Any) -> None:
             raise Wrong(f"the output for x of shape (2, 5, 8): {wrong}") from None
     if result.requires_grad:
         result.square().sum().backward()
-    for name, tensor in (("bank", bank), ("logits_A", layer.logits_A), ("logits_B", layer.logits_B)):
+    trained = {"bank": bank, "logits_A": layer.logits_A, "logits_B": layer.logits_B}
+    for name, tensor in trained.items():
         if tensor.grad is None or not tensor.grad.any():
             raise Wrong(f"the output is right, but no gradient reaches {name}.")
 
@@ -161,8 +172,8 @@ def _check_logits(layer: Any) -> None:
             )
         if bool((logits == logits.flatten()[0]).all()):
             raise Wrong(
-                f"all of {name} are equal, so that all sub-vectors begin with one choice; draw them "
-                "at random."
+                f"all of {name} are equal, so that all sub-vectors begin with one choice; draw "
+                "them at random."
             )
 
 
@@ -176,7 +187,9 @@ def _check_bank(layer: Any, bank: nn.Parameter) -> None:
         )
 
 
-def _outputs(layer: Any, base: nn.Linear, bank: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _outputs(
+    layer: Any, base: nn.Linear, bank: Tensor, x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The right output, and what known mistakes give."""
     import torch
 
@@ -200,7 +213,7 @@ def _outputs(layer: Any, base: nn.Linear, bank: Tensor, x: Tensor) -> tuple[Tens
 # --- the shared bank
 
 
-@_seeded
+@seeded
 def check_shared(answer: Any) -> None:
     import torch
     from torch import nn
@@ -208,8 +221,12 @@ def check_shared(answer: Any) -> None:
     linears = [nn.Linear(8, 12), nn.Linear(8, 4)]
     layers = called(answer, linears, H, B, R, K)
     if not isinstance(layers, list | tuple) or len(layers) != len(linears):
-        what = f"{len(layers)} of them" if isinstance(layers, list | tuple) else type(layers).__name__
-        raise Wrong(f"give a list with one of your layers for each of the 2 linear ones, not {what}.")
+        what = (
+            f"{len(layers)} of them" if isinstance(layers, list | tuple) else type(layers).__name__
+        )
+        raise Wrong(
+            f"give a list with one of your layers for each of the 2 linear ones, not {what}."
+        )
     for layer, linear in zip(layers, linears, strict=True):
         if getattr(layer, "base", None) is not linear:
             raise Wrong("a layer's base is not the linear layer that was given, in the same order.")
@@ -224,10 +241,12 @@ def check_shared(answer: Any) -> None:
         )
     x = torch.randn(2, 8)
     before, loss = (called(layer, x) for layer in reversed(layers))
-    if not all(isinstance(output, torch.Tensor) and output.requires_grad for output in (before, loss)):
+    if not all(
+        isinstance(output, torch.Tensor) and output.requires_grad for output in (before, loss)
+    ):
         raise Wrong("the layers don't give tensors through which gradients flow: are they yours?")
     loss.square().sum().backward()
-    torch.optim.SGD([first], lr=1.0).step()
+    torch.optim.SGD(layers[0].parameters(), lr=1.0).step()
     if torch.allclose(called(layers[1], x), before):
         raise Wrong("a step for the first layer should change the second too, and doesn't.")
 
@@ -249,146 +268,6 @@ def _check_new_bank(bank: Any) -> None:
     low, high = (float(end) for end in bank.detach().aminmax())
     if max(-low, high) > 0.02 or low >= 0 or high < 0.01:
         raise Wrong(
-            f"draw the bank evenly between -0.02 and 0.02; this one goes from {low:.3g} to {high:.3g}."
+            f"draw the bank evenly between -0.02 and 0.02; this one goes from {low:.3g} to "
+            f"{high:.3g}."
         )
-
-
-# --- injection
-
-
-def small_opt() -> nn.Module:
-    """An OPT of two layers: the smallest that has all its kinds of layers."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "vocab_size": 32}
-    config = OPTConfig(
-        **sizes, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16
-    )
-    return OPTForCausalLM(config).eval()
-
-
-@_seeded
-def check_injection(answer: Any) -> None:
-    import torch
-    from torch import nn
-
-    model = small_opt()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    wanted = {n: m for n, m in linears.items() if n.endswith(ENDINGS)}
-    tokens = torch.arange(8)[None]
-    with torch.no_grad():
-        before = model(tokens).logits
-    bank = called(answer, model, list(ENDINGS), 16, 8, R, K)
-    adapted = {n: m for n, m in model.named_modules() if hasattr(m, "logits_A")}
-    _check_places(adapted, wanted, linears)
-    if not all(getattr(layer, "bank", None) is bank for layer in adapted.values()):
-        raise Wrong("the layers hold another bank than the one that is returned: one for all.")
-    mine = [p for m in adapted.values() for n, p in m.named_parameters() if "logits" in n]
-    own = {id(bank), *map(id, mine)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in own:
-            raise Wrong(
-                f"{name} is still trained. Freeze the whole model first: model.requires_grad_(False)."
-            )
-        if not parameter.requires_grad and id(parameter) in own:
-            raise Wrong(f"{name} is frozen: freeze the model before you put your layers in, not after.")
-    with torch.no_grad():
-        after = called(model, tokens).logits
-    if torch.allclose(after, before):
-        raise Wrong("the layers are in, but what the model says is the same as before.")
-
-
-def _check_places(
-    adapted: Mapping[str, Any], wanted: Mapping[str, Any], linears: Mapping[str, Any]
-) -> None:
-    if not adapted:
-        raise Wrong(
-            "no layer of the model has changed. A layer is an attribute of its parent: "
-            "setattr(parent, last_name, layer) replaces it."
-        )
-    missing, extra = (sorted(a.keys() - b.keys()) for a, b in ((wanted, adapted), (adapted, wanted)))
-    if extra and extra[0] not in linears:
-        raise Wrong(
-            f"{extra[0]} is inside one of your own layers. Gather the names in a list first, and "
-            "replace them then."
-        )
-    if missing:
-        raise Wrong(f"{len(missing)} of the {len(wanted)} are not replaced, for example {missing[0]}.")
-    if extra:
-        raise Wrong(f"{extra[0]} is replaced too; its last name is none of {', '.join(ENDINGS)}.")
-    for name, layer in adapted.items():
-        if getattr(layer, "base", None) is not wanted[name]:
-            raise Wrong(f"the base of {name} is not the linear layer that stood there.")
-
-
-# --- the file
-
-
-@_seeded
-def check_file(answer: Any) -> None:
-    import torch
-    from safetensors.torch import save
-
-    from vblora_lab.course.worked import inject
-    from vblora_lab.tuner.formats import pack
-
-    model = small_opt()
-    k = 3
-    bank = inject(model, ENDINGS, 16, 8, R, k)
-    expected = {"base_model.vblora_vector_bank": bank.detach()}
-    for name, layer in model.named_modules():
-        if hasattr(layer, "logits_A"):
-            for matrix in ("A", "B"):
-                indices, weights = pack(getattr(layer, f"logits_{matrix}").detach(), k)
-                key = f"base_model.model.{name}.vblora_logits_{matrix}"
-                expected |= {f"{key}_topk_indices": indices, f"{key}_topk_weights": weights}
-    tensors = called(answer, model)
-    _check_keys(tensors, expected)
-    for key, tensor in expected.items():
-        if not isinstance(tensors[key], torch.Tensor):
-            raise Wrong(f"{key} is a {type(tensors[key]).__name__}; files hold tensors.")
-        _check_stored(key, tensors[key], tensor, k)
-    try:
-        save({key: tensors[key].detach() for key in expected})
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Wrong(f"safetensors can't write these tensors: {reason} Does .contiguous() help?") from error
-
-
-def _check_keys(tensors: Any, expected: Mapping[str, Tensor]) -> None:
-    if not isinstance(tensors, dict):
-        raise Wrong(f"this gives a {type(tensors).__name__}; give a dict of names and tensors.")
-    if not tensors:
-        raise Wrong("the dict is empty: which layers of the model have logits_A?")
-    missing = [key for key in expected if key not in tensors]
-    extra = [key for key in tensors if key not in expected]
-    if missing:
-        also = f" There is {extra[0]!r}, which PEFT doesn't know." if extra else ""
-        raise Wrong(f"{missing[0]!r} is missing ({len(missing)} of {len(expected)} are).{also}")
-    if extra:
-        text = f"{extra[0]!r} doesn't belong into the file"
-        whole = str(extra[0]).endswith(("logits_A", "logits_B"))
-        raise Wrong(f"{text}: with the choices, nobody needs all logits." if whole else f"{text}.")
-
-
-def _check_stored(key: str, stored: Tensor, expected: Tensor, k: int) -> None:
-    import torch
-
-    if key.endswith("_topk_indices"):
-        if stored.dtype != torch.uint8:
-            raise Wrong(
-                f"{key} is {stored.dtype}, of {stored.element_size()} bytes for each choice; indices "
-                "below 256 fit into torch.uint8, of one."
-            )
-    elif not stored.is_floating_point():
-        raise Wrong(f"{key} is {stored.dtype}; weights and bank are float32.")
-    if key.endswith("_topk_weights") and stored.shape[-1] == k:
-        raise Wrong(
-            f"{key} has all {k} weights of a sub-vector. They sum to 1, so the last one isn't stored."
-        )
-    if stored.requires_grad:
-        raise Wrong(f"{key} still hangs on the graph of gradients: detach() it.")
-    try:
-        check_tensor(stored, expected)
-    except Wrong as wrong:
-        raise Wrong(f"{key}: {wrong}") from None

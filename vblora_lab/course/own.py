@@ -45,20 +45,21 @@ class OwnSession(TrainingSession):
 
     def _make_model(self) -> PeftModel:
         model = super()._make_model()
+        tuner: Any = model.base_model
         layers = adapted_layers(model)
         config = self.config
         self.own = share_weights(self.base.model)
         endings = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
         sizes = config.num_vectors, config.vector_length, config.r, config.topk
         bank = self._inject(self.own, endings, *sizes)
-        model.base_model.vblora_vector_bank["default"] = bank
+        tuner.vblora_vector_bank["default"] = bank
         for name, layer in layers.items():
-            mine = self.own.get_submodule(name)
+            mine: Any = self.own.get_submodule(name)
             if not hasattr(mine, "logits_A"):
                 raise SessionError(f"inject left {name} as it was; the config adapts it.")
             layer.vblora_logits_A["default"] = mine.logits_A
             layer.vblora_logits_B["default"] = mine.logits_B
-            layer.forward = mine.forward  # what it computes is the reader's
+            layer.__dict__["forward"] = mine.forward  # what it computes is the reader's
         return model
 
 

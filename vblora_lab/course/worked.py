@@ -46,20 +46,20 @@ def inject(
 ) -> nn.Parameter:
     """Replace the linear layers whose last name is one of the endings, in place. Gives the bank."""
     model.requires_grad_(False)
-    names = [
-        name
+    linears = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in endings
-    ]
-    layers = share_bank([model.get_submodule(name) for name in names], h, b, r, k)
-    for name, layer in zip(names, layers, strict=True):
+    }
+    layers = share_bank(list(linears.values()), h, b, r, k)
+    for name, layer in zip(linears, layers, strict=True):
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer)
     return layers[0].bank
 
 
 def topk_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What PEFT's file holds of the adapter, in the top-k format, for banks of up to 255 vectors."""
+    """What PEFT's file holds of the adapter in the top-k format; banks of up to 255 vectors."""
     tensors = {}
     for name, layer in model.named_modules():
         if not hasattr(layer, "logits_A"):

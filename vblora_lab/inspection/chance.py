@@ -28,7 +28,9 @@ MOST_USED = 0.2
 MOST_MODULES = 64
 """A model with more modules than that is shown by its layers."""
 
-_MOST_DRAWN = 2**16  # numbers or cells of all rounds together: more would move no digit that is told
+_MOST_DRAWN = (
+    2**16
+)  # numbers or cells of all rounds together: more would move no digit that is told
 _ROUNDS = (4, 64)
 
 
@@ -130,7 +132,8 @@ class Notice:
     @property
     def headline(self) -> str:
         """How unevenly the bank is used."""
-        carry = f"{self.vectors} of {self.num_vectors} bank vectors carry {self.share:.0%} of the weight"
+        carry = f"{self.vectors} of {self.num_vectors} bank vectors carry {self.share:.0%}"
+        carry += " of the weight"
         if abs(self.share - self.share_by_chance) > 2 * self.share_spread:
             return f"{carry}; chance: {self.share_by_chance:.0%}."
         return f"{carry}, as by chance ({self.share_by_chance:.0%})."
@@ -140,7 +143,9 @@ class Notice:
         """The most used bank vector, the cells that stand out, and what is left of the start."""
         cells = f"{self.outstanding:,} of {self.cells:,} cells (chance: "
         text = f"Most used: vector {self.most_used} with {self.most:.1f} (chance: "
-        text += f"{self.most_by_chance:.1f}). Standing out: {cells}{self.outstanding_by_chance:.0f})"
+        text += (
+            f"{self.most_by_chance:.1f}). Standing out: {cells}{self.outstanding_by_chance:.0f})"
+        )
         if self.strongest is not None:
             module, vector, weight, by_chance = self.strongest
             text += f", most of all vector {vector} in {module}: {weight:.1f} ({by_chance:.1f})"
@@ -151,7 +156,7 @@ class Notice:
 
 
 def kept_choices(selection: Selection, start: Selection) -> np.ndarray:
-    """(N,) float64: of the bank vectors that a sub-vector chose at the start, the part it still does.
+    """(N,) float64: the part of its choices at the start that a sub-vector has kept, 0 to 1.
 
     Raises:
         SelectionError: the two are of different adapters.

@@ -125,7 +125,7 @@ def _mark_new(axes: Axes, new: np.ndarray) -> None:
 def _draw_kept(axes: Axes, kept: np.ndarray) -> None:
     axes.barh(np.arange(len(kept)), kept, height=0.7, color=BLUE, linewidth=0)
     axes.set(xlim=(0, 1), xlabel="choices kept\nsince the start")
-    axes.xaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xticks([0, 1])
     axes.tick_params(axis="y", labelleft=False, length=0)

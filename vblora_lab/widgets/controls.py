@@ -24,10 +24,10 @@ OWN_CHOICE = "own choice"
 AS_GIVEN = "as given"
 WITH_CONTROL = {"r", "num_vectors", "vector_length", "topk", "target_modules"}
 HOW_TO_READ = """<div class="vblora-help">
-<p>LoRA trains two thin matrices, A and B, beside each target's frozen weight. VB-LoRA cuts them into
-sub-vectors and mixes each from topk vectors of one bank.</p>
-<p>A row of the map is a module: grey is what chance would give it, colour is more. Click a row to see
-its sub-vectors.</p></div>"""
+<p>LoRA trains two thin matrices, A and B, beside each target's frozen weight. VB-LoRA cuts them
+into sub-vectors and mixes each from topk vectors of one bank.</p>
+<p>A row of the map is a module: grey is what chance would give it, colour is more. Click a row to
+see its sub-vectors.</p></div>"""
 
 
 class Controls:

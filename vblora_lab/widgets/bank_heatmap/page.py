@@ -10,7 +10,18 @@ from typing import Any
 from vblora_lab.widgets._source import source
 
 PARTS = (
-    *("colours", "data", "modules", "legend", "drawing", "map", "controls", "plot", "views", "table"),
+    *(
+        "colours",
+        "data",
+        "modules",
+        "legend",
+        "drawing",
+        "map",
+        "controls",
+        "plot",
+        "views",
+        "table",
+    ),
     "bench",
     "render",
 )
