@@ -66,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.planning.presets import list_presets
     from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
-    from vblora_lab.train.processes import leave_the_others
+    from vblora_lab.train.processes import (
+        how_processes_train,
+        is_first_process,
+        leave_the_others,
+    )
 
     if args.preset == "list":
         print(list_presets())
@@ -82,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
         "eval_every", "sample_count", "sample_every",
     )  # fmt: skip
+    how = how_processes_train()
+    if is_first_process():
+        print(f"Trains in {how}", flush=True)
     kept = Kept(args.out)
     session = TrainingSession(
         load_base(args.model, device=_own_device()),

@@ -36,7 +36,7 @@ from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
 from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
-from vblora_lab.tuner.sharded import gathered, mixes_by_layer
+from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
 from vblora_lab.tuner.starts import copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -399,7 +399,8 @@ class VBLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         full = checked_state_dict(model, config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        ours = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        return cut_alike(ours, dict(model.named_parameters(remove_duplicate=False)))
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
         """Bring a folder in which PEFT just stored an adapter into its final form.
