@@ -23,7 +23,9 @@ from vblora_lab.train.prompts import encode_all, positions_of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and adapter")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints and adapter"
+    )
     parser.add_argument("--model", default="mini-opt", help="as in vblora-lab train --model")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=8, help="rows in each process")

@@ -278,14 +278,15 @@ class TrainingSession(SteerableRun):
         self._sample()
 
     def _sample(self) -> None:
-        together = is_cut_over_processes(self.model)
-        if (self.is_first or together) and (samples := self._write_samples()):
+        if (self.is_first or self._is_cut()) and (samples := self._write_samples()):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        together = is_cut_over_processes(self.model)
-        check = self._while_evaluating if together else self._control.check
+        check = self._while_evaluating if self._is_cut() else self._control.check
         return self._samples.write(self._step, on_token=check)
+
+    def _is_cut(self) -> bool:
+        return is_cut_over_processes(self.model)  # so that all must write together
 
     def _while_evaluating(self) -> None:
         if in_any_process(self._control.stopping):

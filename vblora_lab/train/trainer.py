@@ -113,6 +113,10 @@ class LabTrainer(CapturingTrainer):
             end_training(self.args, self.control)
             return {}
 
+    def _prepare_for_training(self, *args: Any, **more: Any) -> Any:
+        with unlocked(self.model):  # DeepSpeed changes dtypes, and loads its checkpoints here
+            return super()._prepare_for_training(*args, **more)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Store the adapter, whole, however it is cut over processes. All must call it."""
         with whole(self.model):

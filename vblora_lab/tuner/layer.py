@@ -315,7 +315,8 @@ class Linear(VBLoRALayer):
         # load and whoever loads, spares a look (and a wait for the device) per forward pass.
         for adapter in self.vblora_logits_A:
             logits = state_dict.get(f"{prefix}vblora_logits_A.{adapter}")
-            if logits is not None and logits.device.type != "meta":
+            # ZeRO-3's state dicts hold empty tensors, whose parts it loads by itself.
+            if logits is not None and logits.device.type != "meta" and logits.numel():
                 self.logits_are_complete[adapter] = not bool(logits[0, 0].isinf().any())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
