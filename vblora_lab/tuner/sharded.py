@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vblora_lab.errors import TargetError
+from vblora_lab.speed.pool import MatrixPool
 
 
 def is_distributed() -> bool:
@@ -63,6 +64,7 @@ class Banks(Protocol):
     """What is asked of the banks of a model (`banks.VectorBanks`)."""
 
     in_care_of_fsdp: bool | None
+    pool: MatrixPool
 
 
 def mixes_by_layer(model: nn.Module, banks: Banks) -> bool:
@@ -83,7 +85,27 @@ def mixes_by_layer(model: nn.Module, banks: Banks) -> bool:
             "between processes. Call fully_shard on every module that holds adapted layers (each "
             "decoder layer, and an adapted lm_head), and then on the model itself."
         )
-    return is_cut_over_processes(model)
+    if not is_cut_over_processes(model):
+        return False
+    _tell_zero(banks)
+    return True
+
+
+def _tell_zero(banks: Banks) -> None:
+    """Tell ZeRO-3, once, which parameters each layer needs that aren't its own module's.
+
+    It finds out by itself, but within the first pass, and then takes the next one for another.
+    """
+    for layer in (
+        cast(nn.Module, la) for each in banks.pool.layers.values() for la in each.values()
+    ):
+        needed = [p for name, p in layer.named_parameters() if name.startswith("vblora_")]
+        if not _is_zero_s(needed[0]) or hasattr(layer, "_external_params"):
+            return
+        from deepspeed.zero import register_external_parameter
+
+        for parameter in needed:
+            register_external_parameter(layer, parameter)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
