@@ -100,12 +100,12 @@ def _tell_zero(banks: Banks) -> None:
         cast(nn.Module, la) for each in banks.pool.layers.values() for la in each.values()
     ):
         needed = [p for name, p in layer.named_parameters() if name.startswith("vblora_")]
-        if not _is_zero_s(needed[0]) or hasattr(layer, "_external_params"):
+        if not _is_zero_s(needed[0]) or id(needed[0]) in getattr(layer, "_external_params", ()):
             return
-        from deepspeed.zero import register_external_parameter
+        import deepspeed
 
         for parameter in needed:
-            register_external_parameter(layer, parameter)
+            deepspeed.zero.register_external_parameter(layer, parameter)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
