@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 import peft
+import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 import vblora_lab
@@ -53,6 +54,7 @@ def main() -> None:
             logging_steps=5,
             save_steps=10,
             save_total_limit=2,
+            bf16=torch.cuda.is_available(),  # as the config files say; DeepSpeed compares
             report_to="none",
         ),
         train_dataset=rows,

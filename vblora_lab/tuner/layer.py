@@ -26,7 +26,7 @@ from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
-from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -292,8 +292,8 @@ class Linear(VBLoRALayer):
         mixed = self.pool.get(adapter, self.name_in_pool, autocast)
         if mixed is not None:
             return mixed
-        A, B = low_rank_matrices(*self.logits(adapter), self.bank(adapter), self.topk[adapter])
-        return Matrices(A.to(autocast or A.dtype), B.T.to(autocast or B.dtype))
+        logits, bank = self.logits(adapter), self.bank(adapter)
+        return mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
 
     def _refuse_to_train(self, adapter: str) -> None:
         logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
