@@ -59,6 +59,11 @@ def stored(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+def assert_near(found, expected):
+    """To the digits of bfloat16, in which GPUs don't add up in the same order every time."""
+    assert (found.float() - expected.float()).norm() <= 0.02 * expected.float().norm()
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("one") / "run"
@@ -72,9 +77,7 @@ def alone(tmp_path_factory):
 def test_the_command_trains_as_one_process_does_and_goes_on(engine, alone, tmp_path):
     out = tmp_path / "run"
     said = train(engine, out)
-    assert f"Trains in 2 processes (cuda, nccl), {ENGINES[engine]}" in said.replace(
-        "cuda:nccl,cpu:gloo", "nccl"
-    )
+    assert f"Trains in 2 processes (cuda, nccl), {ENGINES[engine]}" in said
     trace = Trace.load(out / "run.trace")
     assert trace.steps.tolist() == [1, 2, 3, 4, 5, 6]
     assert trace.losses == pytest.approx(alone.losses, rel=0.02)  # of bfloat16
@@ -88,7 +91,7 @@ def test_the_command_trains_as_one_process_does_and_goes_on(engine, alone, tmp_p
     train(engine, out, "--resume")
     assert Trace.load(out / "run.trace").losses == pytest.approx(trace.losses, rel=0.01)
     for name, tensor in stored(out).items():
-        torch.testing.assert_close(tensor, whole[name], rtol=0.02, atol=1e-3)
+        assert_near(tensor, whole[name])
 
 
 @two_gpus
@@ -101,5 +104,5 @@ def test_a_plain_trainer_program_trains_and_goes_on(engine, tmp_path):
     shutil.rmtree(tmp_path / "adapter")
     launch(engine, *program, "--steps", "20", "--resume")
     for name, tensor in stored(tmp_path).items():
-        torch.testing.assert_close(tensor, whole[name], rtol=0.02, atol=1e-3)
+        assert_near(tensor, whole[name])
     assert (tmp_path / "checkpoint-20").is_dir()
