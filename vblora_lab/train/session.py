@@ -58,6 +58,7 @@ from vblora_lab.train.sampling import SampleWriter
 from vblora_lab.train.trainer import LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
+from vblora_lab.tuner.sharded import is_cut_over_processes, whole
 
 SAVE_EVERY = 50
 
@@ -277,11 +278,15 @@ class TrainingSession(SteerableRun):
         self._sample()
 
     def _sample(self) -> None:
-        if self.is_first and (samples := self._write_samples()):
+        if (self.is_first or self._is_cut()) and (samples := self._write_samples()):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        return self._samples.write(self._step, on_token=self._control.check)
+        check = self._while_evaluating if self._is_cut() else self._control.check
+        return self._samples.write(self._step, on_token=check)
+
+    def _is_cut(self) -> bool:
+        return is_cut_over_processes(self.model)  # so that all must write together
 
     def _while_evaluating(self) -> None:
         if in_any_process(self._control.stopping):
@@ -343,7 +348,9 @@ class TrainingSession(SteerableRun):
     # --- what is left behind
 
     def _save_adapter(self) -> None:
-        if place := self._files.save_adapter(self.model):
+        with whole(self.model):
+            place = self._files.save_adapter(self.model)
+        if place:
             self._emit(Saved(self._step, str(place)))
 
     def _tell_problem(self, problem: str) -> None:

@@ -37,8 +37,8 @@ from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, 
 from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.of_one import of_one
-from vblora_lab.tuner.sharded import gathered, mixes_by_layer
-from vblora_lab.tuner.starts import copy_adapter, source_of_reference
+from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
+from vblora_lab.tuner.starts import begin_as_asked, copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
 
@@ -151,9 +151,11 @@ class VBLoRAModel(BaseTuner):
                     )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
                 self._pool_layers(adapter_name, layers := adapted_layers(self, adapter_name))
-                copy_adapter(layers, banks, source, adapter_name)
                 if config.inference_mode:  # PEFT would train its biases nevertheless
                     train_biases(model, {adapter_name: config}, ())
+                elif source is None:
+                    begin_as_asked(self, adapter_name)
+                copy_adapter(layers, banks, source, adapter_name)
             config.belongs_to(self)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
@@ -394,7 +396,8 @@ class VBLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         full = checked_state_dict(model, config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        ours = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        return cut_alike(ours, dict(model.named_parameters(remove_duplicate=False)))
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
         """Bring a folder in which PEFT just stored an adapter into its final form.
