@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vblora_lab.admixture import admixture, choose, mix
 from vblora_lab.speed import kernels
+from vblora_lab.speed.in_graph import mixed_in_graph
 
 SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in float32
 
@@ -47,6 +48,8 @@ def mix_all(
         dtype: of the result; mixing itself happens in that of the logits.
     """
     if kernels.usable([part for pair in logits for part in pair], bank, topk):
+        if torch.compiler.is_compiling():
+            return [Matrices(*pair) for pair in mixed_in_graph(logits, bank, topk, dtype)]
         sub_vectors = kernels.fused_admixture(logits, bank, topk, dtype)
     else:
         sub_vectors = _side_by_side(logits, bank, topk).to(dtype)
