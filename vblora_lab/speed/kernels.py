@@ -61,7 +61,9 @@ def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
 
     A compiler takes them too, but what `torch.export` writes must run without this package.
     """
-    compiles = enabled and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    # Not `torch.compiler.is_exporting()`, which a compiler before PyTorch 2.13 takes to be true.
+    exports = torch.compiler._is_exporting_flag
+    compiles = enabled and torch.compiler.is_compiling() and not exports
     if triton is None or not (compiles or applies()):
         return False
     on_device = bank.is_cuda or (_INTERPRETED and not compiles)
