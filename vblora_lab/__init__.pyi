@@ -24,6 +24,7 @@ from .planning.presets import PRESETS as PRESETS
 from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
+from .train.capturing import capture as capture
 from .train.compare import compare as compare
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome

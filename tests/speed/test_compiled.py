@@ -172,7 +172,10 @@ def test_layers_hold_no_matrices_after_a_call_however_it_ends():
             assert all(layer.mixed for layer in layers)
             raise Interrupt
 
-    model.base_model.model.second.base_layer, kept = Stops(), model.base_model.model.second.base_layer
+    model.base_model.model.second.base_layer, kept = (
+        Stops(),
+        model.base_model.model.second.base_layer,
+    )
     with pytest.raises(Interrupt):
         case.output(model)
     assert not any(layer.mixed for layer in layers)
