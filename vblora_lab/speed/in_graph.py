@@ -1,25 +1,25 @@
-"""The kernels for a compiler: operators that it can put into its graph and order among its own.
+"""The kernels for a compiler: operators that it puts into its graph as they are.
 
 `kernels.py` finds each layer's logits by address, which a compiler doesn't know: it may put tensors
-elsewhere. Here the logits are laid behind each other first, and so are all gradients. That is one
-copy of them, and the compiler plans its memory with the rest of the graph.
+elsewhere. Here the logits are laid behind each other first, and so are their gradients:
 
     logits    (rows, num_vectors)   rows as the layers keep them: A's are (r, tiles), B's (tiles, r)
     order     (rows,)               which of them each sub-vector of the result is made of
     result    (r, tiles, vector_length)
 
 The order is a matter of sizes alone, so layers of equal sizes come one after the other, and a few
-ranges of numbers say it.
+ranges of numbers say it. Pieces are put together by the operators and not by the compiler, which
+would write a kernel of its own for each of hundreds of pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 from vblora_lab.speed import kernels
 
@@ -39,17 +39,19 @@ def mixed_in_graph(
     Returns:
         Per layer, A (r, in_features) and the transpose of B, (r, out_features).
     """
-    r, (num_vectors, length) = logits[0][0].shape[0], bank.shape
+    r, length = logits[0][0].shape[0], bank.shape[1]
     # Number 2 i is the A of layer i, and 2 i + 1 its B.
     tiles = [size for A, B in logits for size in (A.shape[1], B.shape[0])]
     by_size: dict[tuple[int, int], list[int]] = {}
     for number, size in enumerate(tiles):
         by_size.setdefault((number % 2, size), []).append(number)
     numbers = [number for group in by_size.values() for number in group]
-    rows = [logits[number // 2][number % 2].reshape(-1, num_vectors) for number in numbers]
+    parts = [logits[number // 2][number % 2] for number in numbers]
     order = _order([(*kind, len(group)) for kind, group in by_size.items()], r, bank.device)
-    sub_vectors = torch.ops.vblora_lab.mix(torch.cat(rows), order, bank, topk, r, dtype)[0]
-    columns = sub_vectors.flatten(1).split([tiles[number] * length for number in numbers], dim=1)
+    sub_vectors = torch.ops.vblora_lab.mix(parts, order, bank, topk, dtype)[0]
+    columns = _Cut.apply(  # type: ignore[no-untyped-call]
+        sub_vectors.flatten(1), [tiles[number] * length for number in numbers]
+    )
     by_number = dict(zip(numbers, columns, strict=True))
     return [(by_number[2 * i], by_number[2 * i + 1]) for i in range(len(logits))]
 
@@ -74,49 +76,98 @@ def _order(groups: Sequence[tuple[int, int, int]], r: int, device: torch.device)
     return torch.cat(parts, dim=1).flatten()
 
 
-def _launched(kernel: Any) -> Any:
-    # An interpreted kernel is a function of NumPy, which nothing can look into.
-    return wrap_triton(kernel) if isinstance(kernel, kernels.triton.JITFunction) else kernel
+class _Cut(torch.autograd.Function):
+    """Ranges of columns, whose gradients one operator puts together."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+        return matrix.split(widths, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.vblora_lab.join(gradients), None
 
 
-if kernels.triton is not None:
+@custom_op("vblora_lab::join", mutates_args=())
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices (rows, ...) side by side."""
+    return torch.cat(list(parts), dim=1)
 
-    @triton_op("vblora_lab::mix", mutates_args=())
-    def _mix(
-        logits: Tensor, order: Tensor, bank: Tensor, topk: int, r: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `kernels.forward`."""
-        offsets = order * bank.shape[0]
-        return kernels.forward(logits, offsets, bank, topk, r, dtype, _launched)
 
-    @triton_op("vblora_lab::mix_backward", mutates_args=())
-    def _mix_backward(
-        grad: Tensor,
-        bank: Tensor,
-        indices: Tensor,
-        weights: Tensor,
-        order: Tensor,
-        logits_need: bool,
-        bank_needs: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """See `kernels.backward`; an empty tensor where nothing is needed."""
-        needs = (logits_need, bank_needs)
-        both = kernels.backward(grad, bank, indices, weights, order, *needs, _launched)
-        logits, own = (bank.new_empty(0) if each is None else each for each in both)
-        return logits, own
+@_join.register_fake
+def _(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts))
 
-    def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, order, bank, *_ = inputs
-        _, indices, weights = output
-        ctx.mark_non_differentiable(indices, weights)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(bank, indices, weights, order)
 
-    def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        bank, indices, weights, order = ctx.saved_tensors
-        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        both = torch.ops.vblora_lab.mix_backward(grad, bank, indices, weights, order, *needs)
-        logits, own = (g if needed else None for g, needed in zip(both, needs, strict=True))
-        return logits, None, own, None, None, None
+@custom_op("vblora_lab::mix", mutates_args=())
+def _mix(
+    parts: Sequence[Tensor], order: Tensor, bank: Tensor, topk: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.forward`. The first part is the logits of an A."""
+    logits = torch.cat([part.flatten(0, 1) for part in parts])
+    offsets = order * bank.shape[0]
+    return kernels.forward(logits, offsets, bank, topk, parts[0].shape[0], dtype)
 
-    _mix.register_autograd(_gradients, setup_context=_keep)
+
+@_mix.register_fake
+def _(
+    parts: Sequence[Tensor], order: Tensor, bank: Tensor, topk: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    r, rows = parts[0].shape[0], order.shape[0]
+    shape = kernels.padded(r, dtype), rows // r, bank.shape[1]
+    chosen = order.new_empty(rows, topk, dtype=torch.int32)
+    return bank.new_empty(shape, dtype=dtype), chosen, bank.new_empty(rows, topk)
+
+
+@custom_op("vblora_lab::mix_backward", mutates_args=())
+def _mix_backward(
+    grad: Tensor,
+    bank: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    logits_need: bool,
+    bank_needs: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.backward`; an empty tensor where nothing is needed."""
+    both = kernels.backward(grad, bank, indices, weights, order, logits_need, bank_needs)
+    logits, own = (bank.new_empty(0) if each is None else each for each in both)
+    return logits, own
+
+
+@_mix_backward.register_fake
+def _(
+    grad: Tensor,
+    bank: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    order: Tensor,
+    logits_need: bool,
+    bank_needs: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (order.shape[0], bank.shape[0]) if logits_need else (0,)
+    return bank.new_empty(shape), bank.new_empty(bank.shape if bank_needs else (0,))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    parts, order, bank, *_ = inputs
+    _, indices, weights = output
+    ctx.mark_non_differentiable(indices, weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(bank, indices, weights, order)
+    ctx.shapes = [part.shape for part in parts]
+    ctx.needs = any(part.requires_grad for part in parts), bank.requires_grad
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    bank, indices, weights, order = ctx.saved_tensors
+    both = torch.ops.vblora_lab.mix_backward(grad, bank, indices, weights, order, *ctx.needs)
+    logits, own = (each if needed else None for each, needed in zip(both, ctx.needs, strict=True))
+    if logits is None:
+        return [None for _ in ctx.shapes], None, own, None, None
+    rows = cast(Tensor, logits).split([shape[0] * shape[1] for shape in ctx.shapes])
+    pieces = [piece.view(shape) for piece, shape in zip(rows, ctx.shapes, strict=True)]
+    return pieces, None, own, None, None
+
+
+_mix.register_autograd(_gradients, setup_context=_keep)

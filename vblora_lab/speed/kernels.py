@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
     compiles = enabled and torch.compiler.is_compiling() and not exports
     if triton is None or not (compiles or applies()):
         return False
-    on_device = bank.is_cuda or (_INTERPRETED and not compiles)
+    on_device = bank.is_cuda or _INTERPRETED
     in_bounds = (
         topk <= MAX_TOPK
         and bank.shape[0] <= MAX_NUM_VECTORS
@@ -129,6 +129,11 @@ class _Admixture(torch.autograd.Function):
         return grad_bank, None, None, *views
 
 
+def padded(r: int, dtype: torch.dtype) -> int:
+    """How many rows A and the transpose of B have for a rank r: a multiple of ALIGNED, or r."""
+    return r if dtype.itemsize > 2 else -(-r // ALIGNED) * ALIGNED
+
+
 def forward(
     logits: Tensor,
     offsets: Tensor,
@@ -136,7 +141,6 @@ def forward(
     topk: int,
     r: int,
     dtype: torch.dtype,
-    launch: Callable[[Any], Any] = lambda kernel: kernel,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward kernel.
 
@@ -144,20 +148,19 @@ def forward(
         logits: whose address the offsets start from.
         offsets: (rows,) int64, where each sub-vector's logits start.
         r: the rank; rows are (r, rows / r).
-        launch: makes of a kernel what is launched.
 
     Returns:
         Sub-vectors (r, rows / r, vector_length), with r rounded up as in `fused_admixture`; the
         indices (rows, topk) int32 of the vectors chosen; and their weights (rows, topk) float32.
     """
     (num_vectors, length), rows = bank.shape, offsets.shape[0]
-    padded_r = r if dtype.itemsize > 2 else -(-r // ALIGNED) * ALIGNED
+    padded_r = padded(r, dtype)
     out = torch.empty(rows // r * padded_r, length, dtype=dtype, device=bank.device)
     out[rows:].zero_()
     indices = torch.empty(rows, topk, dtype=torch.int32, device=bank.device)
     weights = torch.empty(rows, topk, dtype=torch.float32, device=bank.device)
     with torch.cuda.device_of(bank):  # Triton launches on the current device
-        launch(_forward_kernel)[(rows,)](
+        _forward_kernel[(rows,)](
             logits, offsets, bank, out, indices, weights, **_constants(num_vectors, length, topk)
         )
     return out.view(padded_r, rows // r, length), indices, weights
@@ -171,7 +174,6 @@ def backward(
     places: Tensor,
     logits_need: bool,
     bank_needs: bool,
-    launch: Callable[[Any], Any] = lambda kernel: kernel,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Launch the backward kernel.
 
@@ -179,7 +181,6 @@ def backward(
         grad: of the sub-vectors that `forward` gave, along with indices and weights.
         places: (rows,) int64, which row of the result is the gradient of a sub-vector's logits.
         logits_need, bank_needs: a gradient.
-        launch: makes of a kernel what is launched.
 
     Returns:
         The gradients of all logits (rows, num_vectors) and of the bank, or None.
@@ -192,7 +193,7 @@ def backward(
     shape = (rows if logits_need else 0, num_vectors)
     grad_logits = torch.empty(shape, dtype=torch.float32, device=bank.device)
     with torch.cuda.device_of(bank):
-        launch(_backward_kernel)[(rows,)](
+        _backward_kernel[(rows,)](
             grad,
             bank,
             indices,
