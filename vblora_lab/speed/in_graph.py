@@ -1,15 +1,9 @@
 """The kernels for a compiler: operators that it puts into its graph as they are.
 
 `kernels.py` finds each layer's logits by address, which a compiler doesn't know: it may put tensors
-elsewhere. Here the logits are laid behind each other first, and so are their gradients:
-
-    logits    (rows, num_vectors)   rows as the layers keep them: A's are (r, tiles), B's (tiles, r)
-    order     (rows,)               which of them each sub-vector of the result is made of
-    result    (r, tiles, vector_length)
-
-The order is a matter of sizes alone, so layers of equal sizes come one after the other, and a few
-ranges of numbers say it. Pieces are put together by the operators and not by the compiler, which
-would write a kernel of its own for each of hundreds of pieces.
+elsewhere. Here the logits are laid behind each other first (see `order.py`), and so are their
+gradients. The operators do so and not the compiler, which would write a kernel of its own for each
+of hundreds of pieces.
 """
 
 from __future__ import annotations
@@ -22,63 +16,31 @@ from torch import Tensor
 from torch.library import custom_op
 
 from vblora_lab.speed import kernels
+from vblora_lab.speed.order import Order
 
 
-def mixed_in_graph(
-    logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
-) -> list[tuple[Tensor, Tensor]]:
-    """What `kernels.fused_admixture` computes, cut into the A and B of each layer.
+def mixed_in_graph(parts: Order, bank: Tensor, topk: int, dtype: torch.dtype) -> Tensor:
+    """The admixture of all logits of a model, as `kernels.fused_admixture` computes it.
 
     Args:
-        logits: per layer, those of A (r, in_tiles, num_vectors) and B (out_tiles, r, num_vectors),
-            float32 and contiguous.
+        parts: the logits, float32 and contiguous.
         bank: (num_vectors, vector_length), float32.
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; sums are in float32.
 
     Returns:
-        Per layer, A (r, in_features) and the transpose of B, (r, out_features).
+        Sub-vectors (r, tiles, vector_length), in the order of the parts; r is rounded up as there.
     """
-    r, length = logits[0][0].shape[0], bank.shape[1]
-    # Number 2 i is the A of layer i, and 2 i + 1 its B.
-    tiles = [size for A, B in logits for size in (A.shape[1], B.shape[0])]
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for number, size in enumerate(tiles):
-        by_size.setdefault((number % 2, size), []).append(number)
-    numbers = [number for group in by_size.values() for number in group]
-    parts = [logits[number // 2][number % 2] for number in numbers]
-    order = _order([(*kind, len(group)) for kind, group in by_size.items()], r, bank.device)
-    sub_vectors = torch.ops.vblora_lab.mix(parts, order, bank, topk, dtype)[0]
-    columns = _Cut.apply(  # type: ignore[no-untyped-call]
-        sub_vectors.flatten(1), [tiles[number] * length for number in numbers]
-    )
-    by_number = dict(zip(numbers, columns, strict=True))
-    return [(by_number[2 * i], by_number[2 * i + 1]) for i in range(len(logits))]
+    mixed = torch.ops.vblora_lab.mix(parts.parts, parts.order, bank, topk, dtype)
+    return cast(Tensor, mixed[0])
 
 
-def _order(groups: Sequence[tuple[int, int, int]], r: int, device: torch.device) -> Tensor:
-    """(rows,) int64: for each sub-vector of the result, its row of logits.
-
-    Args:
-        groups: 0 for A or 1 for B, tiles, and how many there are of that kind.
-        r: the rank.
-    """
-    parts, before = [], 0
-    for side, tiles, count in groups:
-        row = torch.arange(before, before + count * r * tiles, device=device)
-        by_rank = (
-            row.view(count, tiles, r).permute(2, 0, 1)
-            if side
-            else row.view(count, r, tiles).permute(1, 0, 2)
-        )
-        parts.append(by_rank.reshape(r, count * tiles))
-        before += count * r * tiles
-    return torch.cat(parts, dim=1).flatten()
+def cut_in_graph(matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+    """Ranges of columns, whose gradients are put together by one operator."""
+    return cast(tuple[Tensor, ...], _Cut.apply(matrix, widths))  # type: ignore[no-untyped-call]
 
 
 class _Cut(torch.autograd.Function):
-    """Ranges of columns, whose gradients one operator puts together."""
-
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
         return matrix.split(widths, dim=1)
