@@ -29,6 +29,7 @@ from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
 from .serving.live import LiveAdapters as LiveAdapters
 from .serving.store import AdapterStore as AdapterStore
+from .train.capturing import capture as capture
 from .train.compare import compare as compare
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome

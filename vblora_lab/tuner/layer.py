@@ -54,6 +54,7 @@ class VBLoRALayer(WrappedLinear):
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = MatrixPool(), ""
+        self.mixed: dict[str, Matrices] = {}  # by adapter, for compiled code (see `Pass.hand_out`)
 
     def has_adapter(self, adapter: str) -> bool:
         """Whether this layer carries an adapter."""
@@ -291,7 +292,7 @@ class Linear(VBLoRALayer):
         """A (r, in_features) and the transpose of B, (r, out_features), from the pool or anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        mixed = self.pool.get(adapter, self.name_in_pool, autocast)
+        mixed = self.pool.get(adapter, self, autocast)
         if mixed is not None:
             return mixed
         logits, bank = self.logits(adapter), self.bank(adapter)

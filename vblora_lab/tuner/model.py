@@ -83,6 +83,8 @@ class VBLoRAModel(BaseTuner):
             peft_config = {adapter_name: peft_config}
         # Not the caller's dict: inject_adapter puts a copy of the config there.
         super().__init__(model, Configs(peft_config), adapter_name, **kwargs)
+        # As transformers marks them. Looked for once: a model has hundreds of modules.
+        self._checkpointing = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -98,7 +100,12 @@ class VBLoRAModel(BaseTuner):
 
     def _begin_pass(self, *_: Any) -> None:
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
-            self.pool.begin_pass(self.active_adapters)
+            again = torch.is_grad_enabled() and self._is_checkpointed()
+            self.pool.begin_pass(self.active_adapters, hand_out=not again)
+
+    def _is_checkpointed(self) -> bool:
+        """Whether parts of the model are called again in the backward pass."""
+        return any(module.gradient_checkpointing for module in self._checkpointing)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.end_pass()
