@@ -107,6 +107,17 @@ def test_beside_adapters_that_peft_holds(users, served):
     torch.testing.assert_close(mixed[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
+def test_on_a_model_that_holds_none_itself(users, served):
+    LiveAdapters(served, users[1], capacity=ROOM)
+    served.delete_adapter("default")
+    tokens = OPT.inputs(2)
+    with torch.no_grad():
+        mixed = served(tokens, adapter_names=["user-3", "user-2"]).logits
+    for row, name in enumerate(["user-3", "user-2"]):
+        expected = alone(users, name, lambda model: model(tokens).logits)[row]
+        torch.testing.assert_close(mixed[row], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_beams_and_padding(users, served, beams):
     LiveAdapters(served, users[1], capacity=ROOM)

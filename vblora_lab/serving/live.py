@@ -61,8 +61,8 @@ class _Lease:
 class LiveAdapters:
     """Adapters that mixed batches of one model may name, beside those that PEFT holds.
 
-    Iterating gives the names of those in memory, the least recently used first; `name in live`
-    also says of the source's whether they can be loaded.
+    Iterating gives the names of those in memory: the pinned ones, then the others, the least
+    recently used first. `name in live` is true of the source's as well, which can be loaded.
 
     Args:
         model: a PeftModel made by this package. Its layers are those that live adapters may adapt,

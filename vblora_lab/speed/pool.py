@@ -133,7 +133,7 @@ class MatrixPool:
     @contextmanager
     def batch(self, rows: RowBatch) -> Iterator[None]:
         """Around one call of the model whose samples have different adapters."""
-        thread = _this_thread()
+        thread = threading.get_ident()
         before = self.row_batches.get(thread)
         try:
             self.row_batches[thread] = rows
@@ -145,7 +145,7 @@ class MatrixPool:
 
     def row_batch(self) -> RowBatch | None:
         """The batch with an adapter for each sample that runs now in this thread."""
-        return self.row_batches.get(_this_thread()) if self.row_batches else None
+        return self.row_batches.get(threading.get_ident()) if self.row_batches else None
 
     def _block(self) -> HeldBlock | None:
         """The block of this thread."""

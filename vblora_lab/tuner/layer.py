@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # unlike torch.compiler.disable, imports no compiler
 from transformers.pytorch_utils import Conv1D
 
 from vblora_lab.admixture import low_rank_matrices
@@ -238,10 +239,12 @@ class Linear(VBLoRALayer):
             Conv1D,
         ):  # other kinds may have reasons of their own
             x = self.pool.cast_input(x, autocast)
-        batch = self.pool.row_batch()
-        if batch is not None:  # each sample has the update of its own adapter, or none
-            output = self.base_layer(x, *args, **kwargs)
-            return batch.add_updates(self.name_in_pool, output, x)
+        if self.pool.row_batches:
+            compiling = torch.compiler.is_compiling()
+            by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
+            output = by_row(x, *args, **kwargs)
+            if output is not None:
+                return output
         if not args and not kwargs:
             output = self._forward_in_one_call(x, autocast)
             if output is not None:
@@ -253,6 +256,19 @@ class Linear(VBLoRALayer):
         if self._disable_adapters and self.merged:
             self.unmerge()
         return cast(Tensor, self.base_layer(x, *args, **kwargs))
+
+    def _forward_by_row(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Each sample has the update of its own adapter, or none.
+
+        None if it is another thread that runs a batch of this kind.
+        """
+        batch = self.pool.row_batch()
+        if batch is None:
+            return None
+        return batch.add_updates(self.name_in_pool, self.base_layer(x, *args, **kwargs), x)
+
+    # Compiled code can't ask in which thread it runs.
+    _forward_by_row_uncompiled = _disable_dynamo(_forward_by_row)
 
     def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
         """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
