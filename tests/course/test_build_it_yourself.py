@@ -83,8 +83,9 @@ NEARLY = [
     ("11-file", ("layer.bank.detach()", "layer.bank"), "detach() it"),
     ("11-file", ("chosen.softmax(dim=-1)", "chosen"), "the numbers aren't"),
     ("11-file", (".contiguous()", ""), "Does .contiguous() help?"),
-    ("11-file", ("chosen, indices =", "tensors[f'base_model.model.{name}.vblora_logits_{matrix}'] = "
-                 "logits\n            chosen, indices ="),
+    ("11-file", ("chosen, indices =",
+                 "tensors[f'base_model.model.{name}.vblora_logits_{matrix}'] = logits\n"
+                 "            chosen, indices ="),
      "nobody needs all logits"),
 ]  # fmt: skip
 

@@ -127,6 +127,9 @@ def test_changes_are_marked_against_the_first_selection_of_an_adapter(selection)
     widget.update(other)
     assert widget.opened == -1
     np.testing.assert_array_equal(np.frombuffer(widget.start_weights, "<f4"), other.weights.ravel())
+    more = selection_of(num_vectors=32, topk=3)
+    widget.update(more)
+    assert "start" not in widget.captions[0][1] and len(widget.start_weights) == more.weights.nbytes
     widget.selection = None
     widget.update(reweighted(other, 1))  # a new run of the same adapter begins anew
     assert "start" not in widget.captions[0][1]

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-
 from vblora_lab.course import building, building_models, worked
 from vblora_lab.course.exercise import Exercise
-
-
-def _solution(piece: object, *imports: str) -> str:
-    """A worked solution as code that needs nothing else and sets `answer`."""
-    source = inspect.getsource(piece)  # type: ignore[arg-type]
-    head = "\n".join(("from __future__ import annotations", *imports))
-    return f"{head}\n\n\n{source}\n\nanswer = {piece.__name__}"  # type: ignore[attr-defined]
-
+from vblora_lab.course.worked import as_answer
 
 TORCH = ("import torch", "from torch import nn")
 PIECES = "from vblora_lab.course.worked import"
@@ -25,7 +16,7 @@ EXERCISES = [
         "(..., k, b). Weigh its rows, and sum over the k.",
         checker=building.check_admixture,
         because="the right numbers and gradients, for one sub-vector as for a whole matrix.",
-        solution=_solution(worked.admixture),
+        solution=as_answer(worked.admixture),
     ),
     Exercise(
         "11-layer",
@@ -34,14 +25,14 @@ EXERCISES = [
         "transpose(1, 2).flatten(0, 1).",
         checker=building.check_layer,
         because="base(x) + B A x to the last digit, and a gradient for bank and logits.",
-        solution=_solution(worked.VBLinear, *TORCH, f"{PIECES} admixture"),
+        solution=as_answer(worked.VBLinear, *TORCH, f"{PIECES} admixture"),
     ),
     Exercise(
         "11-bank",
         hint="One nn.Parameter before the loop. torch.empty(h, b).uniform_(-0.02, 0.02) draws it.",
         checker=building.check_shared,
         because="one object in all layers: a step for one of them changes the others.",
-        solution=_solution(worked.share_bank, *TORCH, f"{PIECES} VBLinear"),
+        solution=as_answer(worked.share_bank, *TORCH, f"{PIECES} VBLinear"),
     ),
     Exercise(
         "11-injection",
@@ -49,7 +40,7 @@ EXERCISES = [
         '(name.rpartition(".")[2]) is in endings, and only then replace them in their parents.',
         checker=building_models.check_injection,
         because="those layers and no others, on one bank, and nothing else is trained.",
-        solution=_solution(worked.inject, *TORCH, f"{PIECES} share_bank"),
+        solution=as_answer(worked.inject, *TORCH, f"{PIECES} share_bank"),
     ),
     Exercise(
         "11-file",
@@ -58,6 +49,6 @@ EXERCISES = [
         "own.",
         checker=building_models.check_file,
         because="key for key what PEFT expects, in as few bytes as its format allows.",
-        solution=_solution(worked.topk_tensors, "import torch"),
+        solution=as_answer(worked.topk_tensors, "import torch"),
     ),
 ]

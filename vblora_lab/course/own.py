@@ -52,6 +52,7 @@ class OwnSession(TrainingSession):
         endings = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
         sizes = config.num_vectors, config.vector_length, config.r, config.topk
         bank = self._inject(self.own, endings, *sizes)
+        self.own.to(self.base.model.device)
         tuner.vblora_vector_bank["default"] = bank
         for name, layer in layers.items():
             mine: Any = self.own.get_submodule(name)

@@ -6,7 +6,9 @@ choices. The library's own code is in `admixture` and `tuner`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,3 +75,9 @@ def topk_tensors(model: nn.Module) -> dict[str, Tensor]:
             tensors[f"{key}_topk_indices"] = indices.to(torch.uint8)
             tensors[f"{key}_topk_weights"] = weights.contiguous()
     return tensors
+
+
+def as_answer(piece: Any, *imports: str) -> str:
+    """One of these pieces as code that needs nothing but the imports, and sets `answer`."""
+    head = "\n".join(("from __future__ import annotations", *imports))
+    return f"{head}\n\n\n{inspect.getsource(piece)}\n\nanswer = {piece.__name__}"

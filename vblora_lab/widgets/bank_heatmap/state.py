@@ -111,9 +111,9 @@ def is_fixed(rows_by: str, columns_by: str) -> bool:
 
 
 def same_rows(a: Selection, b: Selection) -> bool:
-    """Whether both speak of the same sub-vectors and bank, so that coordinates need not travel."""
+    """Whether both are of one adapter, so that coordinates need not travel, nor the start."""
     rows, others = a.sub_vectors, b.sub_vectors
-    if a.num_vectors != b.num_vectors:
+    if a.num_vectors != b.num_vectors or a.indices.shape != b.indices.shape:
         return False
     if rows is others:
         return True
