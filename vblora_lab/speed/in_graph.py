@@ -74,7 +74,9 @@ def _keep_shapes(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> Non
 def _joined(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     some = next(gradient for gradient in gradients if gradient is not None)
     pairs = zip(gradients, ctx.shapes, strict=True)  # a layer that wasn't called has none
-    return torch.ops.vblora_lab.join([some.new_zeros(s) if g is None else g for g, s in pairs]), None
+    return torch.ops.vblora_lab.join(
+        [some.new_zeros(s) if g is None else g for g, s in pairs]
+    ), None
 
 
 _cut.register_autograd(_joined, setup_context=_keep_shapes)
