@@ -51,9 +51,9 @@ def adapted(layers=2, kind="ours"):
     return model
 
 
-def compile_layers(model, backend):
+def compile_layers(model, backend, **options):
     for layer in model.get_base_model().model.decoder.layers:
-        layer.compile(backend=backend)
+        layer.compile(backend=backend, **options)
     return model
 
 
@@ -90,8 +90,8 @@ def in_place(model, backend):
     return model
 
 
-def whole(model, backend):
-    return torch.compile(model, backend=backend)
+def whole(model, backend, **options):
+    return torch.compile(model, backend=backend, **options)
 
 
 @pytest.mark.parametrize("how", [compile_layers, in_place])
@@ -110,6 +110,21 @@ def test_compiled_gradients_are_those_of_the_eager_model(how):
         assert_close(output, logits, 1e-4)
         for got, wanted in zip(found, expected, strict=True):
             assert_close(got, wanted, 1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("how", [compile_layers, whole])
+def test_compiled_gradients_on_a_gpu(how, mode):
+    """There the kernels are in the graph."""
+    ids = tokens().cuda()
+    expected, logits = gradients(adapted().cuda(), ids)
+    model = how(adapted().cuda(), "inductor", mode=mode)
+    for _ in range(4):  # the first two warm up, the third is recorded, the last replayed
+        found, output = gradients(model, ids)
+        assert_close(output, logits, 1e-3)
+        for got, wanted in zip(found, expected, strict=True):
+            assert_close(got, wanted, 1e-2)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -35,19 +35,25 @@ def mixed_in_graph(parts: Order, bank: Tensor, topk: int, dtype: torch.dtype) ->
     return cast(Tensor, mixed[0])
 
 
-def cut_in_graph(matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
-    """Ranges of columns, whose gradients are put together by one operator."""
-    return cast(tuple[Tensor, ...], _Cut.apply(matrix, widths))  # type: ignore[no-untyped-call]
+def cut_in_graph(matrix: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Ranges of columns, each in memory of its own.
+
+    As views of one matrix they could not leave a graph: PyTorch would make them anew outside, and
+    put the gradient of the matrix together from as many matrices of its size.
+    """
+    return cast(list[Tensor], torch.ops.vblora_lab.cut(matrix, widths))
 
 
-class _Cut(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
-        return matrix.split(widths, dim=1)
+@custom_op("vblora_lab::cut", mutates_args=())
+def _cut(matrix: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    parts = [matrix.new_empty(matrix.shape[0], width) for width in widths]
+    torch.split_with_sizes_copy(matrix, list(widths), dim=1, out=parts)
+    return parts
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.vblora_lab.join(gradients), None
+
+@_cut.register_fake
+def _(matrix: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    return [matrix.new_empty(matrix.shape[0], width) for width in widths]
 
 
 @custom_op("vblora_lab::join", mutates_args=())
@@ -59,6 +65,21 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 @_join.register_fake
 def _(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts))
+
+
+def _keep_shapes(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.shapes = [part.shape for part in output]
+
+
+def _joined(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+    some = next(gradient for gradient in gradients if gradient is not None)
+    pairs = zip(gradients, ctx.shapes, strict=True)  # a layer that wasn't called has none
+    return torch.ops.vblora_lab.join(
+        [some.new_zeros(s) if g is None else g for g, s in pairs]
+    ), None
+
+
+_cut.register_autograd(_joined, setup_context=_keep_shapes)
 
 
 @custom_op("vblora_lab::mix", mutates_args=())

@@ -65,7 +65,7 @@ def mix_all(
 def _cut(mixed: Tensor, tiles: Sequence[int]) -> Sequence[Tensor]:
     """Sub-vectors (r, all tiles, vector_length) as the matrices of which each has some tiles."""
     widths = [each * mixed.shape[2] for each in tiles]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
         return cut_in_graph(mixed.flatten(1), widths)
     return mixed.flatten(1).split(widths, dim=1)
 
