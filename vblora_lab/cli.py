@@ -51,9 +51,7 @@ codecs.register_error("vblora_lab.plain", _plain)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="vblora-lab", description="VB-LoRA: one vector bank for all layers."
-    )
+    parser = Parser(prog="vblora-lab", description="VB-LoRA: one vector bank for all layers.")
     parser.add_argument("--version", action="version", version=f"vblora-lab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -238,7 +238,14 @@ def test_a_config_set_in_python_moves_the_form(explorer):
 
 
 def test_use_this_value_settles_a_problem(open_explorer):
-    explorer = open_explorer(config=VBLoRAConfig(vector_length=250, target_modules=["q_proj"]))
+    explorer = open_explorer(
+        config=VBLoRAConfig(
+            num_vectors=64,
+            vector_length=250,
+            target_modules=["q_proj"],
+            save_only_topk_weights=True,
+        )
+    )
     assert "doesn't divide" in explorer.page.locator(".vblora-item").inner_text()
     assert "vblora-refused" in explorer.box("vector_length").get_attribute("class")
     explorer.page.get_by_role("button", name="Use vector_length = 256").click()

@@ -146,9 +146,7 @@ def _activations(
     return {"batch": (batch_size, length), "activations": count}
 
 
-def _dearer(
-    found: TargetMatch, features: list[tuple[int, int]], float_bytes: int
-) -> list[Problem]:
+def _dearer(found: TargetMatch, features: list[tuple[int, int]], float_bytes: int) -> list[Problem]:
     return [] if found.problems else dearer_than_lora(found.config, features, float_bytes)
 
 
