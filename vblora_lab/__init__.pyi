@@ -48,4 +48,5 @@ from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
 from .widgets import LiveTraining as LiveTraining
 from .widgets import LossChart as LossChart
+from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio

@@ -21,4 +21,5 @@ from .style import WEIGHTS as WEIGHTS
 from .style import LabFigure as LabFigure
 from .style import literal as literal
 from .style import plain as plain
+from .sub_vector import sub_vector_figure as sub_vector_figure
 from .tune import tune_figure as tune_figure

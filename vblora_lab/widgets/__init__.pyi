@@ -3,3 +3,4 @@ from .config_explorer import ConfigExplorer as ConfigExplorer
 from .live import LiveTraining as LiveTraining
 from .loss_chart import LossChart as LossChart
 from .studio import TrainingStudio as TrainingStudio
+from .sub_vector import SubVector as SubVector
