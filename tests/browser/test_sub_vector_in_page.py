@@ -20,7 +20,8 @@ LAYERS = {
 }
 MATHS = """(state) => {
   const array = (name) => Float64Array.from(state[name]);
-  const make = () => new Layer(state.shape, array("rows"), array("bank"), array("x"), array("base"), array("wanted"));
+  const names = ["rows", "bank", "x", "base", "wanted"];
+  const make = () => new Layer(state.shape, ...names.map(array));
   const layer = make();
   const pass = layer.forward();
   const { rows, bank } = layer.gradients(pass);
@@ -279,7 +280,8 @@ def test_it_fits_and_is_readable(shown, screenshots, width, dark):
           const edge = svg.getBoundingClientRect();
           return [...svg.querySelectorAll("text")].filter((text) => {
             const box = text.getBoundingClientRect();
-            return box.left < edge.left - 1 || box.right > edge.right + 1 || box.bottom > edge.bottom + 1;
+            return box.left < edge.left - 1 || box.right > edge.right + 1
+              || box.bottom > edge.bottom + 1;
           }).map((text) => text.textContent);
         })"""
     )

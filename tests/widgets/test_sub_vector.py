@@ -22,7 +22,7 @@ def loss_of(layer, LA, LB, bank):
 
 
 def trained(layer, row, steps, rate=3.0):
-    """Gradient descent on one row's logits, by autograd; what is chosen at each step, and losses."""
+    """Gradient descent on one row's logits, by autograd: what is chosen at each step, losses."""
     LA, LB, bank = (
         torch.tensor(v, dtype=torch.float64) for v in (layer.logits_A, layer.logits_B, layer.bank)
     )
@@ -107,3 +107,19 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     loads = re.findall(r'(?:src|href)="([^"]{0,40})', text)
     assert loads and all(link.startswith("data:") for link in loads)
     assert json.dumps("A")[1:-1] in text and len(text) < 400_000
+
+
+def test_its_picture_draws_the_numbers():
+    layer = example_layer()
+    figure = SubVector(layer, row=ROW).figure()
+    logits, mixture, bank, output = figure.axes
+    np.testing.assert_allclose([bar.get_height() for bar in logits.patches], layer.rows[ROW])
+    assert len({bar.get_facecolor() for bar in logits.patches}) == 3  # the others, and each of two
+    (total,) = [line for line in mixture.lines if line.get_label() == "sum"]
+    A, _ = low_rank_matrices(
+        *map(torch.tensor, (layer.logits_A, layer.logits_B, layer.bank)), layer.topk
+    )
+    np.testing.assert_allclose(total.get_ydata(), A[0, 16:24], rtol=1e-5)
+    tops = [bar.get_y() + bar.get_height() for bar in output.patches]
+    np.testing.assert_allclose(tops, layer.output, rtol=1e-5)
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in (logits, mixture, bank, output))

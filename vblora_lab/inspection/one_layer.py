@@ -91,8 +91,8 @@ class OneLayer:
     @cached_property
     def output(self) -> np.ndarray:
         """(out_features,): W x + B A x."""
-        tensors = (torch.tensor(v) for v in (self.logits_A, self.logits_B, self.bank))
-        A, B = low_rank_matrices(*tensors, self.topk)
+        logits_A, logits_B, bank = map(torch.tensor, (self.logits_A, self.logits_B, self.bank))
+        A, B = low_rank_matrices(logits_A, logits_B, bank, self.topk)
         change = B @ (A @ torch.from_numpy(self.x))
         return np.asarray(self.base + change.numpy())
 

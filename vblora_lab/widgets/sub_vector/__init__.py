@@ -1,4 +1,4 @@
-"""SubVector: one sub-vector to play with. `widget` is its Python, `render.js` its script's start."""
+"""SubVector: one sub-vector to play with. Start with `widget`, and in the browser `render.js`."""
 
 from vblora_lab.widgets.sub_vector.widget import SubVector
 
