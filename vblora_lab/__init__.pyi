@@ -48,5 +48,6 @@ from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
 from .widgets import LiveTraining as LiveTraining
 from .widgets import LossChart as LossChart
+from .widgets import ManyUsers as ManyUsers
 from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio

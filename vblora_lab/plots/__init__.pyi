@@ -23,3 +23,4 @@ from .style import literal as literal
 from .style import plain as plain
 from .sub_vector import sub_vector_figure as sub_vector_figure
 from .tune import tune_figure as tune_figure
+from .users import users_figure as users_figure

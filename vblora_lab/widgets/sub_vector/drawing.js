@@ -1,33 +1,6 @@
 // Small parts of the drawings. Lengths are CSS pixels.
 
-const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 4; // of mixed vectors; a fifth looks like the first
-
-function shape(parent, tag, className, attributes = {}, text = "") {
-  const element = document.createElementNS(SVG, tag);
-  if (className) element.setAttribute("class", className);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  if (text) element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
-/** An empty drawing as wide as its parent. */
-function canvasIn(parent, height) {
-  parent.replaceChildren();
-  const width = Math.max(parent.clientWidth, 180);
-  const svg = shape(parent, "svg", "", { width, height, viewBox: `0 0 ${width} ${height}` });
-  return { svg, width };
-}
-
-const label = (svg, x, y, text, anchor = "middle", className = "") =>
-  shape(svg, "text", `vblora-sub-label ${className}`, { x, y, "text-anchor": anchor }, text);
-
-const line = (svg, className, x1, y1, x2, y2) => shape(svg, "line", className, { x1, y1, x2, y2 });
-
-/** A bar from y0 to y1, whichever is higher on the screen. */
-const bar = (svg, className, x, y0, y1, width) =>
-  shape(svg, "rect", className, { x, y: Math.min(y0, y1), width, height: Math.abs(y1 - y0) });
 
 /** An arrow that ends at (x, y1); none for a move too small to see. */
 function arrow(svg, className, x, y0, y1, size = 5) {
@@ -43,7 +16,7 @@ function arrow(svg, className, x, y0, y1, size = 5) {
 function drawValues(svg, values, { x, y, width, height, most }, className) {
   const each = width / values.length;
   const middle = y + height / 2;
-  line(svg, "vblora-sub-zero", x, middle, x + width, middle);
+  line(svg, "vblora-svg-zero", x, middle, x + width, middle);
   values.forEach((value, i) => bar(svg, className, x + (i + 0.12) * each, middle,
     middle - (value / most) * (height / 2), 0.76 * each));
 }

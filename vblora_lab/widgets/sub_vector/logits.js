@@ -23,7 +23,7 @@ class LogitBars {
     this.drawAxis(svg, width, h);
     const threshold = logits[indices.at(-1)];
     line(svg, "vblora-sub-threshold", this.left, this.y(threshold), width - 6, this.y(threshold));
-    label(svg, width - 6, this.y(threshold) - 4, `chosen: the ${indices.length} largest`, "end", "vblora-sub-faint");
+    label(svg, width - 6, this.y(threshold) - 4, `chosen: the ${indices.length} largest`, "end", "vblora-svg-faint");
     logits.forEach((value, i) => this.drawColumn(svg, i, value, weights[indices.indexOf(i)]));
     if (held) this.focus();
   }
@@ -45,12 +45,12 @@ class LogitBars {
   drawAxis(svg, width, h) {
     const marks = ticks(this.low, this.high, 5);
     for (const mark of marks) {
-      line(svg, mark === 0 ? "vblora-sub-zero" : "vblora-sub-grid-line", this.left, this.y(mark), width - 6, this.y(mark));
-      label(svg, this.left - 6, this.y(mark) + 4, number(mark, 0), "end", "vblora-sub-faint");
+      line(svg, mark === 0 ? "vblora-svg-zero" : "vblora-svg-grid", this.left, this.y(mark), width - 6, this.y(mark));
+      label(svg, this.left - 6, this.y(mark) + 4, number(mark, 0), "end", "vblora-svg-faint");
     }
     const names = ["bank vector", "its weight", "gradient", "its values"];
-    [222, 242, 262, 302].forEach((y, i) => label(svg, 0, y, names[i], "start", "vblora-sub-faint"));
-    label(svg, 0, 10, "logit", "start", "vblora-sub-faint");
+    [222, 242, 262, 302].forEach((y, i) => label(svg, 0, y, names[i], "start", "vblora-svg-faint"));
+    label(svg, 0, 10, "logit", "start", "vblora-svg-faint");
     this.every = Math.ceil((h * 20) / (width - this.left)); // of numbers, where columns are narrow
   }
 
@@ -64,12 +64,12 @@ class LogitBars {
     bar(svg, `vblora-sub-bar ${colour}`, x, this.y(0), this.y(value), wide);
     if (before !== null && Math.abs(before - value) > 1e-9)
       bar(svg, "vblora-sub-ghost", x, this.y(0), this.y(before), wide);
-    const bold = chosen ? ` ${colour}-text` : " vblora-sub-faint";
+    const bold = chosen ? ` ${colour}-text` : " vblora-svg-faint";
     const roomy = this.each >= 30;
     if (chosen || i % this.every === 0) label(svg, middle, 222, String(i), "middle", bold);
     if (roomy) label(svg, middle, 242, chosen ? weight.toFixed(2) : "–", "middle", bold);
     if (state.phase === "gradient") this.drawGradient(svg, i, value, middle, bold, roomy);
-    else if (roomy) label(svg, middle, 262, "·", "middle", "vblora-sub-faint");
+    else if (roomy) label(svg, middle, 262, "·", "middle", "vblora-svg-faint");
     if (this.each >= 18) {
       const box = { x: this.x(i) + 2, y: 272, width: this.each - 4, height: 56, most: state.mostOfBank };
       drawValues(svg, state.layer.vector(i), box, `vblora-sub-value ${colour}`);
@@ -82,7 +82,7 @@ class LogitBars {
     const moved = value - this.state.rate * gradient;
     arrow(svg, "vblora-sub-arrow", middle, this.y(value), this.y(moved));
     const text = gradient === 0 ? "0" : signed(gradient);
-    if (roomy) label(svg, middle, 262, text, "middle", gradient === 0 ? "vblora-sub-faint" : bold);
+    if (roomy) label(svg, middle, 262, text, "middle", gradient === 0 ? "vblora-svg-faint" : bold);
   }
 
   /** What a pointer or a keyboard holds of a column: a slider. */

@@ -26,8 +26,8 @@ class MixtureView {
     const most = 1.05 * state.mostOfBank;
     const y = (value) => (top + bottom) / 2 - (value / most) * ((bottom - top) / 2);
     for (const mark of ticks(-most, most, 4)) {
-      line(svg, mark === 0 ? "vblora-sub-zero" : "vblora-sub-grid-line", left, y(mark), width - 6, y(mark));
-      label(svg, left - 6, y(mark) + 4, number(mark, 1), "end", "vblora-sub-faint");
+      line(svg, mark === 0 ? "vblora-svg-zero" : "vblora-svg-grid", left, y(mark), width - 6, y(mark));
+      label(svg, left - 6, y(mark) + 4, number(mark, 1), "end", "vblora-svg-faint");
     }
     u.forEach((sum, j) => {
       const x = left + j * each;
@@ -51,8 +51,8 @@ class MixtureView {
   }
 
   drawLegend(svg, width) {
-    label(svg, 38, 166, "place in the sub-vector", "start", "vblora-sub-faint");
+    label(svg, 38, 166, "place in the sub-vector", "start", "vblora-svg-faint");
     line(svg, "vblora-sub-sum", width - 76, 162, width - 58, 162);
-    label(svg, width - 6, 166, "the sum", "end", "vblora-sub-faint");
+    label(svg, width - 6, 166, "the sum", "end", "vblora-svg-faint");
   }
 }

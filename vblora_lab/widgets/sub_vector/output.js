@@ -21,8 +21,8 @@ class OutputView {
     if (matrix === "B")
       shape(svg, "rect", "vblora-sub-band", { x: left + tile * b * each, y: top, width: b * each, height: bottom - top });
     for (const mark of ticks(-most, most, 4)) {
-      line(svg, mark === 0 ? "vblora-sub-zero" : "vblora-sub-grid-line", left, y(mark), width - 6, y(mark));
-      label(svg, left - 6, y(mark) + 4, number(mark, most < 2 ? 1 : 0), "end", "vblora-sub-faint");
+      line(svg, mark === 0 ? "vblora-svg-zero" : "vblora-svg-grid", left, y(mark), width - 6, y(mark));
+      label(svg, left - 6, y(mark) + 4, number(mark, most < 2 ? 1 : 0), "end", "vblora-svg-faint");
     }
     for (let i = 0; i < count; i++) {
       const x = left + (i + 0.5) * each;
@@ -30,17 +30,17 @@ class OutputView {
       line(svg, "vblora-sub-base", x - 0.36 * each, y(layer.base[i]), x + 0.36 * each, y(layer.base[i]));
       shape(svg, "circle", "vblora-sub-wanted", { cx: x, cy: y(layer.wanted[i]), r: Math.min(3.5, 0.3 * each) });
     }
-    label(svg, left, 168, `output, 0 to ${count - 1}`, "start", "vblora-sub-faint");
+    label(svg, left, 168, `output, 0 to ${count - 1}`, "start", "vblora-svg-faint");
     this.drawLegend(svg, left);
   }
 
   drawLegend(svg, left) {
     line(svg, "vblora-sub-base", left, 182, left + 14, 182);
-    label(svg, left + 19, 186, "W x, frozen", "start", "vblora-sub-faint");
+    label(svg, left + 19, 186, "W x, frozen", "start", "vblora-svg-faint");
     bar(svg, "vblora-sub-added", left + 96, 177, 187, 8);
-    label(svg, left + 109, 186, "+ B A x", "start", "vblora-sub-faint");
+    label(svg, left + 109, 186, "+ B A x", "start", "vblora-svg-faint");
     shape(svg, "circle", "vblora-sub-wanted", { cx: left + 170, cy: 182, r: 3.5 });
-    label(svg, left + 179, 186, "wanted", "start", "vblora-sub-faint");
+    label(svg, left + 179, 186, "wanted", "start", "vblora-svg-faint");
   }
 }
 
@@ -69,11 +69,11 @@ class HistoryView {
     const [low, high] = [Math.min(...all) - 0.1, Math.max(...all) + 0.1];
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
     for (const mark of ticks(low, high, 4)) {
-      line(svg, "vblora-sub-grid-line", left, y(mark), right, y(mark));
-      label(svg, left - 6, y(mark) + 4, number(mark, high - low < 3 ? 1 : 0), "end", "vblora-sub-faint");
+      line(svg, "vblora-svg-grid", left, y(mark), right, y(mark));
+      label(svg, left - 6, y(mark) + 4, number(mark, high - low < 3 ? 1 : 0), "end", "vblora-svg-faint");
     }
-    for (const mark of ticks(0, Math.max(steps, 12), 6)) label(svg, x(mark), 180, String(mark), "middle", "vblora-sub-faint");
-    label(svg, left - 6, 180, "step", "end", "vblora-sub-faint");
+    for (const mark of ticks(0, Math.max(steps, 12), 6)) label(svg, x(mark), 180, String(mark), "middle", "vblora-svg-faint");
+    label(svg, left - 6, 180, "step", "end", "vblora-svg-faint");
     for (let i = 0; i < h; i++) this.drawLine(svg, i, path, chosen, x, y);
     this.drawNames(svg, path.at(-1), chosen, x(steps) + 6, y);
   }
@@ -85,7 +85,7 @@ class HistoryView {
     for (const i of named.sort((a, b) => now[b] - now[a])) {
       last = Math.max(y(now[i]) + 4, last + 12); // none stands on another
       const colour = this.state.colours.get(i);
-      label(svg, x, last, String(i), "start", colour === undefined ? "vblora-sub-faint" : `vblora-mix-${colour % COLOURS}-text`);
+      label(svg, x, last, String(i), "start", colour === undefined ? "vblora-svg-faint" : `vblora-mix-${colour % COLOURS}-text`);
     }
   }
 

@@ -25,7 +25,7 @@ class PlaceView {
     const wide = Math.min(width - left - 8, 3.2 * tall);
     const top = 22 + r * thick + 8;
     shape(svg, "rect", "vblora-sub-product", { x: left, y: top, width: wide, height: tall });
-    label(svg, left + wide / 2, top + tall / 2 + 4, "B A, added to W", "middle", "vblora-sub-faint");
+    label(svg, left + wide / 2, top + tall / 2 + 4, "B A, added to W", "middle", "vblora-svg-faint");
     label(svg, left + wide / 2, 12, `A: ${r} × ${in_tiles * b}`);
     label(svg, 0, top + 12, `B: ${out_tiles * b} × ${r}`, "start");
     const chosen = new Set(pass.mixtures[row].indices);
@@ -42,7 +42,7 @@ class PlaceView {
   /** How many others take from the same bank vectors. */
   drawLegend(svg, x, top) {
     const { layer, pass, row, colours } = this.state;
-    label(svg, x, top + 4, "The bank serves all of them:", "start", "vblora-sub-faint");
+    label(svg, x, top + 4, "The bank serves all of them:", "start", "vblora-svg-faint");
     pass.mixtures[row].indices.slice(0, 4).forEach((i, n) => {
       const others = pass.mixtures.filter((m, other) => other !== row && m.indices.includes(i)).length;
       const y = top + 24 + 18 * n;

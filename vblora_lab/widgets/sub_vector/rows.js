@@ -40,8 +40,8 @@ class RowsView {
       shape(handle, "title", "", {}, `${state.nameOf(row)}: ${this.words(row)}`);
     }
     const every = Math.ceil((h * 20) / (width - left));
-    for (let i = 0; i < h; i += every) label(svg, left + (i + 0.5) * each, 14, String(i), "middle", "vblora-sub-faint");
-    label(svg, 0, 14, "bank vector", "start", "vblora-sub-faint");
+    for (let i = 0; i < h; i += every) label(svg, left + (i + 0.5) * each, 14, String(i), "middle", "vblora-svg-faint");
+    label(svg, 0, 14, "bank vector", "start", "vblora-svg-faint");
     if (held) this.body.querySelector(`[data-row="${state.row}"]`).focus();
   }
 
@@ -58,7 +58,7 @@ class RowsView {
   drawRowLabel(svg, row, y) {
     if (this.tall < 11 && row !== this.state.row) return;
     const { matrix, rank, tile } = this.state.layer.place(row);
-    const classes = row === this.state.row ? "vblora-sub-strong" : "vblora-sub-faint";
+    const classes = row === this.state.row ? "vblora-sub-strong" : "vblora-svg-faint";
     label(svg, 0, y + this.tall / 2 + 4, `${matrix} · ${rank} · ${tile}`, "start", classes);
   }
 

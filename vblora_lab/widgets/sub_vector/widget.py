@@ -23,7 +23,7 @@ from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
 SCRIPTS = ("maths", "drawing", "logits", "mixture", "place", "output", "rows", "state", "render")
-SCRIPT = source("canvas.js", *(f"sub_vector/{part}.js" for part in SCRIPTS))
+SCRIPT = source("canvas.js", "svg.js", *(f"sub_vector/{part}.js" for part in SCRIPTS))
 STYLE = source("theme.css", "sub_vector/sub_vector.css")
 
 
