@@ -73,8 +73,7 @@ def test_a_click_on_the_lines_sets_the_users(many):
     assert 1 < page.evaluate("model.get('users')") < before
 
 
-@pytest.mark.parametrize("width", [420, 760, 1180])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "dark"), [(420, False), (760, True), (1180, False)])
 def test_it_fits(many, screenshots, width, dark):
     page = many(width=width, dark=dark)
     drawn(page)
