@@ -56,4 +56,6 @@ from .widgets import FrontChart as FrontChart
 from .widgets import LiveTraining as LiveTraining
 from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
+from .widgets import ManyUsers as ManyUsers
+from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio
