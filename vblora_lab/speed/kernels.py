@@ -12,9 +12,9 @@ layer keeps them, and their gradient is written once:
               bank[i_k]:   + w_k g, by atomic addition
 
 Atomic additions come in any order, so the last digits of the bank's gradient vary from run to run.
-After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order instead, which
-takes longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the
-reference back. For models that are compiled, `in_graph.py` gives the same kernels to the compiler.
+After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order, which takes
+longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the reference
+back. For models that are compiled, `in_graph` has the same kernels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ MAX_NUM_VECTORS = 2**14  # a row of logits is held in registers
 MAX_VECTOR_LENGTH = 2**11
 
 Layout = tuple[tuple[int, tuple[int, ...]], ...]
-
 _INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
