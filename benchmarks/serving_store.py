@@ -6,10 +6,12 @@ Adapters are of the shape that OPT-125m has with r = 4 on q_proj and v_proj: VB-
 bank of 256 x 256, top 2; LoRA in float32 and float16, as PEFT stores it. Their numbers are random;
 no model is needed. `--lora` folders of LoRA are made, fewer since all are of one size.
 
-`add` is what it takes to have an adapter in its place and on the disk, `fetch` to have its config
-and tensors in memory, from files that the system has in its cache, in random order; `mixed` has the
-matrices A and B too. Digests are checked for VB-LoRA, by `AdapterStore.read`. The folder of a LoRA
-is opened as PEFT does. Sizes are those of files, and what they take on the disk (`du`).
+`add` is what it takes to have an adapter in its place and on the disk: the first ones in turn with
+LoRA, and the last ones of the store. `fetch` is what it takes to have config and tensors in memory,
+from files that the system has in its cache, in random order and in turn; `find` to look up a name,
+`mixed` to have the matrices A and B too. The store checks an adapter when it is added, and its
+digest when it is read; the folder of a LoRA is opened as PEFT does, unchecked. Sizes are those of
+files, and what they take on the disk (`du`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import peft
@@ -40,6 +43,7 @@ from vblora_lab.serving.store import AdapterStore
 from vblora_lab.tuner import formats
 from vblora_lab.tuner.banks import fingerprint, write_fingerprint
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.sizes import lora_stored_bytes, vblora_stored_bytes
 
 RESULTS = Path(__file__).parent / "results" / "serving-store.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -50,6 +54,7 @@ MODULES = [
     for name in ("q_proj", "v_proj")
 ]
 FETCHES = 2000
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARED = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "inference_mode": True}
 
 
@@ -106,13 +111,25 @@ def sizes(folder: Path, count: int, of: int) -> dict[str, int]:
     }
 
 
-def timed(call: Callable[[str], object], names: list[str]) -> dict[str, float]:
-    """Milliseconds of a call with each name: median and 99th percentile."""
-    times = []
+def took(call: Callable[[], object]) -> float:
+    """Milliseconds."""
+    begun = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - begun)
+
+
+def in_turn(
+    calls: dict[str, Callable[[str], object]], names: list[str]
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of calls that take turns, name by name: median and 99th percentile."""
+    times: dict[str, list[float]] = {call: [] for call in calls}
     for name in names:
-        begun = time.perf_counter()
-        call(name)
-        times.append(1000 * (time.perf_counter() - begun))
+        for call, act in calls.items():
+            times[call].append(took(partial(act, name)))
+    return {call: summary(each) for call, each in times.items()}
+
+
+def summary(times: list[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}
 
 
@@ -121,66 +138,91 @@ def in_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
-def of_store(work: Path, count: int, names: list[int]) -> dict[str, object]:
-    torch.manual_seed(0)
-    bank = torch.rand(BANK) - 0.5
-    sources = {path.name: path for path in make_sources(work / "sources", count, bank)}
-    store = AdapterStore(work / "store")
-    added = timed(lambda name: store.add(sources[name], name, bank=bank), list(sources))
-    store.close()
-    begun = time.perf_counter()
-    again = AdapterStore(work / "store", create=False)
-    found = len(again)
-    opened = 1000 * (time.perf_counter() - begun)
-    assert found == count
+class Loras:
+    """Folders of LoRA, written by this package, read as PEFT reads them."""
 
-    def fetch(name: str) -> dict[str, Tensor]:
-        return in_memory({k: t for k, t in again.read(name).tensors.items() if t.shape != BANK})
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self._config = LoraConfig(r=R, lora_alpha=R, **SHARED)
+        self._tensors = lora_tensors(dtype)
 
-    def mix(name: str) -> dict[str, tuple[Tensor, Tensor]]:
-        read = again.read(name)
+    def add(self, name: str) -> None:
+        write_adapter(self.folder / name, self._config, self._tensors)
+
+    def fetch(self, name: str) -> dict[str, Tensor]:
+        PeftConfig.from_pretrained(str(self.folder / name))
+        return in_memory(load_file(self.folder / name / WEIGHTS))
+
+
+class Stored:
+    """The store, and the folders that its adapters come from."""
+
+    def __init__(self, work: Path, count: int) -> None:
+        self.bank = torch.rand(BANK) - 0.5
+        self._sources = make_sources(work / "sources", count, self.bank)
+        self.folder = work / "store"
+        self.store = AdapterStore(self.folder)
+
+    def add(self, name: str) -> None:
+        self.store.add(self._sources[int(name)], name, bank=self.bank)
+
+    def fetch(self, name: str) -> dict[str, Tensor]:
+        tensors = self.store.read(name).tensors
+        return in_memory({key: t for key, t in tensors.items() if key != formats.BANK_KEY})
+
+    def mix(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        read = self.store.read(name)
         return vblora_factors(read.tensors, read.config)
 
-    wanted = [f"user-{number:05}" for number in names]
-    for name in wanted:
-        fetch(name)  # into the system's cache
-    return {
-        "open_ms": opened,
-        "add_ms": added,
-        "find_ms": timed(lambda name: again[name], wanted),
-        "fetch_ms": timed(fetch, wanted),
-        "mixed_ms": timed(mix, wanted[: len(wanted) // 4]),
-        **sizes(work / "store", count, count),
-        "weights_of_one": (sources[wanted[0]] / WEIGHTS).stat().st_size,
-        "bank": bank.nbytes,
-    }
+    def open_again(self) -> None:
+        self.store = AdapterStore(self.folder, create=False)
+        assert self.store["00000"]
 
 
-def of_lora(
-    work: Path, count: int, made: int, dtype: torch.dtype, names: list[int]
-) -> dict[str, object]:
+def measure(work: Path, count: int, made: int) -> dict[str, object]:
     torch.manual_seed(0)
-    config = LoraConfig(r=R, lora_alpha=R, **SHARED)
-    folder = work / str(dtype)
+    stored = Stored(work, count)
+    loras = {f"lora_{kind}": Loras(work / kind, DTYPES[kind]) for kind in DTYPES}
+    names = [f"{number:05}" for number in range(count)]
+    first = in_turn(
+        {"vblora": stored.add, **{kind: each.add for kind, each in loras.items()}}, names[:made]
+    )
+    rest = [took(partial(stored.add, name)) for name in names[made:]]
+    stored.store.close()
+    opened = took(stored.open_again)
+    wanted = random.Random(0).choices(names[:made], k=FETCHES)
+    fetches = {"vblora": stored.fetch, **{kind: each.fetch for kind, each in loras.items()}}
+    in_turn(fetches, names[:made])  # into the system's cache
+    fetched = in_turn(fetches, wanted)
+    found: dict[str, dict] = {
+        kind: {"add_ms": first[kind], "fetch_ms": fetched[kind]} for kind in fetches
+    }
+    found["vblora"] |= {
+        "add_last_ms": summary(rest[-made:]) if rest else first["vblora"],
+        "open_ms": opened,
+        "find_ms": in_turn({"": lambda name: stored.store[name]}, wanted)[""],
+        "mixed_ms": in_turn({"": stored.mix}, wanted[: FETCHES // 4])[""],
+        **sizes(stored.folder, count, count),
+    }
+    for kind, each in loras.items():
+        found[kind] |= sizes(each.folder, count, made)
+    return found
 
-    def add(name: str) -> None:
-        write_adapter(folder / name, config, tensors)
 
-    tensors = lora_tensors(dtype)
-    added = timed(add, [f"user-{number:05}" for number in range(made)])
+def on_paper(users: int = 10**6) -> dict[str, object]:
+    """Bytes of so many users of a 70B model: tensors of q and v in 80 blocks, of 8,192 and 1,024.
 
-    def fetch(name: str) -> dict[str, Tensor]:
-        PeftConfig.from_pretrained(str(folder / name))
-        return in_memory(load_file(folder / name / WEIGHTS))
-
-    wanted = [f"user-{number % made:05}" for number in names]
-    for name in wanted:
-        fetch(name)
+    That is the shape of Llama-3-70B. r, bank and top k are those above.
+    """
+    features = [(8192, 8192), (8192, 1024)] * 80
+    config = VBLoRAConfig(
+        r=R, num_vectors=BANK[0], vector_length=BANK[1], topk=TOPK, save_only_topk_weights=True
+    )
     return {
-        "add_ms": added,
-        "fetch_ms": timed(fetch, wanted),
-        **sizes(folder, count, made),
-        "weights_of_one": (folder / "user-00000" / WEIGHTS).stat().st_size,
+        "users": users,
+        "vblora": users * vblora_stored_bytes(config, features, with_bank=False),
+        "vblora_with_own_banks": users * vblora_stored_bytes(config, features),
+        "lora_float16": users * lora_stored_bytes(features, R) // 2,
     }
 
 
@@ -191,12 +233,9 @@ def main() -> None:
     parser.add_argument("--lora", type=int, default=1000, help="folders of LoRA that are made")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = random.Random(0).choices(range(args.adapters), k=min(FETCHES, args.adapters))
     found: dict[str, object] = {"adapters": args.adapters, "lora_folders": args.lora}
-    found["vblora"] = of_store(args.work, args.adapters, names)
-    for dtype in (torch.float32, torch.float16):
-        name = f"lora_{str(dtype).removeprefix('torch.')}"
-        found[name] = of_lora(args.work, args.adapters, args.lora, dtype, names)
+    found |= measure(args.work, args.adapters, args.lora)
+    found["on_paper"] = on_paper()
     found["machine"] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""vLLM serves adapters of a store by name, and fails one request at a time.
+"""`vblora-lab serve` serves adapters of a store by name, and fails one request at a time.
 
     python tools/serve_check.py --python .venv/serving/bin/python
 
@@ -28,11 +28,10 @@ from pathlib import Path
 import torch
 
 import vblora_lab as lab
-from vblora_lab.app.serve import SERVER
 from vblora_lab.serving.store import AdapterStore
 from vblora_lab.tuner.adapted import adapted_layers
 
-BASE = Path(lab.__file__).parent / "assets" / "mini-opt"
+BASE = "mini-opt"
 USERS = ("ada", "grace", "mary")
 PROMPT = "name[Loch Fyne], food[Thai], area[riverside] ->"
 TOKENS = 60
@@ -45,6 +44,10 @@ CONFIG = {
     "save_only_topk_weights": True,
     "init_vector_bank_bound": 0.3,
 }
+OPTIONS = (
+    "--dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 8 --max-loras 4 "
+    "--max-lora-rank 8"
+)
 ROOM = 3.5  # users whose LoRA the cache may hold
 START = 600  # seconds that a server may take, the first time on a machine
 ONE_REQUEST = 120
@@ -56,7 +59,7 @@ ONE_REQUEST = 120
 def make_store(folder: Path) -> tuple[AdapterStore, dict[str, list[int]]]:
     """A store, and the tokens that each user is to get, and the base model under the name ""."""
     torch.manual_seed(0)
-    base = lab.load_base("mini-opt", device="cpu")
+    base = lab.load_base(BASE, device="cpu")
     start = base.tokenizer(PROMPT, return_tensors="pt")
 
     def tokens(model: torch.nn.Module) -> list[int]:
@@ -77,10 +80,10 @@ def make_store(folder: Path) -> tuple[AdapterStore, dict[str, list[int]]]:
         "with-biases": {"bias": "vblora_only"},
         "of-another-bank": {},
     }.items():
-        alone = lab.load_base("mini-opt", device="cpu").model
+        alone = lab.load_base(BASE, device="cpu").model
         alone.config.tie_word_embeddings = "modules_to_save" not in changes
         store.add(lab.get_peft_model(alone, lab.VBLoRAConfig(**CONFIG | changes)), name)
-    small = lab.load_base("mini-opt", device="cpu").model.config
+    small = lab.load_base(BASE, device="cpu").model.config
     small.hidden_size = small.word_embed_proj_dim = 128
     other = type(base.model)(small)
     store.add(lab.get_peft_model(other, lab.VBLoRAConfig(**CONFIG)), "of-another-model")
@@ -116,23 +119,18 @@ def server(python: Path, store: AdapterStore, cache: Path):
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "VBLORA_LAB_STORE": str(store.path),
-        "VBLORA_LAB_LORA_CACHE": str(cache),
-        "VBLORA_LAB_LORA_CACHE_BYTES": str(int(room)),
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
     environment.pop("PYTHONPATH", None)
-    options = f"--served-model-name base --host 127.0.0.1 --port {port} --dtype float32 "
-    options += "--enforce-eager --max-model-len 256 --max-num-seqs 8 "
-    options += "--enable-lora --max-loras 4 --max-lora-rank 8"
+    command = [python, "-m", "vblora_lab.cli", "serve", BASE, "--store", store.path]
+    command += ["--port", port, "--cache", cache, "--cache-bytes", int(room), f"--vllm={OPTIONS}"]
     log = store.path.parent / "vllm.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
-            [str(python), "-m", SERVER, "--model", str(BASE), *options.split()],
+            list(map(str, command)),
             env=environment,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -167,7 +165,7 @@ def is_up(address: str) -> bool:
 
 def ask(address: str, name: str) -> tuple[int, dict]:
     """Status and answer of vLLM to a request for a completion by an adapter."""
-    body = {"model": name or "base", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
+    body = {"model": name or BASE, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}
     request = urllib.request.Request(
         f"{address}/v1/completions",
         json.dumps(body | {"return_token_ids": True}).encode(),
@@ -192,7 +190,7 @@ def check(address: str, expected: dict[str, list[int]]) -> None:
         for name, (status, answer) in zip(served * 2, answers, strict=True):
             found = answer["choices"][0]["token_ids"] if status == 200 else answer
             if found != expected[name]:
-                raise SystemExit(f"{name or 'base'}: {found}\nexpected {expected[name]}")
+                raise SystemExit(f"{name or BASE}: {found}\nexpected {expected[name]}")
         say(f"{round_name} round: {len(answers)} requests at once, {len(served)} models, all right")
     refusals = {
         "nobody": "does not exist",

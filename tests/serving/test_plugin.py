@@ -188,11 +188,26 @@ def test_an_adapter_that_was_replaced_gets_another_number_and_its_old_place(
     assert new.number != old.number and new.path.is_dir() and not old.path.exists()
 
 
-def test_leftovers_of_a_killed_process_are_deleted(store, served, tmp_path):
-    left = tmp_path / "cache" / "0" / ".abc.new"
-    left.mkdir(parents=True)
-    ask(StoreResolver(store, tmp_path / "cache", PLENTY), served, "user-0")
-    assert not left.exists()
+def test_only_what_a_killed_process_left_is_deleted(store, served, tmp_path):
+    cache = tmp_path / "cache" / "lora-0"
+    left, mine = cache / ".abc.new", cache / "mine"
+    for folder in (left, mine):
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").write_text("x")
+    room = int(1.5 * bytes_of_one(tmp_path, store))
+    ask(StoreResolver(store, tmp_path / "cache", room), served, "user-0")
+    gc.collect()
+    ask(StoreResolver(store, tmp_path / "cache", room), served, "user-1")
+    assert not left.exists() and (mine / "notes.txt").is_file()
+    assert {path.name for path in cache.iterdir()} == {"mine", store["user-1"].digest}
+
+
+def test_a_cache_that_cannot_be_written_is_a_refusal(store, served, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    (answer,) = ask(StoreResolver(store, tmp_path / "cache", PLENTY), served, "user-0")
+    assert isinstance(answer, StoreError) and "adapter 'user-0' can't be read or conv" in str(
+        answer
+    )
 
 
 # --- the seam to vLLM

@@ -136,6 +136,8 @@ def test_an_adapter_of_a_model_is_stored_with_its_bank(store, tmp_path):
     case = CASES["opt"]
     model = case.ours()
     with_random_logits(model, "default")
+    with pytest.raises(ConfigError, match="a model has the bank"):
+        store.add(model, "trained", bank=store.bank(store["first"].bank))
     store.add(model, "trained")
     found = lab.from_pretrained(
         case.base(), store["trained"].folder, bank=store["trained"].bank_folder
@@ -325,26 +327,33 @@ def test_many_threads_and_forked_processes_add(store, adapters):
     assert_nothing_is_left_over(store)
 
 
+# Where files or the index change; what only reads can't leave anything half done.
+CHANGING = {"_add", "_drop", "_put", "_deleted", "mark", "put_in_place", "sweep", "writing"}
+
+
+def at_line(lines: int, do):
+    """Something to do after so many lines of those that change a store, for `sys.settrace`."""
+    left = lines
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if frame.f_code.co_name not in CHANGING:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                do()
+        return trace
+
+    return trace
+
+
 def killed(change, lines: int) -> bool:
     """Run a change in a process that is killed after so many lines of the store; whether it was."""
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
-        left = lines
-
-        def count_lines(frame, event, argument):
-            nonlocal left
-            if "store" not in frame.f_code.co_filename and not frame.f_code.co_filename.endswith(
-                "vblora_lab/files.py"
-            ):
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return count_lines
-
-        sys.settrace(count_lines)
+        sys.settrace(at_line(lines, lambda: os.kill(os.getpid(), signal.SIGKILL)))
         change()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -352,8 +361,25 @@ def killed(change, lines: int) -> bool:
     return status == signal.SIGKILL
 
 
+def interrupted(change, lines: int) -> bool:
+    """Run a change that the user stops after so many lines of the store; whether it was."""
+
+    def stop():
+        raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(at_line(lines, stop))
+    try:
+        change()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
 @on_posix
-@pytest.mark.parametrize(("change", "step"), [("replace", 31), ("add", 47), ("remove", 13)])
+@pytest.mark.parametrize(("change", "step"), [("replace", 4), ("add", 6), ("remove", 3)])
 def test_killed_at_any_line_it_is_as_before_or_after(
     stored, adapters, tmp_path, monkeypatch, change, step
 ):
@@ -380,6 +406,23 @@ def test_killed_at_any_line_it_is_as_before_or_after(
         assert_nothing_is_left_over(store)
         store.close()
     assert ends == {"before", "after"}
+
+
+@on_posix
+def test_interrupted_at_any_line_the_store_object_goes_on(stored, adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    store = AdapterStore(shutil.copytree(stored, tmp_path / "store"))
+    before = {adapter.name: adapter.digest for adapter in store.adapters()}
+    ends, lines = set(), 2
+    while interrupted(lambda: store.add(adapters / "own", "user-0", replace=True), lines):
+        lines += 5
+        after = {adapter.name: adapter.digest for adapter in store.adapters()}
+        assert {name for name in before if before[name] != after.get(name)} <= {"user-0"}
+        ends.add("before" if after == before else "after")
+        assert store.check() == []
+        store.add(adapters / "user-0", "user-0", replace=True)
+        assert_nothing_is_left_over(store)
+    assert "before" in ends
 
 
 # --- as LoRA, and on the command line

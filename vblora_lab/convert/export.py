@@ -27,6 +27,8 @@ from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import LAYER_PREFIX
 from vblora_lab.tuner.loading import Bank
 
+MODEL_HAS_ITS_BANK = "bank: a model has the bank of its adapter; leave bank= out."
+
 
 def export_lora(
     source: Source,
@@ -68,7 +70,7 @@ def export_lora(
     folder = free_folder(path, PeftType.LORA)
     if isinstance(source, nn.Module):
         if bank is not None:
-            raise ConfigError("bank: a model has the bank of its adapter; leave bank= out.")
+            raise ConfigError(MODEL_HAS_ITS_BANK)
         write_lora(folder, *read_model(source, adapter_name))
     else:
         stored = subfolder(source, adapter_name)

@@ -92,19 +92,18 @@ class StoreResolver:
         adapter = self._store.get(name)
         if adapter is None:
             return None
-        path = self._cache.find(name, adapter.digest)
-        if path is None:
-            try:
-                opened = self._store.read(name)
-                self._check(opened, base)
-                path = self._cache.add(opened)
-            except UnknownAdapterError:  # removed just now
-                return None
-            except OSError as error:
-                raise StoreError(
-                    f"adapter {name!r}: can't be read or converted: {error}"
-                ) from error
+        try:
+            path = self._cache.find(name, adapter.digest) or self._converted(base, name)
+        except UnknownAdapterError:  # removed just now
+            return None
+        except OSError as error:
+            raise StoreError(f"adapter {name!r} can't be read or converted: {error}") from error
         return Resolved(path, number_of(path.name))
+
+    def _converted(self, base: str, name: str) -> Path:
+        opened = self._store.read(name)
+        self._check(opened, base)
+        return self._cache.add(opened)
 
     def _check(self, opened: Opened, base: str) -> None:
         """Raise for an adapter that an engine would refuse, or take and serve another answer."""

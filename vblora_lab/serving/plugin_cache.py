@@ -7,7 +7,6 @@ an engine does once it forgot the name. Only folders from before are deleted to 
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from pathlib import Path
@@ -37,10 +36,11 @@ class LoRACache:
     def __init__(self, folder: Path, limit: int) -> None:
         self.limit = limit
         self.folder, self._lock = _own_folder(folder)
-        for path in self.folder.glob(".*"):  # of a process that was killed
+        for path in self.folder.glob(".*.new"):  # of a process that was killed
             shutil.rmtree(path)
-        # Bytes by digest, the least recently used first.
-        paths = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        # Bytes by digest, the least recently used first. What isn't of this cache is left alone.
+        paths = [path for path in self.folder.iterdir() if is_made_of(path, path.name)]
+        paths.sort(key=lambda path: path.stat().st_mtime_ns)
         self._bytes = {path.name: _weights(path).stat().st_size for path in paths}
         self._given: dict[str, str] = {}  # digests by the name that they were given out for
 
@@ -86,19 +86,16 @@ class LoRACache:
             del self._bytes[digest]
 
 
-def _own_folder(folder: Path) -> tuple[Path, FileLock]:
-    """A folder that no other process uses, in this one; the lock ends with this process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count():
-        lock = FileLock(folder / f"{number}.lock", thread_local=False, fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        own = folder / str(number)
-        own.mkdir(exist_ok=True)
-        return own, lock
-    raise AssertionError("there is always another number")
+def _own_folder(folder: Path, number: int = 0) -> tuple[Path, FileLock]:
+    """A folder in this one that no other process uses; the lock ends with this process."""
+    own = folder / f"lora-{number}"
+    own.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(own.with_suffix(".lock"), thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return _own_folder(folder, number + 1)
+    return own, lock
 
 
 def _weights(path: Path) -> Path:

@@ -23,11 +23,12 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
 from vblora_lab.convert.adapters import folder_digest, read_folder, subfolder
-from vblora_lab.convert.export import write_lora
+from vblora_lab.convert.export import MODEL_HAS_ITS_BANK, write_lora
 from vblora_lab.convert.many import Exported, in_parallel
 from vblora_lab.convert.places import free_folder, is_made_of
 from vblora_lab.errors import (
     CheckpointError,
+    ConfigError,
     StoreError,
     UnknownAdapterError,
     VBLoRAError,
@@ -143,7 +144,7 @@ class AdapterStore:
 
     @property
     def stored(self) -> Stored:
-        """The adapters as a mapping from names to (tensors, config), which `LiveAdapters` reads."""
+        """The adapters as a mapping from names to (tensors, config)."""
         return Stored(self.read, self.__contains__)
 
     def _opened(self, adapter: StoredAdapter) -> Opened:
@@ -205,6 +206,8 @@ class AdapterStore:
         """
         check_adapter_name(name, nn.Module())
         if isinstance(source, nn.Module):
+            if bank is not None:
+                raise ConfigError(MODEL_HAS_ITS_BANK)
             with tempfile.TemporaryDirectory() as scratch:
                 # Else PEFT would ask the Hub whether the vocabulary is that of the base model.
                 kept = {"save_embedding_layers": False}
@@ -305,7 +308,7 @@ class AdapterStore:
         return in_parallel(export, {name: Path(path) / name for name in chosen}, workers)
 
     def check(self) -> list[str]:
-        """Read every adapter and bank; a sentence for each that is damaged, and for strays.
+        """Read every adapter and bank; a sentence for each that is damaged.
 
         Raises `StoreError` if the index itself is damaged.
         """

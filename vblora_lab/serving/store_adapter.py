@@ -39,9 +39,12 @@ class StoredAdapter:
 class Opened(NamedTuple):
     """What `AdapterStore.read` returns.
 
-    tensors: of the adapter's file and, under `formats.BANK_KEY`, its bank (num_vectors,
-        vector_length), which all adapters that share it have in common. They are mapped from the
-        disk: don't change them.
+    Attributes:
+        adapter: its record.
+        config: of the adapter.
+        tensors: of the adapter's file and, under `formats.BANK_KEY`, its bank (num_vectors,
+            vector_length), which all adapters that share it have in common. They are mapped from
+            the disk: don't change them.
     """
 
     adapter: StoredAdapter

@@ -100,13 +100,14 @@ class Index:
         try:
             connection = self._taken() or self._connect()
             yield connection
-            self._idle.append(connection)
         except BaseException as error:
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"{self._path} can't be read or written: {error}.") from error
             raise
+        else:
+            self._idle.append(connection)
 
     def _taken(self) -> sqlite3.Connection | None:
         try:

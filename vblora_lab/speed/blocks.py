@@ -27,6 +27,8 @@ class PooledLayer(Protocol):
     """What is asked of an adapted layer; `tuner.layer.VBLoRALayer` says what each gives."""
 
     topk: dict[str, int]
+    name_in_pool: str
+    mixed: dict[str, Matrices]  # by adapter: of the pass that is handed out, for compiled code
 
     @property
     def disable_adapters(self) -> bool: ...
@@ -48,12 +50,16 @@ class Pass:
     Args:
         layers: of the whole model.
         adapters: those that are mixed.
+
+    Attributes:
+        handed_out: whether layers hold its matrices, where compiled code looks for them.
     """
 
     def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
         self.matrices: dict[Key, Matrices] = {}
         self.autocast: torch.dtype | None = None  # as it was when they were mixed
         self.without_grad: set[Key] = set()  # see `backward.KeptMatrices`
+        self.handed_out = False
         self._last_cast: tuple[Tensor, int, bool, Tensor] | None = None
         for adapter in adapters:
             self._mix(layers[adapter], adapter)
@@ -81,10 +87,19 @@ class Pass:
         matrices = self.matrices.get(key)
         if matrices is None or autocast != self.autocast:
             return None
-        learns = matrices.A.requires_grad and not torch.compiler.is_compiling()
-        if learns and not torch.is_grad_enabled():
+        if matrices.A.requires_grad and not torch.is_grad_enabled():
             self.without_grad.add(key)
         return matrices
+
+    def hand_out(self, layers: Layers) -> None:
+        """Give each layer its matrices.
+
+        Compiled code is made anew for each string that it reads, such as a layer's name, and not
+        for each tensor: with its matrices at hand, one piece of code does for layers of one kind.
+        """
+        for (adapter, name), matrices in self.matrices.items():
+            layers[adapter][name].mixed[adapter] = matrices
+        self.handed_out = True
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """An input in autocast's dtype.
@@ -125,8 +140,13 @@ class HeldBlock:
         self.latest: Pass | None = None
         self.folds: dict[str, Fold] = {}
 
-    def begin_pass(self, adapters: Sequence[str]) -> None:
-        """Mix the matrices of these adapters, unless those of the pass before still hold."""
+    def begin_pass(self, adapters: Sequence[str], hand_out: bool) -> None:
+        """Mix the matrices of these adapters, unless those of the pass before still hold.
+
+        Args:
+            adapters: that are in use.
+            hand_out: whether layers are given matrices that are mixed now (see `Pass.hand_out`).
+        """
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if self.latest is not None and self._state and self._state.holds(adapters):
                 self.current = self.latest
@@ -140,11 +160,20 @@ class HeldBlock:
             self._state = None
         self._again, self.folds = 0, {}
         self.current = self.latest = Pass(self._layers, adapters)
+        if hand_out:
+            self.latest.hand_out(self._layers)
 
     def end_pass(self) -> None:
         if self.current is not None:
             self.current.end()
         self.current = None
+
+    def end(self) -> None:
+        """The call is over: layers let go of what they were given."""
+        if self.latest is not None and self.latest.handed_out:
+            self.latest.handed_out = False
+            for adapter, name in self.latest.matrices:
+                self._layers[adapter][name].mixed.clear()
 
     def _fold(self, adapters: Sequence[str], latest: Pass) -> None:
         """Add the updates to copies of the weights.

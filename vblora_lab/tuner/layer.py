@@ -27,7 +27,7 @@ from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
-from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -55,6 +55,7 @@ class VBLoRALayer(WrappedLinear):
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = MatrixPool(), ""
+        self.mixed: dict[str, Matrices] = {}  # by adapter, for compiled code (see `Pass.hand_out`)
 
     def has_adapter(self, adapter: str) -> bool:
         """Whether this layer carries an adapter."""
@@ -307,11 +308,11 @@ class Linear(VBLoRALayer):
         """A (r, in_features) and the transpose of B, (r, out_features), from the pool or anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        mixed = self.pool.get(adapter, self.name_in_pool, autocast)
+        mixed = self.pool.get(adapter, self, autocast)
         if mixed is not None:
             return mixed
-        A, B = low_rank_matrices(*self.logits(adapter), self.bank(adapter), self.topk[adapter])
-        return Matrices(A.to(autocast or A.dtype), B.T.to(autocast or B.dtype))
+        logits, bank = self.logits(adapter), self.bank(adapter)
+        return mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
 
     def _refuse_to_train(self, adapter: str) -> None:
         logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
@@ -333,7 +334,8 @@ class Linear(VBLoRALayer):
         # load and whoever loads, spares a look (and a wait for the device) per forward pass.
         for adapter in self.vblora_logits_A:
             logits = state_dict.get(f"{prefix}vblora_logits_A.{adapter}")
-            if logits is not None and logits.device.type != "meta":
+            # ZeRO-3's state dicts hold empty tensors, whose parts it loads by itself.
+            if logits is not None and logits.device.type != "meta" and logits.numel():
                 self.logits_are_complete[adapter] = not bool(logits[0, 0].isinf().any())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
