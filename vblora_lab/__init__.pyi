@@ -10,6 +10,7 @@ from .convert.export import export_lora as export_lora
 from .course import check as check
 from .course import hint as hint
 from .course import solution as solution
+from .course import yours as yours
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual
@@ -46,7 +47,9 @@ from .tuner.starts import start_at_base as start_at_base
 from .tuner.turns import using_adapter as using_adapter
 from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
+from .widgets import FrontChart as FrontChart
 from .widgets import LiveTraining as LiveTraining
+from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
 from .widgets import ManyUsers as ManyUsers
 from .widgets import SubVector as SubVector
