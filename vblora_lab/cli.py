@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab import __version__
-from vblora_lab.app import convert, fetch, plan, train, tune
+from vblora_lab.app import convert, fetch, plan, serve, store, train, tune
 from vblora_lab.app.options import Parser, at_least
 from vblora_lab.errors import VBLoRAError
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_demo(commands)
-    for command in (train, tune, plan, convert, fetch):
+    for command in (train, tune, plan, convert, store, serve, fetch):
         command.add_to(commands)
 
     _add_doctor(commands)

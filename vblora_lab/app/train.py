@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.planning.presets import list_presets
     from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
-    from vblora_lab.train.processes import leave_the_others
+    from vblora_lab.train.processes import how_processes_train, leave_the_others
 
     if args.preset == "list":
         print(list_presets())
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
         "eval_every", "sample_count", "sample_every",
     )  # fmt: skip
+    _tell(how_processes_train())
     kept = Kept(args.out)
     with _made(args.out):
         session = TrainingSession(
@@ -103,6 +104,14 @@ def run(args: argparse.Namespace) -> int:
     if kept.problems:
         return 1
     return 130 if trace.reason == "stopped" else 0
+
+
+def _tell(how: str) -> None:
+    """Say in the first process, before anything is loaded, in how many the run trains."""
+    from vblora_lab.train.processes import is_first_process
+
+    if is_first_process():
+        print(f"Trains in {how}", flush=True)
 
 
 @contextlib.contextmanager
