@@ -58,8 +58,7 @@ class VBLoRAModel(BaseTuner):
         vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
             holds this same dictionary.
 
-    Raises:
-        ConfigError, TargetError: before anything is changed.
+    Raises ConfigError or TargetError before anything is changed.
     """
 
     uses_shared_state = True
@@ -84,7 +83,7 @@ class VBLoRAModel(BaseTuner):
         # Not the caller's dict: inject_adapter puts a copy of the config there.
         super().__init__(model, Configs(peft_config), adapter_name, **kwargs)
         # As transformers marks them. Looked for once: a model has hundreds of modules.
-        self._checkpointing = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+        self._again = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -100,12 +99,9 @@ class VBLoRAModel(BaseTuner):
 
     def _begin_pass(self, *_: Any) -> None:
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
-            again = torch.is_grad_enabled() and self._is_checkpointed()
+            # Whether parts of the model are called again, in the backward pass.
+            again = torch.is_grad_enabled() and any(m.gradient_checkpointing for m in self._again)
             self.pool.begin_pass(self.active_adapters, hand_out=not again)
-
-    def _is_checkpointed(self) -> bool:
-        """Whether parts of the model are called again in the backward pass."""
-        return any(module.gradient_checkpointing for module in self._checkpointing)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.end_pass()
@@ -117,7 +113,7 @@ class VBLoRAModel(BaseTuner):
         self.vblora_vector_bank = VectorBanks(self.pool)
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
-        """Draw the bank of an adapter anew, uniform in [-bound, bound], on the CPU in float32."""
+        """Draw an adapter's bank, uniform in [-bound, bound], on the CPU in float32."""
         bank = torch.empty(config.num_vectors, config.vector_length)
         nn.init.uniform_(bank, -config.init_vector_bank_bound, config.init_vector_bank_bound)
         self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
