@@ -107,7 +107,8 @@ def run(args: argparse.Namespace) -> None:
 
     print(versions(), flush=True)
     deadline = start + 60 * args.minutes
-    run_all(choose, told, tasks, args.out, args.workers, deadline)
+    workers = args.workers * max(1, torch.cuda.device_count())
+    run_all(choose, told, tasks, args.out, workers, deadline)
 
 
 def tasks_of(args: argparse.Namespace) -> Tasks:
@@ -129,7 +130,7 @@ def main() -> None:
     runs.add_argument("--base", nargs="+", choices=list(SETTINGS), help="all by default")
     runs.add_argument("--train", type=Path, help="CSV file in the format of E2E")
     runs.add_argument("--test", type=Path, help="another, for the texts that are written")
-    runs.add_argument("--workers", type=int, default=1, help="processes side by side")
+    runs.add_argument("--workers", type=int, default=1, help="processes side by side, on each GPU")
     runs.add_argument("--minutes", type=float, default=1e6, help="end after so many")
     runs.add_argument("--steps", type=int, help="in place of each base's own number")
     runs.add_argument("--only", default="", help="a part of the names of what is trained")

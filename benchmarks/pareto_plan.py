@@ -35,6 +35,10 @@ class Setting:
     batch_size: int
 
 
+# What a base's turns are put off by, so that the larger model comes first.
+DELAY = {"mini-opt": 2.5}
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A method of some size, or a control: one point of a curve, once its rates are found.
@@ -210,7 +214,8 @@ def smollm2() -> list[Entry]:
         vb_entry(2, 32, 192, start=1e-2),
         vb_entry(4, 64, 192, start=1e-2),
         vb_entry(4, 90, 64, start=1e-2, texts=300),
-        vb_entry(16, 512, 192, start=5e-3, texts=300),
+        vb_entry(16, 255, 192, start=5e-3),
+        vb_entry(32, 255, 192, start=5e-3, texts=300),
         vb_entry(32, 1024, 192, start=5e-3),
         shared_bank(dataclasses.replace(main, texts=0), "hotels", 1e-2),
         lora_entry(1, ["v_proj"], start=2e-2),
@@ -281,20 +286,22 @@ class Plan:
     def __init__(self, setting: Setting, entries: Iterable[Entry], failed: set[str]) -> None:
         self.setting, self.entries, self.failed = setting, list(entries), failed
         self.by_name = {entry.name: entry for entry in self.entries}
+        self._rungs: dict[tuple[str, int], Trial] = {}
 
-    def wanted(self, done: Done) -> Iterator[tuple[int, Trial]]:
+    def wanted(self, done: Done) -> Iterator[tuple[float, Trial]]:
         """The trials that can be begun now, with their turn (a lower one first)."""
+        delay = DELAY.get(self.setting.base, 0.0)
         for entry in self.entries:
             if not entry.like:
                 for trial in self.search(entry, done):
-                    yield 0, trial
+                    yield delay, trial
         for entry in self.entries:
             rate = self.rate(entry, done)
             for turn, seed in zip(TURNS[entry.study], SEEDS[entry.study], strict=True):
                 if rate is not None:
                     trial = entry.trial(self.setting, rate, seed)
                     if trial.key not in done and trial.key not in self.failed:
-                        yield turn, trial
+                        yield delay + turn, trial
 
     def search(self, entry: Entry, done: Done) -> list[Trial]:
         """The rungs that its search needs now; none once it has ended."""
@@ -343,4 +350,6 @@ class Plan:
         return [done[key] for key in keys if key in done]
 
     def _on(self, entry: Entry, i: int) -> Trial:
-        return entry.trial(self.setting, LADDER[i], SEARCH_SEED)
+        if (entry.name, i) not in self._rungs:
+            self._rungs[entry.name, i] = entry.trial(self.setting, LADDER[i], SEARCH_SEED)
+        return self._rungs[entry.name, i]

@@ -15,9 +15,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from pareto_trial import Trial
+import torch
 
-Tasks = dict[str, dict[str, Path | None]]
+import pareto_trial
+from pareto_trial import Trial
+from vblora_lab import load_base, load_task
+from vblora_lab.bases import Base
+from vblora_lab.data import Task, read_csv
+from vblora_lab.data.e2e import task_of
+
+Tasks = dict[str, dict[str, Path]]
 Choose = Callable[[set[str]], Trial | None]
 
 
@@ -101,15 +108,9 @@ def _receive(pipe: Connection) -> dict[str, Any]:
 
 def _work(pipe: Connection, number: int, tasks: Tasks, keep: Path) -> None:
     _choose_gpu(number)
-    import torch
-
-    import pareto_trial
-    from vblora_lab import load_base, load_task
-    from vblora_lab.data import Task, read_csv
-    from vblora_lab.data.e2e import task_of
-
     torch.set_num_threads(1)
-    bases, loaded = {}, {}
+    bases: dict[str, Base] = {}
+    loaded: dict[str, Task] = {}
 
     def task(name: str) -> Task:
         if name not in loaded:
@@ -134,15 +135,8 @@ def _work(pipe: Connection, number: int, tasks: Tasks, keep: Path) -> None:
 
 
 def _choose_gpu(number: int) -> None:
-    """One GPU of those that are visible, before CUDA is begun."""
-    gpus = visible_gpus()
+    """One GPU of those that are visible; to be called before CUDA is begun."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-
-
-def visible_gpus() -> list[str]:
-    """Those of CUDA_VISIBLE_DEVICES, or all that there are."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
-    return [name.name[6:] for name in sorted(Path("/dev").glob("nvidia[0-9]*"))]

@@ -9,6 +9,7 @@ indices are kept as they are.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -79,7 +80,7 @@ class Trial:
     change: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     texts: int = 0
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """A name for this content: 16 hex digits. How it is shown doesn't count."""
         content = dataclasses.asdict(self)
