@@ -26,7 +26,6 @@ from typing import Any
 import peft
 import torch
 import transformers
-
 from pareto_plan import ENTRIES, Plan, Setting
 from pareto_pool import Tasks, run_all
 from pareto_trial import Trial

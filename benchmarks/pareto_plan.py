@@ -19,7 +19,8 @@ RUNGS = 5  # trials of a search of rates
 LADDER = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5))
 SEARCH_SEED = 0
 SEEDS = {"curve": (1, 2, 3), "controls": (1, 2, 3, 4, 5), "changes": (1, 2)}
-# When a study's first, second, ... final seed has its turn; searches have turn 0.
+# When a study's search and its first, second, ... final seed have their turn.
+SEARCH_TURNS = {"curve": 0, "controls": 0, "changes": 3.5}
 TURNS = {"curve": (1, 3, 5), "controls": (2, 6, 7, 9, 10), "changes": (4, 8)}
 Done = Mapping[str, Mapping[str, Any]]  # outcomes by the key of their trial
 Study = Literal["curve", "controls", "changes"]
@@ -77,7 +78,9 @@ class Entry:
         )
 
 
-def vb(r: int, vectors: int, length: int, targets: Any = "all-linear", **more: Any) -> dict[str, Any]:
+def vb(
+    r: int, vectors: int, length: int, targets: Any = "all-linear", **more: Any
+) -> dict[str, Any]:
     return {
         "r": r,
         "num_vectors": vectors,
@@ -173,7 +176,9 @@ def controls(entry: Entry) -> list[Entry]:
 def changes(entry: Entry, equal_bytes: Iterable[Mapping[str, Any]]) -> list[Entry]:
     """Other ways to train the same config, and other configs of as many bytes."""
 
-    def other(name: str, times: int = 0, ratio: float = 10.0, change: Any = None, **fields: Any) -> Entry:
+    def other(
+        name: str, times: int = 0, ratio: float = 10.0, change: Any = None, **fields: Any
+    ) -> Entry:
         return dataclasses.replace(
             entry, study="changes", family="changes", name=name, times=times, ratio=ratio,
             fields={**entry.fields, **fields}, change=change or {}, like=entry.name, texts=0,
@@ -197,10 +202,12 @@ def changes(entry: Entry, equal_bytes: Iterable[Mapping[str, Any]]) -> list[Entr
         other("choices frozen after half", change={"freeze_at": 0.5}),
         other("choices frozen after a tenth", change={"freeze_at": 0.1}),
     ]
-    return tried + [
+    sizes = [
         other("r={r}, {num_vectors}x{vector_length}".format(**fields), **fields)
         for fields in equal_bytes
     ]
+    # Other sizes take other rates; they are searched for.
+    return tried + [dataclasses.replace(size, like="") for size in sizes]
 
 
 def smollm2() -> list[Entry]:
@@ -294,7 +301,7 @@ class Plan:
         for entry in self.entries:
             if not entry.like:
                 for trial in self.search(entry, done):
-                    yield delay, trial
+                    yield delay + SEARCH_TURNS[entry.study], trial
         for entry in self.entries:
             rate = self.rate(entry, done)
             for turn, seed in zip(TURNS[entry.study], SEEDS[entry.study], strict=True):

@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import pareto_trial
+import torch
 from pareto_trial import Trial
+
 from vblora_lab import load_base, load_task
 from vblora_lab.bases import Base
 from vblora_lab.data import Task, read_csv

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import peft
 import torch
+from pareto_changes import NEVER, ChangedSession
 from torch import Tensor, nn
 
-from pareto_changes import NEVER, ChangedSession
 from vblora_lab import VBLoRAConfig
 from vblora_lab.admixture import choose
 from vblora_lab.bases import Base
@@ -95,7 +95,9 @@ class Trial:
             return KINDS[self.kind](**self.fields)
 
 
-def run(trial: Trial, base: Base, task: Task, other: Callable[[str], Task], keep: Path) -> dict[str, Any]:
+def run(
+    trial: Trial, base: Base, task: Task, other: Callable[[str], Task], keep: Path
+) -> dict[str, Any]:
     """Train, measure, and say what came of it, as plain data.
 
     Args:
