@@ -5,8 +5,8 @@
     python benchmarks/pareto.py report          # table and plots of what there is; needs no GPU
 
 Every method has its rates searched in the same way, and is then trained with three other seeds at
-the best (`pareto_plan`). Controls leave choices, weights or the bank as they were drawn; changes are
-other ways to train (`pareto_changes`). What is stored is measured in three precisions
+the best (`pareto_plan`). Controls leave choices, weights or the bank as they were drawn; changes
+are other ways to train (`pareto_changes`). What is stored is measured in three precisions
 (`pareto_trial`). Outcomes go to results/pareto-BASE.jsonl, one line for each trial, and a call goes
 on where the last one ended: trials are known by their content. SmolLM2-135M trains on files in the
 format of E2E; with no --train, it is left out.

@@ -10,7 +10,7 @@ What a trial may change, by name:
     start_at_base    the adapter starts with B A = 0
     schedule         of the rates after the warm-up, by transformers' names
     warm_up          share of the steps in which rates rise
-    adapter_seed     draws the adapter; else the trial's own seed does, and the order of examples too
+    adapter_seed     draws the adapter; else the trial's seed does, which also orders examples
     watch            note what is chosen before and after
 
 A frozen choice: each sub-vector keeps the top k that its first, random logits chose. Their logits

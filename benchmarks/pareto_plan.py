@@ -1,4 +1,4 @@
-"""What is tried, in which order: methods on a curve, each with its rates searched; controls; changes.
+"""What is tried, in which order: methods on a curve, each at its best rates; controls; changes.
 
 A search of rates climbs a ladder, 1, 2, 5, 10, 20 and so on: it begins with two rungs, goes on
 where the loss falls, and ends when the best rung has a neighbour tried on both sides, or after
@@ -333,7 +333,7 @@ class Plan:
         return found
 
     def rate(self, entry: Entry, done: Done) -> float | None:
-        """The best rate of the ladder; None while it isn't known, or where nothing can be trained."""
+        """The best rate of the ladder; None while it isn't known, or where all failed."""
         if entry.like:
             rate = self.rate(self.by_name[entry.like], done)
             return None if rate is None else LADDER[rung(rate) + entry.times]

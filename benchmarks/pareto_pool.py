@@ -1,7 +1,7 @@
 """Worker processes that train trials side by side, on one GPU or several, until there are no more.
 
-Each process loads a base when its first trial needs it. A process that breaks is replaced; its trial
-is told as failed, and tried again by the next call.
+Each process loads a base when its first trial needs it. A process that breaks is replaced; its
+trial is told as failed, and tried again by the next call.
 """
 
 from __future__ import annotations

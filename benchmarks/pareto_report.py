@@ -74,9 +74,9 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
         finals = [run for entry in plan.entries for run in plan.finals(entry, done)]
         devices = ", ".join(sorted({run["device"] for run in finals}))
         parts.append(
-            f"## {base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; {devices}. "
-            f"Loss: nats per token, mean ± standard deviation over seeds. Rates: the best of up to "
-            f"{RUNGS} on a ladder; of the bank for VB-LoRA, whose logits have ten times that.\n"
+            f"## {base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; "
+            f"{devices}. Loss: nats per token, mean ± standard deviation over seeds. Rates: the "
+            f"best of up to {RUNGS} on a ladder; of VB-LoRA's bank, its logits have ten times it.\n"
         )
         parts += [curve_table(plan, done, curve), best_table(curve)]
         parts += [controls_table(plan, done, folder), changes_table(plan, done)]
@@ -160,9 +160,10 @@ def controls_table(plan: Plan, done: Done, folder: Path) -> str:
         return ""
     head = ["", "rate", "loss", "churn, %", "usage (by chance)", "sharing (by chance)", "seeds"]
     note = (
-        "Controls. Churn: sub-vectors whose chosen set is another one after training. Usage: standard "
-        "deviation over mean of how often each bank vector is chosen. Sharing: of two layers' shares "
-        "of the bank, on average. By chance: 95% of random choices with the same weights.\n"
+        "Controls. Churn: sub-vectors whose chosen set is another one after training. Usage: "
+        "standard deviation over mean of how often each bank vector is chosen. Sharing: of two "
+        "layers' shares of the bank, on average. By chance: 95% of random choices with the same "
+        "weights.\n"
     )
     tail = (
         f"\nRuns from one adapter on other orders of the examples: of the sub-vectors that changed "
