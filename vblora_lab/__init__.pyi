@@ -46,6 +46,8 @@ from .tuner.starts import start_at_base as start_at_base
 from .tuner.turns import using_adapter as using_adapter
 from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
+from .widgets import FrontChart as FrontChart
 from .widgets import LiveTraining as LiveTraining
+from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
 from .widgets import TrainingStudio as TrainingStudio

@@ -47,7 +47,7 @@ SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
 
 
-class _Frame(anywidget.AnyWidget):
+class Frame(anywidget.AnyWidget):
     """A panel's style, and names for its sliders, which ipywidgets gives none."""
 
     _esm = source("run_panel.js")
@@ -227,10 +227,10 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._samples = ipywidgets.HTML()
         self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
         self._progress_text = ipywidgets.HTML()
-        self._train_button = _button("Train", "play", button_style="primary")
-        self._stop_button = _button("Stop", "stop")
-        self._pause_button = _button("Pause", "pause")
-        self._step_button = _button("Step", "step-forward")
+        self._train_button = button("Train", "play", button_style="primary")
+        self._stop_button = button("Stop", "stop")
+        self._pause_button = button("Pause", "pause")
+        self._step_button = button("Step", "step-forward")
         self._train_button.on_click(self._on(self.train))
         self._pause_button.on_click(self._on(self._pause_or_resume))
         self._step_button.on_click(self._on(self.step))
@@ -246,7 +246,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         )
         super().__init__(
             [
-                _Frame(),
+                Frame(),
                 self._header,
                 self._message,
                 classed(ipywidgets.HBox([settings, views]), "vblora-columns"),
@@ -269,20 +269,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
             self.session.set_learning_rates(rates)
 
     def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """An action for a button, which can't raise to anyone."""
-        complaint = ""
-
-        def on(_event: Any) -> None:
-            nonlocal complaint
-            try:
-                action()
-            except Exception as error:
-                self._message.value = complaint = readout.message(error)
-            else:
-                if complaint and self._message.value == complaint:
-                    self._message.value = ""  # it is settled
-
-        return on
+        return answering(self._message, action)
 
     def _pause_or_resume(self) -> None:
         if self.status == "paused":
@@ -320,7 +307,24 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._header.value = readout.header(self._title, base, task, state)
 
 
-def _button(text: str, icon: str, **more: Any) -> ipywidgets.Button:
+def answering(place: ipywidgets.HTML, action: Callable[[], Any]) -> Callable[[Any], None]:
+    """An action for a button, which can't raise to anyone: what goes wrong is shown in a place."""
+    complaint = ""
+
+    def on(_event: Any) -> None:
+        nonlocal complaint
+        try:
+            action()
+        except Exception as error:
+            place.value = complaint = readout.message(error)
+        else:
+            if complaint and place.value == complaint:
+                place.value = ""  # it is settled
+
+    return on
+
+
+def button(text: str, icon: str, **more: Any) -> ipywidgets.Button:
     return ipywidgets.Button(description=text, icon=icon, layout={"width": "auto"}, **more)
 
 
