@@ -26,7 +26,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from pareto_plan import ENTRIES, Plan, Setting
+from pareto_plan import ENTRIES, SEEDS, Plan, Setting
 from pareto_pool import Tasks, run_all
 from pareto_trial import Trial
 
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 E2E = "e2e"
 SETTINGS = {
     "smollm2-135m": Setting("smollm2-135m", E2E, steps=500, batch_size=16),
-    "mini-opt": Setting("mini-opt", "restaurants", steps=280, batch_size=16),
+    "mini-opt": Setting("mini-opt", "restaurants", steps=60, batch_size=8, validation=100),
 }
 
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         waiting = [
             (turn, i, trial)
             for i, plan in enumerate(plans)
-            for turn, trial in plan.wanted(outcomes.done)
+            for turn, trial in plan.wanted(outcomes.done, args.study)
             if trial.key not in running and args.only in trial.name
         ]
         return min(waiting, key=lambda each: each[:2])[2] if waiting else None
@@ -132,6 +132,7 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=1, help="processes side by side, on each GPU")
     runs.add_argument("--minutes", type=float, default=1e6, help="end after so many")
     runs.add_argument("--steps", type=int, help="in place of each base's own number")
+    runs.add_argument("--study", nargs="+", choices=list(SEEDS), default=list(SEEDS))
     runs.add_argument("--only", default="", help="a part of the names of what is trained")
     runs.set_defaults(do=run)
     reports = commands.add_parser("report", help="write tables and plots of what there is")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pareto_trial import Trial
@@ -34,6 +34,7 @@ class Setting:
     task: str
     steps: int
     batch_size: int
+    validation: int | None = None
 
 
 # What a base's turns are put off by, so that the larger model comes first.
@@ -250,7 +251,7 @@ def smollm2() -> list[Entry]:
 
 def mini_opt() -> list[Entry]:
     """At mini-OPT's sizes, which 256 divides."""
-    main = vb_entry(8, 64, 128, start=1e-2, texts=200)
+    main = vb_entry(8, 64, 128, start=2e-2, texts=200)
     curve = [
         main,
         vb_entry(1, 4, 256, QV, start=2e-2),
@@ -295,20 +296,32 @@ class Plan:
         self.by_name = {entry.name: entry for entry in self.entries}
         self._rungs: dict[tuple[str, int], Trial] = {}
 
-    def wanted(self, done: Done) -> Iterator[tuple[float, Trial]]:
-        """The trials that can be begun now, with their turn (a lower one first)."""
+    def wanted(
+        self, done: Done, studies: Collection[str] = tuple(SEEDS)
+    ) -> Iterator[tuple[float, Trial]]:
+        """The trials that can be begun now, with their turn (a lower one first).
+
+        Those of ``studies`` alone, and the searches that these take their rates from.
+        """
         delay = DELAY.get(self.setting.base, 0.0)
-        for entry in self.entries:
-            if not entry.like:
-                for trial in self.search(entry, done):
-                    yield delay + SEARCH_TURNS[entry.study], trial
-        for entry in self.entries:
+        entries = [entry for entry in self.entries if entry.study in studies]
+        for name in dict.fromkeys(self.searched(entry).name for entry in entries):
+            entry = self.by_name[name]
+            for trial in self.search(entry, done):
+                yield delay + SEARCH_TURNS[entry.study], trial
+        for entry in entries:
             rate = self.rate(entry, done)
             for turn, seed in zip(TURNS[entry.study], SEEDS[entry.study], strict=True):
                 if rate is not None:
                     trial = entry.trial(self.setting, rate, seed)
                     if trial.key not in done and trial.key not in self.failed:
                         yield delay + turn, trial
+
+    def searched(self, entry: Entry) -> Entry:
+        """The entry whose search gives an entry its rates: itself, for most."""
+        while entry.like:
+            entry = self.by_name[entry.like]
+        return entry
 
     def search(self, entry: Entry, done: Done) -> list[Trial]:
         """The rungs that its search needs now; none once it has ended."""

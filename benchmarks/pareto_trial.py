@@ -65,6 +65,7 @@ class Trial:
         ratio: the rate of VB-LoRA's logits, in rates of the bank.
         change: what differs from plain training, see `ChangedSession`.
         texts: how many texts are written for BLEU and slot errors, 0 for none.
+        validation: how many validation examples are measured, the first ones; None for all.
     """
 
     base: str
@@ -79,12 +80,15 @@ class Trial:
     ratio: float = 10.0
     change: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     texts: int = 0
+    validation: int | None = None
 
     @functools.cached_property
     def key(self) -> str:
         """A name for this content: 16 hex digits. How it is shown doesn't count."""
         content = dataclasses.asdict(self)
         del content["name"]
+        if self.validation is None:
+            del content["validation"]
         text = json.dumps(content, sort_keys=True, default=sorted)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -112,9 +116,9 @@ def run(
     except DivergedError as error:
         return {"loss": dict.fromkeys(PRECISIONS), "error": str(error)}
     seconds = time.monotonic() - start
-    rows = session.validation_rows
+    rows = session.validation_rows[: trial.validation]
     quality, losses, sizes = {}, {}, {}
-    for precision in PRECISIONS:
+    for precision in PRECISIONS[:1] if trial.change.get("watch") else PRECISIONS:
         with stored_as(session.model, precision) as (bank, rest):
             losses[precision] = validation_loss(session.model, base, rows)
             sizes[precision] = {"bank": bank, "rest": rest}
