@@ -10,6 +10,7 @@ from .convert.export import export_lora as export_lora
 from .course import check as check
 from .course import hint as hint
 from .course import solution as solution
+from .course import yours as yours
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual

@@ -215,6 +215,7 @@ def check_tensor(
 
     if not isinstance(result, torch.Tensor):
         raise Wrong(f"this gives a {type(result).__name__}; give a torch.Tensor.")
+    result = result.detach()
     for text, wrong in (mistakes or {}).items():
         if result.shape == wrong.shape and _close(result, wrong):
             raise Wrong(text)

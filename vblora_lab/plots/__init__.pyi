@@ -4,6 +4,7 @@ from .bank import footprint as footprint
 from .bank import layer_sharing as layer_sharing
 from .bank import selection_heatmap as selection_heatmap
 from .bank import usage_histogram as usage_histogram
+from .modules import module_heatmap as module_heatmap
 from .plan import plan_figure as plan_figure
 from .run import SMOOTH_OVER as SMOOTH_OVER
 from .run import Losses as Losses

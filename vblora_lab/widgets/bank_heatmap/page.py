@@ -10,7 +10,19 @@ from typing import Any
 from vblora_lab.widgets._source import source
 
 PARTS = (
-    *("colours", "data", "drawing", "map", "controls", "plot", "views", "table", "bench"),
+    *(
+        "colours",
+        "data",
+        "modules",
+        "legend",
+        "drawing",
+        "map",
+        "controls",
+        "plot",
+        "views",
+        "table",
+    ),
+    "bench",
     "render",
 )
 SCRIPT = source("canvas.js", *(f"bank_heatmap/{part}.js" for part in PARTS))
