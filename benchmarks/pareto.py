@@ -117,9 +117,8 @@ def tasks_of(args: argparse.Namespace) -> Tasks:
 def report(args: argparse.Namespace) -> None:
     from pareto_report import write
 
-    outcomes = Outcomes(args.out)
     plans = {base: Plan(SETTINGS[base], ENTRIES[base](), set()) for base in SETTINGS}
-    write(plans, outcomes.done, args.out)
+    write(plans, Outcomes(RESULTS).done, RESULTS)
 
 
 def main() -> None:
@@ -137,8 +136,7 @@ def main() -> None:
     runs.set_defaults(do=run)
     reports = commands.add_parser("report", help="write tables and plots of what there is")
     reports.set_defaults(do=report)
-    for each in (runs, reports):
-        each.add_argument("--out", type=Path, default=RESULTS, help="folder of outcomes")
+    runs.add_argument("--out", type=Path, default=RESULTS, help="folder of outcomes")
     args = parser.parse_args()
     args.do(args)
 

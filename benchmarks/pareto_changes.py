@@ -13,9 +13,8 @@ What a trial may change, by name:
     adapter_seed     draws the adapter; else the trial's seed does, which also orders examples
     watch            note what is chosen before and after
 
-A frozen choice: each sub-vector keeps the top k that its first, random logits chose. Their logits
-are trained, and so their weights; all others can't be chosen. Where weights are frozen too, what is
-left to train is the bank; where choices and bank are, the weights.
+For what is frozen see `vblora_lab.freeze`. With choices and weights frozen, what is left to train is
+the bank; with choices and bank, the weights.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from vblora_lab import get_peft_model, start_at_base
+from vblora_lab import freeze, get_peft_model, start_at_base
 from vblora_lab.bases import Base, share_weights
 from vblora_lab.data import Task
 from vblora_lab.inspection.reading import read_selection
@@ -43,7 +42,6 @@ from vblora_lab.tuner.adapted import adapted_layers
 if TYPE_CHECKING:
     from pareto_trial import Trial
 
-NEVER = -1e4  # the logit of a bank vector that can't be chosen
 BANK_SPREAD = 0.02 / 3**0.5  # standard deviation of a bank that starts uniform in [-0.02, 0.02]
 _encoded: dict[tuple[int, int], list] = {}
 
@@ -106,7 +104,8 @@ class ChangedSession(MethodSession):
             )
         if change.get("start_at_base"):
             start_at_base(model)
-        freeze(model, change.get("freeze", ()))
+        if "freeze" in change:
+            freeze(model, *change["freeze"])
         if change.get("watch"):
             self.first_selection = read_selection(model)
         return model
@@ -144,23 +143,7 @@ class ChangedSession(MethodSession):
     def _listen(self, event: Event) -> None:
         share = self.trial.change.get("freeze_at")
         if share and isinstance(event, Stepped) and event.step == int(share * self.steps):
-            freeze(self.model, ("choices",))
-
-
-@torch.no_grad()
-def freeze(model: nn.Module, parts: Any) -> None:
-    """Keep parts of an adapter as they are: of "choices", "weights" and "bank"."""
-    if not parts:
-        return
-    for layer in adapted_layers(model, "default").values():
-        if "bank" in parts:
-            layer.bank("default").requires_grad_(False)
-        for logits in layer.logits("default"):
-            if "choices" in parts:
-                values, indices = logits.topk(layer.topk["default"], dim=-1)
-                logits.copy_(torch.full_like(logits, NEVER).scatter_(-1, indices, values))
-            if "weights" in parts:
-                logits.requires_grad_(False)
+            freeze(self.model, "choices")
 
 
 @torch.no_grad()

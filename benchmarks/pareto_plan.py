@@ -146,9 +146,9 @@ def controls(entry: Entry) -> list[Entry]:
     frozen = {
         "all trained": [],
         "choices frozen": ["choices"],
+        "choices and weights frozen": ["choices", "weights"],
         "bank frozen": ["bank"],
         "choices and bank frozen": ["choices", "bank"],
-        "choices and weights frozen": ["choices", "weights"],
     }
     return [
         dataclasses.replace(
@@ -277,6 +277,12 @@ def mini_opt() -> list[Entry]:
 ENTRIES = {"smollm2-135m": smollm2, "mini-opt": mini_opt}
 
 
+def _training(entry: Entry) -> tuple[Any, ...]:
+    """What a trial's result depends on, rates and seed apart; to watch changes nothing."""
+    change = {name: value for name, value in entry.change.items() if name != "watch"}
+    return entry.kind, entry.fields, entry.ratio, change
+
+
 def rung(rate: float) -> int:
     """The place of a rate on the ladder."""
     return min(range(len(LADDER)), key=lambda i: abs(math.log(LADDER[i] / rate)))
@@ -346,28 +352,42 @@ class Plan:
         return found
 
     def rate(self, entry: Entry, done: Done) -> float | None:
-        """The best rate of the ladder; None while it isn't known, or where all failed."""
+        """The rate of its final trials; None while its search goes on, or where all failed."""
+        return None if self.search(self.searched(entry), done) else self.best_rate(entry, done)
+
+    def best_rate(self, entry: Entry, done: Done) -> float | None:
+        """The best rate of those tried so far; None where there is none."""
         if entry.like:
-            rate = self.rate(self.by_name[entry.like], done)
+            rate = self.best_rate(self.by_name[entry.like], done)
             return None if rate is None else LADDER[rung(rate) + entry.times]
         losses = self.losses(entry, done)
-        if self.search(entry, done) or not losses or min(losses.values()) == math.inf:
+        if min(losses.values(), default=math.inf) == math.inf:
             return None
         return LADDER[min(losses, key=lambda i: losses[i])]
 
     def is_at_edge(self, entry: Entry, done: Done) -> bool:
         """Whether the best rung is the last that was tried on a side: a better one may follow."""
-        losses = self.losses(entry, done)
+        losses = self.losses(self.searched(entry), done)
         best = min(losses, key=lambda i: losses[i])
         return best in (min(losses), max(losses))
 
     def finals(self, entry: Entry, done: Done) -> list[Mapping[str, Any]]:
-        """The outcomes of its final trials so far."""
-        rate = self.rate(entry, done)
+        """The outcomes so far of trials with its best rate, and other seeds than the search's."""
+        rate = self.best_rate(entry, done)
         if rate is None:
             return []
         keys = [entry.trial(self.setting, rate, seed).key for seed in SEEDS[entry.study]]
         return [done[key] for key in keys if key in done]
+
+    def first(self, entry: Entry, done: Done) -> Mapping[str, Any] | None:
+        """The outcome that chose its rate, with the search's seed; None where there is none.
+
+        What takes its rate from another entry has none of its own, unless both train alike.
+        """
+        source, rate = self.searched(entry), self.best_rate(entry, done)
+        if rate is None or entry.times or _training(entry) != _training(source):
+            return None
+        return done.get(source.trial(self.setting, rate, SEARCH_SEED).key)
 
     def _on(self, entry: Entry, i: int) -> Trial:
         if (entry.name, i) not in self._rungs:

@@ -1,61 +1,113 @@
-"""Tables and plots of what `pareto.py run` left: results/pareto.md and pareto-BASE.png."""
+"""What `pareto.py run` left, as tables, plots and data.
+
+results/pareto.md has all of it, results/pareto-BASE.png the plots. What the course shows goes to
+curve.csv and controls.csv in the package, and the short table to README.md, between two marks.
+"""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pareto_plan import RUNGS, Done, Entry, Plan
 from pareto_trial import PRECISIONS
 
-from vblora_lab.plots.style import FAINT, INK, RULE, STYLES, empty_figure
+from vblora_lab.course.curves import quality_at_each_size
+from vblora_lab.course.measured import (
+    CONTROLS,
+    CURVE,
+    Control,
+    Losses,
+    Point,
+    controls,
+    curve,
+    noise,
+)
 
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- by benchmarks/pareto.py report: -->\n", "<!-- until here -->"
 BUDGETS = (5_000, 10_000, 20_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000)
-BITS = {"float32": "32 bits", "float16": "16 bits", "int8": "8 bits"}
-OTHERS = "other methods"
-LINES = ("VB-LoRA", "VB-LoRA, q and v", "LoRA", "LoRA, q and v")
+README_BASE = "smollm2-135m"
+BITS = dict(zip(PRECISIONS, (32, 16, 8), strict=True))
+GROUPS = ("VB-LoRA", "LoRA", "others")
+HEADS = (*GROUPS[:2], "other methods")
+ALONE = "†"  # after a loss of the search's seed alone
+ONE_ADAPTER = "all trained, one adapter"
 
 
-class Point(NamedTuple):
-    """A method of one size in one precision: bytes, and its loss with each seed."""
-
-    entry: Entry
-    precision: str
-    size: int
-    losses: tuple[float, ...]
-
-    @property
-    def loss(self) -> float:
-        return statistics.mean(self.losses)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of single runs; 0 for one run."""
-        return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
-
-    @property
-    def group(self) -> str:
-        return self.entry.kind if self.entry.kind in ("VB-LoRA", "LoRA") else OTHERS
+def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
+    """Write everything: into ``folder``, into the package, and the table of README.md."""
+    parts = ["# Stored bytes against loss\n\nBy `benchmarks/pareto.py`, which says what is done.\n"]
+    write_rows(CURVE, [row for plan in plans.values() for row in curve_rows(plan, done)])
+    write_rows(CONTROLS, [row for plan in plans.values() for row in control_rows(plan, done)])
+    for base, plan in plans.items():
+        eight = curve(base)
+        parts += [heading(plan, done)] if eight or controls(base) else []
+        if eight:
+            parts += [curve_table(plan, done), best_table(eight), front_text(eight)]
+            figure = quality_at_each_size(eight, f"{base} on {plan.setting.task}, numbers stored in 8 bits")
+            figure.savefig(folder / f"pareto-{base}.png", dpi=144)
+        parts += [controls_table(plan, done, folder), changes_table(plan, done)]
+    text = "\n".join(part for part in parts if part)
+    (folder / "pareto.md").write_text(text, encoding="utf-8")
+    readme = in_readme(README.read_text(encoding="utf-8"), curve(README_BASE))
+    README.write_text(readme, encoding="utf-8")
+    print(text)
 
 
-def points(plan: Plan, done: Done) -> list[Point]:
-    """All that the curve has so far, from final trials alone."""
-    found = []
-    for entry in plan.entries:
-        runs = plan.finals(entry, done) if entry.study == "curve" else []
-        for precision in PRECISIONS:
-            losses = [run["loss"][precision] for run in runs]
-            if losses and None not in losses:
-                size = size_of(entry, runs[0], precision)
-                found.append(Point(entry, precision, size, tuple(losses)))
-    return found
+def heading(plan: Plan, done: Done) -> str:
+    setting = plan.setting
+    runs = [run for entry in plan.entries for run in outcomes(plan, entry, done)]
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    return (
+        f"## {setting.base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; "
+        f"{devices}. Loss: nats per token on validation examples, mean ± standard deviation over "
+        f"seeds 1 and up. Rates: the best of up to {RUNGS} on a ladder, with seed 0, whose loss "
+        f"is therefore a little too good; of VB-LoRA's bank, its logits have ten times it. "
+        f"{ALONE}: seed 0 alone, so far. (edge): no rate beyond it was tried.\n"
+    )
+
+
+def curve_rows(plan: Plan, done: Done) -> list[dict[str, Any]]:
+    """A row for each point: a method of some size, in one precision."""
+    return [
+        {
+            "base": plan.setting.base,
+            "name": entry.name,
+            "family": entry.family,
+            "bits": bits,
+            "bytes": size_of(entry, runs[0], precision),
+            **losses,
+        }
+        for entry in plan.entries
+        if entry.study == "curve" and (runs := outcomes(plan, entry, done))
+        for precision, bits in BITS.items()
+        if (losses := losses_of(plan, entry, done, precision))
+    ]
+
+
+def outcomes(plan: Plan, entry: Entry, done: Done) -> list[Mapping[str, Any]]:
+    """Its final trials, and the one that chose its rate where there is no final one."""
+    first = plan.first(entry, done)
+    return plan.finals(entry, done) or ([first] if first and first["loss"]["float32"] else [])
+
+
+def losses_of(plan: Plan, entry: Entry, done: Done, precision: str) -> dict[str, str]:
+    """For the columns "searched" and "losses"; empty where nothing was trained to its end."""
+    first = plan.first(entry, done)
+    searched = first["loss"].get(precision) if first else None
+    finals = [run["loss"].get(precision) for run in plan.finals(entry, done)]
+    numbers = [f"{loss:.5f}" for loss in finals if loss is not None]
+    if searched is None and not numbers:
+        return {}
+    return {"searched": "" if searched is None else f"{searched:.5f}", "losses": " ".join(numbers)}
 
 
 def size_of(entry: Entry, run: Mapping[str, Any], precision: str) -> int:
@@ -64,25 +116,35 @@ def size_of(entry: Entry, run: Mapping[str, Any], precision: str) -> int:
     return int(parts["rest"] + (0 if "bank_of" in entry.change else parts["bank"]))
 
 
-def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
-    parts = ["# Stored bytes against loss\n\nBy `benchmarks/pareto.py`, which says what is done.\n"]
-    for base, plan in plans.items():
-        curve = points(plan, done)
-        if not curve:
-            continue
-        setting = plan.setting
-        finals = [run for entry in plan.entries for run in plan.finals(entry, done)]
-        devices = ", ".join(sorted({run["device"] for run in finals}))
-        parts.append(
-            f"## {base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; "
-            f"{devices}. Loss: nats per token, mean ± standard deviation over seeds. Rates: the "
-            f"best of up to {RUNGS} on a ladder; of VB-LoRA's bank, its logits have ten times it.\n"
-        )
-        parts += [curve_table(plan, done, curve), best_table(curve)]
-        parts += [controls_table(plan, done, folder), changes_table(plan, done)]
-        draw(base, curve, folder / f"pareto-{base}.png")
-    (folder / "pareto.md").write_text("\n".join(parts), encoding="utf-8")
-    print("\n".join(parts))
+def control_rows(plan: Plan, done: Done) -> list[dict[str, Any]]:
+    """A row for each control; what only tells how well two runs agree is none."""
+    rows = []
+    for entry in plan.entries:
+        is_control = entry.study == "controls" and entry.name != ONE_ADAPTER
+        runs = outcomes(plan, entry, done) if is_control else []
+        if runs and (losses := losses_of(plan, entry, done, "float32")):
+            chosen = [run["selection"] for run in runs if "selection" in run]
+            row = {"base": plan.setting.base, "name": entry.name, **losses}
+            row["churn"] = mean_of(each["churn"] for each in chosen)
+            for what in ("usage", "sharing"):
+                row[what] = mean_of(each[what] for each in chosen)
+                for i, end in enumerate(("low", "high")):
+                    row[f"{what}_{end}"] = mean_of(each["by_chance"][what][i] for each in chosen)
+            rows.append(row)
+    return rows
+
+
+def mean_of(values: Iterable[float]) -> str:
+    """Empty lists have no mean: "nan"."""
+    numbers = list(values)
+    return f"{statistics.mean(numbers):.4f}" if numbers else "nan"
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -98,86 +160,133 @@ def spread(values: Sequence[float | None], digits: int = 3, scale: float = 1.0) 
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
-def curve_table(plan: Plan, done: Done, curve: Sequence[Point]) -> str:
-    by_entry: dict[str, dict[str, Point]] = {}
-    for point in curve:
-        by_entry.setdefault(point.entry.name, {})[point.precision] = point
+def curve_table(plan: Plan, done: Done) -> str:
+    by_name: dict[str, dict[int, Point]] = {}
+    for bits in BITS.values():
+        for point in curve(plan.setting.base, bits):
+            by_name.setdefault(point.name, {})[bits] = point
     rows = []
-    for name, of in sorted(by_entry.items(), key=lambda each: each[1]["float32"].size):
-        entry = of["float32"].entry
-        runs = plan.finals(entry, done)
-        edge = " (edge)" if plan.is_at_edge(entry, done) else ""
-        texts = [
-            spread([run.get(measure) for run in runs], 1, scale)
-            for measure, scale in (("bleu", 1), ("slot_error_rate", 100))
-        ]
-        cells = [
-            f"{each.size:,}: {spread(each.losses)}"
-            for each in (of[precision] for precision in PRECISIONS if precision in of)
-        ]
-        cells += ["–"] * (len(PRECISIONS) - len(cells))
-        rows.append([name, f"{plan.rate(entry, done):g}{edge}", *cells, *texts, str(len(runs))])
-    head = ["", "rate", *(f"bytes and loss, {BITS[p]}" for p in PRECISIONS)]
-    return table([*head, "BLEU", "slot errors, %", "seeds"], rows)
+    for name, of in sorted(by_name.items(), key=lambda each: each[1][32].size):
+        entry = plan.by_name[name]
+        finals = plan.finals(entry, done)
+        losses = of[32].losses
+        rows.append([
+            name,
+            rate_text(plan, entry, done),
+            *(f"{of[bits].size:,}" if bits in of else "–" for bits in BITS.values()),
+            "–" if losses.searched is None else f"{losses.searched:.3f}",
+            spread(losses.others),
+            spread(of[8].losses.others) if 8 in of else "–",
+            spread([run.get("bleu") for run in finals], 1),
+            spread([run.get("slot_error_rate") for run in finals], 1, 100),
+            str(len(finals)),
+        ])  # fmt: skip
+    sizes = [f"bytes, {bits} bits" for bits in BITS.values()]
+    head = ["", "rate", *sizes, "loss, seed 0", "loss", "loss, 8 bits", "BLEU", "slot errors, %"]
+    return table([*head, "seeds"], rows)
 
 
-def best_table(curve: Sequence[Point]) -> str:
-    """The lowest loss within a budget, of VB-LoRA, LoRA and the others, each in any precision."""
+def rate_text(plan: Plan, entry: Entry, done: Done) -> str:
+    edge = " (edge)" if plan.is_at_edge(entry, done) else ""
+    return f"{plan.best_rate(entry, done):g}{edge}"
+
+
+def loss_text(losses: Losses) -> str:
+    return spread(losses.others) if losses.others else f"{losses.mean:.3f}{ALONE}"
+
+
+def best(points: Iterable[Point]) -> Point | None:
+    return min(points, key=lambda point: point.losses.mean, default=None)
+
+
+def best_table(points: Sequence[Point], budgets: Sequence[int] = BUDGETS) -> str:
+    """The lowest loss within a budget, of VB-LoRA, LoRA and the others."""
     rows = []
-    for budget in BUDGETS:
-        cells = []
-        for group in ("VB-LoRA", "LoRA", OTHERS):
-            fitting = [p for p in curve if p.size <= budget and p.group == group]
-            best = min(fitting, key=lambda p: p.loss, default=None)
-            cells.append(
-                f"{spread(best.losses)} ({best.entry.name}, {BITS[best.precision]}, {best.size:,})"
-                if best
-                else "–"
-            )
-        rows.append([f"{budget:,}", *cells])
-    return "The best within so many bytes:\n\n" + table(["bytes", "VB-LoRA", "LoRA", OTHERS], rows)
+    for budget in budgets:
+        found = [
+            best(p for p in points if p.size <= budget and p.group == group) for group in GROUPS
+        ]
+        rows.append([
+            f"{budget:,}",
+            *(f"{loss_text(p.losses)}: {p.name}, {p.size:,}" if p else "–" for p in found),
+        ])  # fmt: skip
+    return f"The best within so many bytes, in 8 bits:\n\n{table(['bytes', *HEADS], rows)}"
+
+
+def front_text(points: Sequence[Point]) -> str:
+    """Who has the lowest loss from which size on, and how far ahead of the other groups."""
+    rows: list[list[str]] = []
+    for point in sorted(points, key=lambda each: (each.size, each.losses.mean)):
+        within = [p for p in points if p.size <= point.size]
+        if best(within) is point:
+            rival = best(p for p in within if p.group != point.group)
+            lead = f"{rival.losses.mean - point.losses.mean:.3f} ({rival.name})" if rival else "–"
+            rows.append([f"{point.size:,}", point.name, loss_text(point.losses), lead])
+    head = ["from bytes", "lowest loss", "", "less than the best of another kind"]
+    return (
+        f"Who leads from which size on, in 8 bits. Two runs that differ in nothing but their seed "
+        f"differ by {noise(points) * math.sqrt(2):.3f} on average (root of the mean square over "
+        f"all methods), so a lead of that size is none.\n\n{table(head, rows)}"
+    )
+
+
+def in_readme(text: str, points: Sequence[Point]) -> str:
+    """README.md with the table of these points between its marks."""
+    before, found, rest = text.partition(BEGIN)
+    _, also_found, after = rest.partition(END)
+    if not (found and also_found):
+        raise ValueError(f"{README.name} has no {BEGIN.strip()!r} followed by {END!r}")
+    budgets = [budget for budget in BUDGETS if budget >= 10_000]
+    rows = best_table(points, budgets).partition("\n\n")[2]
+    return f"{before}{BEGIN}{rows}{END}{after}"
 
 
 def controls_table(plan: Plan, done: Done, folder: Path) -> str:
-    rows = []
-    agreed = agreement(plan, done, folder)
-    for entry in plan.entries:
-        runs = plan.finals(entry, done) if entry.study == "controls" else []
-        if runs:
-            chosen = [run["selection"] for run in runs]
-            rows.append([
-                entry.name,
-                f"{plan.rate(entry, done):g}",
-                spread([run["loss"]["float32"] for run in runs]),
-                spread([each["churn"] for each in chosen], 1, 100),
-                *(
-                    f"{spread([each[what] for each in chosen], 2)} ({band(chosen, what)})"
-                    for what in ("usage", "sharing")
-                ),
-                str(len(runs)),
-            ])  # fmt: skip
-    if not rows:
+    found = controls(plan.setting.base)
+    if not found:
         return ""
-    head = ["", "rate", "loss", "churn, %", "usage (by chance)", "sharing (by chance)", "seeds"]
+    rows = [
+        [
+            each.name,
+            rate_text(plan, plan.by_name[each.name], done),
+            "–" if each.losses.searched is None else f"{each.losses.searched:.3f}",
+            spread(each.losses.others),
+            str(len(each.losses.others)),
+            *selection_cells(each),
+        ]
+        for each in found
+    ]
+    head = ["", "rate", "loss, seed 0", "loss", "seeds", "churn, %"]
     note = (
         "Controls. Churn: sub-vectors whose chosen set is another one after training. Usage: "
         "standard deviation over mean of how often each bank vector is chosen. Sharing: of two "
         "layers' shares of the bank, on average. By chance: 95% of random choices with the same "
         "weights.\n"
     )
-    tail = (
+    lines = table([*head, "usage (by chance)", "sharing (by chance)"], rows)
+    return f"{note}\n{lines}{agreement_text(plan, done, folder)}"
+
+
+def selection_cells(control: Control) -> list[str]:
+    if math.isnan(control.churn):
+        return ["–"] * 3
+    (low, high), (least, most) = control.usage_by_chance, control.sharing_by_chance
+    return [
+        f"{control.churn:.1%}".rstrip("%"),
+        f"{control.usage:.2f} ({low:.2f} to {high:.2f})",
+        f"{control.sharing:.2f} ({least:.2f} to {most:.2f})",
+    ]
+
+
+def agreement_text(plan: Plan, done: Done, folder: Path) -> str:
+    agreed = agreement(plan, done, folder)
+    if not agreed:
+        return ""
+    return (
         f"\nRuns from one adapter on other orders of the examples: of the sub-vectors that changed "
         f"their choice in both of two runs, {agreed['same']:.1%} changed to the same one; "
         f"{agreed['chance']:.1%} would by chance.\n"
-        if agreed
-        else ""
     )
-    return f"{note}\n{table(head, rows)}{tail}"
-
-
-def band(chosen: Sequence[Mapping[str, Any]], what: str) -> str:
-    low, high = np.mean([each["by_chance"][what] for each in chosen], axis=0)
-    return f"{low:.2f} to {high:.2f}"
 
 
 def agreement(plan: Plan, done: Done, folder: Path) -> dict[str, float] | None:
@@ -188,7 +297,7 @@ def agreement(plan: Plan, done: Done, folder: Path) -> dict[str, float] | None:
     """
     noted = folder / "pareto-agreement.json"
     known = json.loads(noted.read_text()) if noted.exists() else {}
-    runs = plan.finals(plan.by_name["all trained, one adapter"], done)
+    runs = plan.finals(plan.by_name[ONE_ADAPTER], done)
     files = [folder / "selections" / f"{run['key']}.npz" for run in runs]
     read = [np.load(file) for file in files if file.exists()]
     same, chance = [], []
@@ -226,64 +335,3 @@ def changes_table(plan: Plan, done: Done) -> str:
         return ""
     head = ["", "bytes", "loss", "less that of the curve, same seeds", "seeds"]
     return f"Changes to {main}, at its rates; other sizes at their best:\n\n" + table(head, rows)
-
-
-def draw(base: str, curve: Sequence[Point], file: Path) -> None:
-    figure, axes = empty_figure(9.0, 5.4)
-    families = [
-        *LINES,
-        *dict.fromkeys(p.entry.family for p in curve if p.entry.family not in LINES),
-    ]
-    styles = itertools.cycle(STYLES)
-    marks = itertools.cycle("oDs^vP*Xhd<>")
-    for family in families:
-        mine = [p for p in curve if p.entry.family == family]
-        if not mine:
-            continue
-        joined = family in LINES
-        colour, _, _ = next(styles) if joined else (FAINT, "-", "")
-        _draw_family(axes, family, mine, colour if joined else INK, next(marks), joined)
-    axes.set(
-        xscale="log",
-        xlabel="stored bytes (log scale); filled: 32 bits, hollow: 8 bits",
-        ylabel="validation loss (nats per token)",
-    )
-    axes.xaxis.set_major_locator(LogLocator(10))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(_decimal))
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_title(f"Stored bytes against loss: {base}", loc="left", color=INK)
-    low = min(p.loss for p in curve)
-    most = [p.loss for p in curve if p.entry.kind in ("VB-LoRA", "LoRA")]
-    axes.set_ylim(low - 0.02, max(most) + 0.06)
-    axes.legend(fontsize=8.5, labelcolor=INK, edgecolor="none", framealpha=1.0, ncols=2)
-    figure.savefig(file, dpi=144)
-
-
-def _draw_family(
-    axes: Axes, family: str, mine: Sequence[Point], colour: Any, mark: str, joined: bool
-) -> None:
-    for precision, face, line in (("float32", colour, "-"), ("int8", "white", ":")):
-        row = sorted((p for p in mine if p.precision == precision), key=lambda p: p.size)
-        axes.errorbar(
-            [p.size for p in row],
-            [p.loss for p in row],
-            [p.deviation for p in row],
-            color=colour,
-            marker=mark,
-            markersize=6,
-            markerfacecolor=face,
-            linestyle=line if joined else "none",
-            linewidth=1.3,
-            capsize=2.5,
-            elinewidth=1.0,
-            label=family if precision == "float32" else None,
-            zorder=3,
-        )
-
-
-def _decimal(size: float, _: Any) -> str:
-    for unit, name in ((1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:g} {name}"
-    return f"{size:g} B"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import peft
 import torch
-from pareto_changes import NEVER, ChangedSession
+from pareto_changes import ChangedSession
 from torch import Tensor, nn
 
 from vblora_lab import VBLoRAConfig
@@ -39,6 +39,7 @@ from vblora_lab.train.methods import trained_parameters
 from vblora_lab.train.prompts import IGNORED, Collator
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.formats import index_dtype
+from vblora_lab.tuner.frozen import NEVER
 
 PRECISIONS = ("float32", "float16", "int8")
 BLOCK = 64  # numbers that share a scale in 8 bits

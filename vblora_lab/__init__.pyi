@@ -33,6 +33,7 @@ from .train.session import TrainingSession as TrainingSession
 from .train.tune import tune as tune
 from .train.tune_result import Tuned as Tuned
 from .tuner.config import VBLoRAConfig as VBLoRAConfig
+from .tuner.frozen import freeze as freeze
 from .tuner.layer import Linear as Linear
 from .tuner.layer import VBLoRALayer as VBLoRALayer
 from .tuner.model import VBLoRAModel as VBLoRAModel
