@@ -2,14 +2,15 @@
 
     python benchmarks/pareto.py run --base mini-opt --workers 2
     python benchmarks/pareto.py run --train devel.csv --test test.csv --workers 12 --minutes 20
-    python benchmarks/pareto.py report          # table and plots of what there is; needs no GPU
+    python benchmarks/pareto.py report          # tables and plots of what there is; needs no GPU
 
 Every method has its rates searched in the same way, and is then trained with three other seeds at
 the best (`pareto_plan`). Controls leave choices, weights or the bank as they were drawn; changes
 are other ways to train (`pareto_changes`). What is stored is measured in three precisions
 (`pareto_trial`). Outcomes go to results/pareto-BASE.jsonl, one line for each trial, and a call goes
 on where the last one ended: trials are known by their content. SmolLM2-135M trains on files in the
-format of E2E; with no --train, it is left out.
+format of E2E; with no --train, it is left out. After a report, `python tools/notebooks.py` on the
+notebooks of chapters 06 and 08 stores what they show of it.
 """
 
 from __future__ import annotations
@@ -131,7 +132,9 @@ def main() -> None:
     runs.add_argument("--workers", type=int, default=1, help="processes side by side, on each GPU")
     runs.add_argument("--minutes", type=float, default=1e6, help="end after so many")
     runs.add_argument("--steps", type=int, help="in place of each base's own number")
-    runs.add_argument("--study", nargs="+", choices=list(SEEDS), default=list(SEEDS))
+    runs.add_argument(
+        "--study", nargs="+", choices=list(SEEDS), default=list(SEEDS), help="all by default"
+    )
     runs.add_argument("--only", default="", help="a part of the names of what is trained")
     runs.set_defaults(do=run)
     reports = commands.add_parser("report", help="write tables and plots of what there is")

@@ -13,8 +13,8 @@ What a trial may change, by name:
     adapter_seed     draws the adapter; else the trial's seed does, which also orders examples
     watch            note what is chosen before and after
 
-For what is frozen see `vblora_lab.freeze`. With choices and weights frozen, what is left to train is
-the bank; with choices and bank, the weights.
+For what is frozen see `vblora_lab.freeze`. With choices and weights frozen, what is left to train
+is the bank; with choices and bank, the weights.
 """
 
 from __future__ import annotations

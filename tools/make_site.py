@@ -80,6 +80,7 @@ ROOMS = {
             "tuner.peft",
             "tuner.seam",
             "tuner.starts",
+            "tuner.frozen",
             "tuner.turns",
             "convert.export",
             "convert.compress",

@@ -26,6 +26,7 @@ from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
 from .train.compare import compare as compare
+from .train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome
 from .train.probe import Probe as Probe

@@ -172,3 +172,10 @@ def test_noise_is_that_of_single_runs():
         for first, *rest in losses
     ]
     assert measured.noise(points) == pytest.approx(np.std([1.0, 1.2], ddof=1))
+
+
+def test_eight_bits_cost_no_loss():
+    """As README says."""
+    exact = {p.name: p.losses.all for p in measured.curve(bits=32)}
+    for point in measured.curve(bits=8):
+        np.testing.assert_allclose(point.losses.all, exact[point.name], atol=1e-3)

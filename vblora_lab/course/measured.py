@@ -1,4 +1,4 @@
-"""What `benchmarks/quality.py` and `benchmarks/pareto.py` measured, as it ships with the package."""
+"""What `benchmarks/quality.py` and `benchmarks/pareto.py` measured, as it ships for the course."""
 
 from __future__ import annotations
 
