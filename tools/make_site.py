@@ -89,9 +89,9 @@ ROOMS = {
     ),
     "serving": Room(
         "Many adapters",
-        "A store for thousands of adapters and the banks that they share, and the plug-in by which "
-        "vLLM serves them.",
-        ("serving.store",),
+        "A store for thousands of adapters and the banks that they share, adapters in memory for "
+        "mixed batches, and the plug-in by which vLLM serves them.",
+        ("serving.store", "serving.live"),
         ("serving.store_adapter", "serving.plugin"),
     ),
     "planning": Room(

@@ -12,6 +12,7 @@ from .convert.many import export_loras as export_loras
 from .course import check as check
 from .course import hint as hint
 from .course import solution as solution
+from .course import yours as yours
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual
@@ -26,7 +27,9 @@ from .planning.presets import PRESETS as PRESETS
 from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
+from .serving.live import LiveAdapters as LiveAdapters
 from .serving.store import AdapterStore as AdapterStore
+from .train.capturing import capture as capture
 from .train.compare import compare as compare
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome
@@ -53,4 +56,6 @@ from .widgets import FrontChart as FrontChart
 from .widgets import LiveTraining as LiveTraining
 from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
+from .widgets import ManyUsers as ManyUsers
+from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio

@@ -45,13 +45,15 @@ from vblora_lab.widgets.loss_chart import LossChart
 
 SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
+LOSS_HEIGHT, MAP_HEIGHT = 170, 340
+"""CSS pixels: with the controls, both fit into a window of 1400 by 1000 pixels."""
 
 
 class Frame(anywidget.AnyWidget):
     """A panel's style, and names for its sliders, which ipywidgets gives none."""
 
     _esm = source("run_panel.js")
-    _css = source("theme.css", "live.css")
+    _css = source("theme.css", "live.css", "run_panel.css")
 
 
 class RunPanel(Pictured, ipywidgets.VBox):
@@ -69,8 +71,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self.driver: Driver = driver or detect().driver
         self.session = None
         self._status = "ready"
-        self.loss_chart = LossChart()
-        self.heatmap = BankHeatmap(compact=True)
+        self.loss_chart = LossChart(height=LOSS_HEIGHT)
+        self.heatmap = BankHeatmap(compact=True, height=MAP_HEIGHT)
         self._build(settings)
 
     # ---- what a person or a cell does ----------------------------------------------------------
@@ -168,6 +170,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
                 self._heard.unseen_steps.append(event)
             case Selected():
                 self._heard.unseen_selection = event.selection
+                if self.heatmap.selection is None:  # the start, which changes are marked against
+                    self.heatmap.update(event.selection)
             case Evaluated():
                 self._heard.evaluation = event
                 self.loss_chart.append_evaluation(event.step, event.eval_loss)
@@ -240,8 +244,9 @@ class RunPanel(Pictured, ipywidgets.VBox):
             ipywidgets.HBox([*buttons, self._progress, self._progress_text]),
             "vblora-transport",
         )
+        numbers = classed(ipywidgets.VBox([self._tiles, self.loss_chart]), "vblora-numbers-now")
         views = classed(
-            ipywidgets.VBox([transport, self._tiles, self.loss_chart, self.heatmap]),
+            ipywidgets.VBox([transport, numbers, self.heatmap]),
             "vblora-views",
         )
         super().__init__(
