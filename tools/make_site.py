@@ -81,6 +81,7 @@ ROOMS = {
             "tuner.peft",
             "tuner.seam",
             "tuner.starts",
+            "tuner.frozen",
             "tuner.turns",
             "convert.export",
             "convert.many",
@@ -128,12 +129,13 @@ ROOMS = {
             "inspection.updates",
             "inspection.counterfactual",
         ),
+        ("inspection.chance",),
     ),
     "widgets": Room(
         "Widgets and figures",
         "Widgets for Jupyter, and the same as figures that stay.",
         ("widgets",),
-        ("plots.run", "plots.bank", "plots.plan", "plots.tune"),
+        ("plots.run", "plots.bank", "plots.modules", "plots.plan", "plots.tune"),
     ),
     "course": Room(
         "Course and machine",
