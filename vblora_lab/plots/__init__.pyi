@@ -22,4 +22,6 @@ from .style import WEIGHTS as WEIGHTS
 from .style import LabFigure as LabFigure
 from .style import literal as literal
 from .style import plain as plain
+from .sub_vector import sub_vector_figure as sub_vector_figure
 from .tune import tune_figure as tune_figure
+from .users import users_figure as users_figure

@@ -298,8 +298,8 @@ class LiveTuning(Pictured, ipywidgets.VBox):
         assert self.tuned is not None
         code = html.escape(self.tuned.code_of(trial))
         self._choice.value = (
-            f'<details class="vblora-script"><summary>Python that trains {trial.name} again</summary>'
-            f"<pre>{code}</pre></details>"
+            f'<details class="vblora-script"><summary>Python that trains {trial.name} again'
+            f"</summary><pre>{code}</pre></details>"
         )
 
     def _vblora_trial(self) -> Tried:
