@@ -81,6 +81,7 @@ ROOMS = {
             "tuner.peft",
             "tuner.seam",
             "tuner.starts",
+            "tuner.frozen",
             "tuner.turns",
             "convert.export",
             "convert.many",
