@@ -81,6 +81,7 @@ ROOMS = {
             "tuner.peft",
             "tuner.seam",
             "tuner.starts",
+            "tuner.frozen",
             "tuner.turns",
             "convert.export",
             "convert.many",
@@ -129,7 +130,7 @@ ROOMS = {
             "inspection.updates",
             "inspection.counterfactual",
         ),
-        ("inspection.one_layer",),
+        ("inspection.chance", "inspection.one_layer"),
     ),
     "widgets": Room(
         "Widgets and figures",
@@ -138,6 +139,7 @@ ROOMS = {
         (
             "plots.run",
             "plots.bank",
+            "plots.modules",
             "plots.plan",
             "plots.tune",
             "plots.sub_vector",

@@ -31,6 +31,7 @@ from .serving.live import LiveAdapters as LiveAdapters
 from .serving.store import AdapterStore as AdapterStore
 from .train.capturing import capture as capture
 from .train.compare import compare as compare
+from .train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome
 from .train.probe import Probe as Probe
@@ -38,6 +39,7 @@ from .train.session import TrainingSession as TrainingSession
 from .train.tune import tune as tune
 from .train.tune_result import Tuned as Tuned
 from .tuner.config import VBLoRAConfig as VBLoRAConfig
+from .tuner.frozen import freeze as freeze
 from .tuner.layer import Linear as Linear
 from .tuner.layer import VBLoRALayer as VBLoRALayer
 from .tuner.model import VBLoRAModel as VBLoRAModel

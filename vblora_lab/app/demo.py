@@ -13,14 +13,12 @@ from vblora_lab.errors import DataError
 from vblora_lab.plots.modules import module_heatmap
 from vblora_lab.plots.run import loss_curve
 from vblora_lab.runs.progress import ProgressBar
-from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
+from vblora_lab.train import SHORT_RUN_RATES, Sample, Trace, TrainingSession, measure
 from vblora_lab.tuner.config import VBLoRAConfig
 
 STEPS = 280
 BATCH_SIZE = 16
 TEST_EXAMPLES = 100
-# Ten times the paper's rates: mini-OPT is far smaller than the models of the paper, and takes them.
-LEARNING_RATES = LearningRates(bank=1e-2, logits=1e-1)
 
 
 def demo_config() -> VBLoRAConfig:
@@ -61,7 +59,7 @@ def run_demo(
         load_task("restaurants"),
         steps=steps,
         batch_size=BATCH_SIZE,
-        learning_rates=LEARNING_RATES,
+        learning_rates=SHORT_RUN_RATES,
         seed=seed,
         listeners=[ProgressBar()] if show_progress else [],
     )

@@ -16,7 +16,7 @@ from vblora_lab.bases import MINI_OPT, Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.runs.events import Listener
-from vblora_lab.tables import count, readable
+from vblora_lab.tables import about, count, readable
 from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.tune_result import Tried, Tuned, progress
 from vblora_lab.train.tune_space import METHODS, Method, Space, check_methods
@@ -208,9 +208,10 @@ class Search:
         seconds = cost.of_trial(self.conditions)
         self._tell(
             f"{count(left, 'trial')} of {count(self.conditions.steps, 'step')}: a step takes "
-            f"{cost.step:.2g} s here, so a trial like the first {_duration(seconds)}, and all of "
-            f"them at most about {_duration(left * seconds)}, less for those that are cut short. "
-            f"Memory without activations: {readable(candidate.memory)}."
+            f"{cost.step:.2g} s here, so a trial like the first {about(seconds)}, and all of "
+            f"them at most about {about(left * seconds)}, less for those that are cut short. "
+            f"Memory: {readable(cost.memory)} at its peak; by plan, {readable(candidate.memory)} "
+            f"without activations."
         )
         return True
 
@@ -258,10 +259,3 @@ def _name(base: Base | str | Path) -> str:
     if not isinstance(base, Base):
         return str(base)
     return MINI_OPT if base.label == MINI_OPT else str(base.model.name_or_path)
-
-
-def _duration(seconds: float) -> str:
-    """ "12 s", "3 min" or "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

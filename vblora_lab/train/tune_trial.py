@@ -175,10 +175,14 @@ def run_trial(
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step and of an evaluation, as measured."""
+    """As measured: seconds of a step and of an evaluation, and bytes of memory at most.
+
+    Memory is counted as `Stepped` has it: of tensors on a GPU, or else of the whole process.
+    """
 
     step: float
     evaluation: float
+    memory: int
 
     def of_trial(self, conditions: Conditions) -> float:
         """Seconds that a trial takes which runs to its end."""
@@ -188,14 +192,21 @@ class Cost:
 
 
 def measure_cost(conditions: Conditions, candidate: Candidate) -> Cost | None:
-    """Time two steps and an evaluation of a candidate; None where its training fails.
+    """Measure two steps and an evaluation of a candidate; None where its training fails.
 
     Passes on an interrupt.
     """
     last: dict[type, float] = {}  # when the last event of each kind came
+    memory = [0]
+
+    def note(event: Event) -> None:
+        last[type(event)] = time.monotonic()
+        if isinstance(event, Stepped):
+            memory.append(event.peak_memory_bytes)
+
     session = conditions.session(
         candidate,
-        [lambda event: last.__setitem__(type(event), time.monotonic())],
+        [note],
         steps=2,
         eval_every=0,
         select_every=0,
@@ -206,4 +217,4 @@ def measure_cost(conditions: Conditions, candidate: Candidate) -> Cost | None:
         return None
     if session.interrupted or trace.reason != "completed":
         raise KeyboardInterrupt
-    return Cost(trace.seconds_per_step, last[Evaluated] - last[Stepped])
+    return Cost(trace.seconds_per_step, last[Evaluated] - last[Stepped], max(memory))
