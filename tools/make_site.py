@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -310,6 +311,8 @@ def _entry(name: str) -> str:
         return f".. autoclass:: {name}\n   :members:"
     if inspect.isroutine(value):
         return f".. autofunction:: {name}"
+    if not isinstance(value, Mapping):
+        return f".. autodata:: {name}"
     keys = ", ".join(f"``{key}``" for key in value)
     return f".. autodata:: {name}\n\n   A mapping with the keys {keys}."
 
