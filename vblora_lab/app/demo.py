@@ -10,7 +10,7 @@ from typing import Any
 from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
-from vblora_lab.plots.bank import selection_heatmap
+from vblora_lab.plots.modules import module_heatmap
 from vblora_lab.plots.run import loss_curve
 from vblora_lab.runs.progress import ProgressBar
 from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
@@ -71,7 +71,8 @@ def run_demo(
 
     session.model.save_pretrained(str(out / "adapter"))
     loss_curve(trace).savefig(out / "loss.png", dpi=150)
-    selection_heatmap(trace.selections[-1][1]).savefig(out / "selection.png", dpi=150)
+    first, last = trace.selections[0][1], trace.selections[-1][1]
+    module_heatmap(last, start=first).savefig(out / "selection.png", dpi=150)
     trace.save(out / "run.trace")
     examples = session.task.test[:TEST_EXAMPLES]
     summary = {

@@ -27,6 +27,8 @@ class PooledLayer(Protocol):
     """What is asked of an adapted layer; `tuner.layer.VBLoRALayer` says what each gives."""
 
     topk: dict[str, int]
+    name_in_pool: str
+    mixed: dict[str, Matrices]  # by adapter: of the pass that is handed out, for compiled code
 
     @property
     def disable_adapters(self) -> bool: ...
@@ -48,12 +50,16 @@ class Pass:
     Args:
         layers: of the whole model.
         adapters: those that are mixed.
+
+    Attributes:
+        handed_out: whether layers hold its matrices, where compiled code looks for them.
     """
 
     def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
         self.matrices: dict[Key, Matrices] = {}
         self.autocast: torch.dtype | None = None  # as it was when they were mixed
         self.without_grad: set[Key] = set()  # see `backward.KeptMatrices`
+        self.handed_out = False
         self._last_cast: tuple[Tensor, int, bool, Tensor] | None = None
         for adapter in adapters:
             self._mix(layers[adapter], adapter)
@@ -81,10 +87,19 @@ class Pass:
         matrices = self.matrices.get(key)
         if matrices is None or autocast != self.autocast:
             return None
-        learns = matrices.A.requires_grad and not torch.compiler.is_compiling()
-        if learns and not torch.is_grad_enabled():
+        if matrices.A.requires_grad and not torch.is_grad_enabled():
             self.without_grad.add(key)
         return matrices
+
+    def hand_out(self, layers: Layers) -> None:
+        """Give each layer its matrices.
+
+        Compiled code is made anew for each string that it reads, such as a layer's name, and not
+        for each tensor: with its matrices at hand, one piece of code does for layers of one kind.
+        """
+        for (adapter, name), matrices in self.matrices.items():
+            layers[adapter][name].mixed[adapter] = matrices
+        self.handed_out = True
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """An input in autocast's dtype.
@@ -113,37 +128,52 @@ class HeldBlock:
 
     Attributes:
         current: the pass that runs now; None between two.
-        latest: the last pass; its matrices serve the next one while `_State` holds.
+        latest: the last pass; its matrices serve the next one while `State` holds.
         folds: by name of a layer, W + B A and the bias, while they hold.
     """
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
-        self._state: _State | None = None
+        self._state: State | None = None
         self._again = 0  # passes that used the matrices of an earlier one
         self.current: Pass | None = None
         self.latest: Pass | None = None
         self.folds: dict[str, Fold] = {}
 
-    def begin_pass(self, adapters: Sequence[str], may_fold: bool) -> None:
-        """Mix the matrices of these adapters, unless those of the pass before still hold."""
+    def begin_pass(self, adapters: Sequence[str], hand_out: bool) -> None:
+        """Mix the matrices of these adapters, unless those of the pass before still hold.
+
+        Args:
+            adapters: that are in use.
+            hand_out: whether layers are given matrices that are mixed now (see `Pass.hand_out`).
+        """
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if self.latest is not None and self._state and self._state.holds(adapters):
                 self.current = self.latest
                 self._again += 1
-                if self._again == 1 and may_fold:
+                if self._again == 1:
                     self._fold(adapters, self.latest)
                 return
-            self._state = _State(self._layers, adapters)
+            layers = ((layer, a) for a in adapters for layer in self._layers[a].values())
+            self._state = State([p for layer, a in layers for p in layer.places(a)], adapters)
         else:
             self._state = None
         self._again, self.folds = 0, {}
         self.current = self.latest = Pass(self._layers, adapters)
+        if hand_out:
+            self.latest.hand_out(self._layers)
 
     def end_pass(self) -> None:
         if self.current is not None:
             self.current.end()
         self.current = None
+
+    def end(self) -> None:
+        """The call is over: layers let go of what they were given."""
+        if self.latest is not None and self.latest.handed_out:
+            self.latest.handed_out = False
+            for adapter, name in self.latest.matrices:
+                self._layers[adapter][name].mixed.clear()
 
     def _fold(self, adapters: Sequence[str], latest: Pass) -> None:
         """Add the updates to copies of the weights.
@@ -166,32 +196,30 @@ class HeldBlock:
                 self.folds[name] = folded
 
 
-class _State:
+class State:
     """Of all that matrices and folds are made of, where it is and which version it has.
 
     (A write in place through `.data`, from within `generate` itself, leaves no version behind; it
     is seen by the next call.)
+
+    Args:
+        places: of all parameters.
+        setting: what else must be equal, such as the names of the adapters.
     """
 
-    def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
-        self._adapters = list(adapters)
-        places = [
-            place
-            for adapter in adapters
-            for layer in layers[adapter].values()
-            for place in layer.places(adapter)
-        ]
+    def __init__(self, places: Sequence[Place], setting: Sequence[object]) -> None:
+        self._setting = list(setting)
         self._dicts = [cast(dict[str, Tensor | None], holder) for holder, _ in places]
         self._keys = [key for _, key in places]
         self._tensors = [cast(Tensor, holder[key]) for holder, key in places]
         self._seen = self._look()
 
-    def holds(self, adapters: Sequence[str]) -> bool:
+    def holds(self, setting: Sequence[object]) -> bool:
         """Whether nothing was changed in place, moved, or put in another's place since."""
         # Asked once per token, of hundreds of parameters: `map` is several times a loop's speed.
         there = map(dict.get, self._dicts, self._keys)
         same = all(map(is_, there, self._tensors))
-        return same and list(adapters) == self._adapters and self._look() == self._seen
+        return same and list(setting) == self._setting and self._look() == self._seen
 
     def _look(self) -> tuple[object, ...]:
         tensors = self._tensors

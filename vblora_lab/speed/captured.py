@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,11 +36,23 @@ def why_not(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
         return "the model isn't on one CUDA device"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return "several processes train together"
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing is on"
+    if any(_keeps_random_state(module) for module in model.modules()):
+        return (
+            "gradient checkpointing keeps the state of random numbers for the second call, which "
+            "a graph can't. Where nothing is dropped there is no need to: "
+            'gradient_checkpointing_kwargs={"preserve_rng_state": False, "use_reentrant": False}'
+        )
     if optimizer is not None and not all(g.get("capturable") for g in optimizer.param_groups):
         return "the optimizer was not made with capturable=True"
     return None
+
+
+def _keeps_random_state(module: nn.Module) -> bool:
+    """Whether a module is checkpointed, in the way that transformers do it, and not told to."""
+    if not getattr(module, "gradient_checkpointing", False):
+        return False
+    options = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+    return bool(options.get("preserve_rng_state", True) or options.get("use_reentrant", True))
 
 
 class CapturedStep:
@@ -51,7 +65,7 @@ class CapturedStep:
         model: whose parameters the step trains.
         optimizer: if the step calls one. Made with capturable=True, and with learning rates that
             are tensors on the device if they are to change (`lr=torch.tensor(1e-3).cuda()`).
-            Without, each step leaves gradients in the parameters, which had none before.
+            Without, each step leaves gradients in the parameters, added to those they have.
 
     Attributes:
         reason: why steps are eager from now on; None while they are captured.
@@ -67,7 +81,8 @@ class CapturedStep:
     ) -> None:
         self._step, self._model, self._optimizer = step, model, optimizer
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
-        self._tensors: list[Tensor] = []
+        self._tensors: list[nn.Parameter] = []
+        self._totals: dict[nn.Parameter, Tensor] = {}  # gradients of several batches
         self._state: tuple[Any, ...] = ()
         self._pool: Any = None
         self._has_many_shapes = False
@@ -75,21 +90,47 @@ class CapturedStep:
         if self.reason is not None:
             logger.info("training steps stay eager: %s", self.reason)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Train on a batch; returns the loss before the step, a scalar on the device."""
-        if self.reason is not None or any(p.grad is not None for p in self._tensors):
+    def __call__(self, batch: Batch, variant: Hashable = None) -> Tensor:
+        """Train on a batch; returns the loss before the step, a scalar on the device.
+
+        Args:
+            batch: its tensors.
+            variant: whatever else the step depends on; each has graphs of its own.
+        """
+        if self.reason is not None:
             return self._step(batch)
         if self._state != self._state_of_model():
             self._graphs, self._tensors = {}, list(self._model.parameters())
             self._state = self._state_of_model()
-        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
-        if key not in self._graphs:
-            if len(self._graphs) >= MAX_GRAPHS:
-                self._tell_of_many_shapes()
-                return self._step(batch)
-            if not self._capture(key, batch):
-                return self._step(batch)
-        return self._graphs[key].replay(batch)
+        if self._optimizer is not None and any(p.grad is not None for p in self._tensors):
+            return self._step(batch)
+        shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()]
+        earlier = self._set_aside()
+        graph = self._graph((variant, *shapes), batch)
+        loss = None if graph is None else graph.replay(batch)
+        self._add(earlier)
+        return self._step(batch) if loss is None else loss
+
+    def _set_aside(self) -> dict[nn.Parameter, Tensor]:
+        """Take gradients of earlier batches out of the graphs' memory, where replays write."""
+        having = [p for p in self._tensors if p.grad is not None]
+        totals = [self._totals.setdefault(p, torch.empty_like(p)) for p in having]
+        inside = [(t, p.grad) for t, p in zip(totals, having, strict=True) if t is not p.grad]
+        if inside:
+            to, gradients = map(list, zip(*inside, strict=True))
+            torch._foreach_copy_(to, gradients)
+        for parameter in having:
+            parameter.grad = None
+        return dict(zip(having, totals, strict=True))
+
+    def _add(self, earlier: dict[nn.Parameter, Tensor]) -> None:
+        """Put gradients back that were set aside, and those of this batch on top of them."""
+        new = [(total, p.grad) for p, total in earlier.items() if p.grad is not None]
+        if new:
+            totals, gradients = map(list, zip(*new, strict=True))
+            torch._foreach_add_(totals, gradients)
+        for parameter, total in earlier.items():
+            parameter.grad = total
 
     def _state_of_model(self) -> tuple[Any, ...]:
         """Changes with all that a graph was recorded with: where parameters are, what is trained.
@@ -98,7 +139,13 @@ class CapturedStep:
         """
         return tuple((p.data_ptr(), p.requires_grad) for p in self._tensors) or ("none yet",)
 
-    def _capture(self, key: tuple[Any, ...], batch: Batch) -> bool:
+    def _graph(self, key: tuple[Any, ...], batch: Batch) -> _Graph | None:
+        """That of batches of one shape, captured now if there is none; None: stay eager."""
+        if key in self._graphs:
+            return self._graphs[key]
+        if len(self._graphs) >= MAX_GRAPHS:
+            self._tell_of_many_shapes()
+            return None
         before = _Snapshot(self._model, self._optimizer)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -107,15 +154,16 @@ class CapturedStep:
             self._graphs[key] = _Graph(self._step, batch, before, warm_up, self._pool)
         except RuntimeError as error:
             self.reason = str(error).split("\n")[0]
-        if self.reason is None:
-            return True
+            self._give_up(before)
+        return self._graphs.get(key)
+
+    def _give_up(self, before: _Snapshot) -> None:
         torch.cuda.synchronize()
         before.restore(after_failure=True)
         self._graphs.clear()
         gc.collect()  # eager steps may need all the memory that there is
         torch.cuda.empty_cache()
         logger.warning("training steps stay eager; capturing failed: %s", self.reason)
-        return False
 
     def _tell_of_many_shapes(self) -> None:
         if not self._has_many_shapes:
@@ -176,8 +224,9 @@ class _Graph:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(warm_up):
-                step(self.batch)
+            for number in range(warm_up):
+                with _as_if_captured() if number == warm_up - 1 else nullcontext():
+                    step(self.batch)
                 before.restore()
         torch.cuda.current_stream().wait_stream(side)
         check_room(before.device)
@@ -196,6 +245,29 @@ class _Graph:
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return self.loss.clone()
+
+
+@contextmanager
+def _as_if_captured() -> Iterator[None]:
+    """Within, a step that asks the device for a value raises RuntimeError that names the place.
+
+    (It would fail while it is captured, and then never give its memory back, see `check_room`.)
+    Libraries that ask, but not while a graph is captured, are told that one is.
+    """
+    mode, asked = torch.cuda.get_sync_debug_mode(), torch.cuda.is_current_stream_capturing
+    try:
+        torch.cuda.is_current_stream_capturing = lambda: True
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+    except RuntimeError as error:
+        if "synchronizing" not in str(error) or error.__traceback__ is None:
+            raise
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        where = f"{frame.f_code.co_filename}:{line}"
+        raise RuntimeError(f"the step waits for a value from the device, at {where}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.is_current_stream_capturing = asked
 
 
 def check_room(device: torch.device) -> None:

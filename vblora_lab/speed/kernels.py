@@ -12,9 +12,9 @@ layer keeps them, and their gradient is written once:
               bank[i_k]:   + w_k g, by atomic addition
 
 Atomic additions come in any order, so the last digits of the bank's gradient vary from run to run.
-After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order instead, which
-takes longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the
-reference back.
+After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order, which takes
+longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the reference
+back. For models that are compiled, `in_graph` has the same kernels.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ MAX_NUM_VECTORS = 2**14  # a row of logits is held in registers
 MAX_VECTOR_LENGTH = 2**11
 
 Layout = tuple[tuple[int, tuple[int, ...]], ...]
+_INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
 def applies() -> bool:
@@ -55,10 +56,16 @@ def applies() -> bool:
 
 
 def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
-    """Whether the kernels take these: float32, sizes within bounds, on a GPU (or interpreted)."""
-    if triton is None or not applies():
+    """Whether the kernels take these: float32, sizes within bounds, on a GPU (or interpreted).
+
+    A compiler takes them too, but what `torch.export` writes must run without this package.
+    """
+    # Not `torch.compiler.is_exporting()`, which a compiler before PyTorch 2.13 takes to be true.
+    exports = torch.compiler._is_exporting_flag
+    compiles = enabled and torch.compiler.is_compiling() and not exports
+    if triton is None or not (compiles or applies()):
         return False
-    on_device = bank.is_cuda or triton.knobs.runtime.interpret
+    on_device = bank.is_cuda or _INTERPRETED
     in_bounds = (
         topk <= MAX_TOPK
         and bank.shape[0] <= MAX_NUM_VECTORS
@@ -98,60 +105,109 @@ def fused_admixture(
 class _Admixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, bank: Tensor, topk: int, dtype: torch.dtype, *parts: Tensor) -> Tensor:
-        num_vectors, length = bank.shape
         layout = tuple((part.data_ptr(), part.shape) for part in parts)
-        addresses, places = _rows(layout, bank.device)
-        rows = len(addresses)
+        offsets, places = _rows(layout, bank.device)
         r = parts[0].shape[0]  # the first are those of an A
-        padded_r = r if dtype.itemsize > 2 else -(-r // ALIGNED) * ALIGNED
-        out = torch.empty(rows // r * padded_r, length, dtype=dtype, device=bank.device)
-        out[rows:].zero_()
-        indices = torch.empty(rows, topk, dtype=torch.int32, device=bank.device)
-        weights = torch.empty(rows, topk, dtype=torch.float32, device=bank.device)
-        with torch.cuda.device_of(bank):  # Triton launches on the current device
-            _forward_kernel[(rows,)](
-                addresses, bank, out, indices, weights, **_constants(num_vectors, length, topk)
-            )
+        out, indices, weights = forward(parts[0], offsets, bank, topk, r, dtype)
         ctx.save_for_backward(bank, indices, weights, places)
         ctx.shapes = [part.shape for part in parts]
-        return out.view(padded_r, rows // r, length)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         bank, indices, weights, places = ctx.saved_tensors
-        (num_vectors, length), topk = bank.shape, indices.shape[1]
-        rows = len(indices)
-        grad = grad.contiguous().view(-1, length)[:rows]  # without those of zeros
         logits_need, bank_needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
-        in_any_order = bank_needs and not torch.are_deterministic_algorithms_enabled()
-        grad_bank = torch.zeros_like(bank) if in_any_order else None
-        # One buffer for the gradients of all logits: each part's is a piece of it.
-        shape = (rows if logits_need else 0, num_vectors)
-        grad_logits = torch.empty(shape, dtype=torch.float32, device=bank.device)
-        with torch.cuda.device_of(bank):
-            _backward_kernel[(rows,)](
-                grad,
-                bank,
-                indices,
-                weights,
-                places,
-                grad_logits,
-                bank if grad_bank is None else grad_bank,
-                LOGITS=logits_need,
-                BANK=in_any_order,
-                **_constants(num_vectors, length, topk),
-            )
-        if bank_needs and grad_bank is None:
-            shares = weights.unsqueeze(-1) * grad.float().unsqueeze(1)
-            grad_bank = torch.zeros_like(bank).index_add_(
-                0, indices.flatten(), shares.flatten(0, 1)
-            )
-        if not logits_need:
+        grad_logits, grad_bank = backward(
+            grad, bank, indices, weights, places, logits_need, bank_needs
+        )
+        if grad_logits is None:
             return grad_bank, None, None, *(None for _ in ctx.shapes)
         pieces = grad_logits.split([shape[0] * shape[1] for shape in ctx.shapes])
         views = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
         return grad_bank, None, None, *views
+
+
+def padded(r: int, dtype: torch.dtype) -> int:
+    """How many rows A and the transpose of B have for a rank r: a multiple of ALIGNED, or r."""
+    return r if dtype.itemsize > 2 else -(-r // ALIGNED) * ALIGNED
+
+
+def forward(
+    logits: Tensor,
+    offsets: Tensor,
+    bank: Tensor,
+    topk: int,
+    r: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the forward kernel.
+
+    Args:
+        logits: whose address the offsets start from.
+        offsets: (rows,) int64, where each sub-vector's logits start.
+        r: the rank; rows are (r, rows / r).
+
+    Returns:
+        Sub-vectors (r, rows / r, vector_length), with r rounded up as in `fused_admixture`; the
+        indices (rows, topk) int32 of the vectors chosen; and their weights (rows, topk) float32.
+    """
+    (num_vectors, length), rows = bank.shape, offsets.shape[0]
+    padded_r = padded(r, dtype)
+    out = torch.empty(rows // r * padded_r, length, dtype=dtype, device=bank.device)
+    out[rows:].zero_()
+    indices = torch.empty(rows, topk, dtype=torch.int32, device=bank.device)
+    weights = torch.empty(rows, topk, dtype=torch.float32, device=bank.device)
+    with torch.cuda.device_of(bank):  # Triton launches on the current device
+        _forward_kernel[(rows,)](
+            logits, offsets, bank, out, indices, weights, **_constants(num_vectors, length, topk)
+        )
+    return out.view(padded_r, rows // r, length), indices, weights
+
+
+def backward(
+    grad: Tensor,
+    bank: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    places: Tensor,
+    logits_need: bool,
+    bank_needs: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Launch the backward kernel.
+
+    Args:
+        grad: of the sub-vectors that `forward` gave, along with indices and weights.
+        places: (rows,) int64, which row of the result is the gradient of a sub-vector's logits.
+        logits_need, bank_needs: a gradient.
+
+    Returns:
+        The gradients of all logits (rows, num_vectors) and of the bank, or None.
+    """
+    (num_vectors, length), (rows, topk) = bank.shape, indices.shape
+    grad = grad.contiguous().view(-1, length)[:rows]  # without those of zeros
+    in_any_order = bank_needs and not torch.are_deterministic_algorithms_enabled()
+    grad_bank = torch.zeros_like(bank) if in_any_order else None
+    # One buffer for the gradients of all logits: each part's is a piece of it.
+    shape = (rows if logits_need else 0, num_vectors)
+    grad_logits = torch.empty(shape, dtype=torch.float32, device=bank.device)
+    with torch.cuda.device_of(bank):
+        _backward_kernel[(rows,)](
+            grad,
+            bank,
+            indices,
+            weights,
+            places,
+            grad_logits,
+            bank if grad_bank is None else grad_bank,
+            LOGITS=logits_need,
+            BANK=in_any_order,
+            **_constants(num_vectors, length, topk),
+        )
+    if bank_needs and grad_bank is None:
+        shares = weights.unsqueeze(-1) * grad.float().unsqueeze(1)
+        grad_bank = torch.zeros_like(bank).index_add_(0, indices.flatten(), shares.flatten(0, 1))
+    return grad_logits if logits_need else None, grad_bank
 
 
 @functools.lru_cache(maxsize=32)
@@ -164,18 +220,19 @@ def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
             step, so the tables are made once.
 
     Returns:
-        addresses (rows,) int64 in bytes, and places (rows,) int64, rows of the gradient buffer;
-        rows in the order of the result.
+        offsets (rows,) int64, from the first logit of the first layer in numbers, whichever memory
+        the others lie in; and places (rows,) int64, rows of the gradient buffer. Rows are in the
+        order of the result.
     """
-    addresses, places, before = [], [], 0
+    offsets, places, before, first = [], [], 0, layout[0][0]
     for number, (start, shape) in enumerate(layout):
         row = torch.arange(shape[0] * shape[1]).view(shape[:2])
         if number % 2:  # B, whose rank comes second
             row = row.t()
-        addresses.append(start + row * shape[2] * torch.float32.itemsize)
+        offsets.append((start - first) // torch.float32.itemsize + row * shape[2])
         places.append(before + row)
         before += row.numel()
-    tables = [torch.cat(table, dim=1).flatten() for table in (addresses, places)]
+    tables = [torch.cat(table, dim=1).flatten() for table in (offsets, places)]
     if device.type == "cuda":  # pinned memory, so that the copy doesn't wait for the device
         tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]
     return tables[0], tables[1]
@@ -199,7 +256,8 @@ if triton is not None:
 
     @triton.jit
     def _forward_kernel(  # type: ignore[no-untyped-def]
-        addresses,
+        logits_of_all,
+        offsets,
         bank,
         out,
         indices,
@@ -215,7 +273,7 @@ if triton is not None:
         v = tl.arange(0, BLOCK_V)
         k = tl.arange(0, BLOCK_K)
         position = tl.arange(0, BLOCK_L)
-        start = tl.load(addresses + row).to(tl.pointer_type(tl.float32))
+        start = logits_of_all + tl.load(offsets + row)
         logits = tl.load(start + v, mask=v < NUM_VECTORS, other=float("-inf"))
         # A NaN is larger than anything to torch.topk; here it would go unseen.
         is_broken = tl.max((logits != logits).to(tl.int32), axis=0) > 0

@@ -19,8 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vblora_lab.admixture import admixture, choose, mix
+from vblora_lab.admixture import choose, mix
 from vblora_lab.speed import kernels
+from vblora_lab.speed.in_graph import cut_in_graph, mixed_in_graph
+from vblora_lab.speed.order import Order
 
 SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in float32
 
@@ -46,25 +48,38 @@ def mix_all(
         topk: how many bank vectors make a sub-vector.
         dtype: of the result; mixing itself happens in that of the logits.
     """
-    if kernels.usable([part for pair in logits for part in pair], bank, topk):
-        sub_vectors = kernels.fused_admixture(logits, bank, topk, dtype)
+    usable = kernels.usable([part for pair in logits for part in pair], bank, topk)
+    if usable and not torch.compiler.is_compiling():
+        columns = [tiles for A, B in logits for tiles in (A.shape[1], B.shape[0])]
+        mixed = kernels.fused_admixture(logits, bank, topk, dtype)
+        ranges = iter(_cut(mixed, columns))
+        return [Matrices(A, B_T) for A, B_T in zip(ranges, ranges, strict=True)]
+    parts = Order(logits)
+    if usable:
+        mixed = mixed_in_graph(parts, bank, topk, dtype)
     else:
-        sub_vectors = _side_by_side(logits, bank, topk).to(dtype)
-    length = bank.shape[1]
-    columns = [tiles * length for A, B in logits for tiles in (A.shape[1], B.shape[0])]
-    parts = iter(sub_vectors.flatten(1).split(columns, dim=1))
-    return [Matrices(A, B_T) for A, B_T in zip(parts, parts, strict=True)]
+        mixed = _mixed_in_plain_pytorch(parts, bank, topk).to(dtype)
+    return [Matrices(*pair) for pair in parts.by_layer(_cut(mixed, parts.tiles))]
 
 
-def _side_by_side(logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int) -> Tensor:
-    """Sub-vectors (r, tiles of all layers, vector_length), in plain PyTorch."""
-    parts = [part for A, B in logits for part in (A, B.transpose(0, 1))]
-    if sum(part.numel() for part in parts) <= SMALL:
-        return admixture(torch.cat(parts, dim=1), bank, topk)
-    # So many logits are better not copied: choose layer by layer, and mix what was chosen.
-    choices = zip(*(choose(part, topk) for part in parts), strict=True)
-    indices, weights = (torch.cat(chosen, dim=1) for chosen in choices)
-    return mix(indices, weights, bank)
+def _cut(mixed: Tensor, tiles: Sequence[int]) -> Sequence[Tensor]:
+    """Sub-vectors (r, all tiles, vector_length) as the matrices of which each has some tiles."""
+    widths = [each * mixed.shape[2] for each in tiles]
+    if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
+        return cut_in_graph(mixed.flatten(1), widths)
+    return mixed.flatten(1).split(widths, dim=1)
+
+
+def _mixed_in_plain_pytorch(parts: Order, bank: Tensor, topk: int) -> Tensor:
+    """Sub-vectors (r, tiles of all layers, vector_length)."""
+    rows = parts.rows()
+    if sum(part.numel() for part in rows) <= SMALL:
+        indices, weights = choose(torch.cat(rows), topk)
+    else:  # so many logits are better not copied
+        choices = zip(*(choose(part, topk) for part in rows), strict=True)
+        indices, weights = (torch.cat(chosen) for chosen in choices)
+    mixed = mix(indices[parts.order], weights.index_select(0, parts.order), bank)
+    return mixed.view(parts.parts[0].shape[0], -1, bank.shape[1])
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

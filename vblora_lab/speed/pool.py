@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
 
 class MatrixPool:
@@ -38,7 +39,11 @@ class MatrixPool:
     Attributes:
         layers: by adapter, then by name: the layers whose matrices are mixed here.
         blocks: those that are entered now, by thread.
+        only_block: the one, if there are no others. Compiled code can't ask in which thread it
+            runs, so it knows no other, and mixes layer by layer while there are several.
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
+        row_batches: batches with an adapter for each sample that run now, by thread.
+        live: adapters that such a batch may name beside those of the layers, see `serving.live`.
         turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
@@ -48,7 +53,10 @@ class MatrixPool:
 
     def _forget(self) -> None:
         self.blocks: dict[int, HeldBlock] = {}
+        self.only_block: HeldBlock | None = None
         self.has_folds = False
+        self.row_batches: dict[int, RowBatch] = {}
+        self.live: LiveAdapters | None = None
         self._kept: KeptMatrices | None = None
         self.turns = threading.RLock()
 
@@ -72,35 +80,82 @@ class MatrixPool:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Around one call of the model; a block within another of the same thread is part of it."""
-        thread = _this_thread()
-        if thread in self.blocks:
+        if self._block() is not None:
             yield
             return
+        thread = _this_thread()
         try:
             block = self.blocks[thread] = HeldBlock(self.layers)
+            self._look_for_only_block()
             yield
             self._keep_for_backward(block)
         finally:
-            self.blocks.pop(thread, None)
+            ended = self.blocks.pop(thread, None)
+            self._look_for_only_block()
             self._look_for_folds()
+            if ended is not None:
+                ended.end()
 
-    def begin_pass(self, adapters: Iterable[str], may_fold: bool = True) -> None:
-        """The model is called: mix the matrices of some adapters, if this is within a block."""
+    def begin_pass(self, adapters: Iterable[str], hand_out: bool = True) -> None:
+        """The model is called: mix the matrices of some adapters, if this is within a block.
+
+        Those of a batch with an adapter for each sample are mixed instead, if there is one.
+
+        Args:
+            adapters: the active ones.
+            hand_out: whether layers that are compiled may have the matrices. Not those that are
+                called again in the backward pass, where they mix for themselves, and the first
+                call must have done the same.
+        """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # The graph of the last pass goes before the next is made. (Through it the parameters'
             # gradient nodes would live on, and with them the stream that was current then.)
             self._kept = None
-        block = self.blocks.get(_this_thread())
+        block = self._block()
         if block is None:
             return
-        block.begin_pass([name for name in adapters if self._is_in_use(name)], may_fold)
+        batch = self.row_batch()
+        if batch is not None:
+            batch.begin_pass()
+            adapters = ()
+        in_use = [name for name in adapters if self._is_in_use(name)]
+        block.begin_pass(in_use, hand_out and block is self.only_block)
         self._look_for_folds()
 
     def end_pass(self) -> None:
         """The call is over, well or not."""
-        block = self.blocks.get(_this_thread())
+        block, batch = self._block(), self.row_batch()
+        if batch is not None:
+            batch.end_pass()
         if block is not None:
             block.end_pass()
+
+    @contextmanager
+    def batch(self, rows: RowBatch) -> Iterator[None]:
+        """Around one call of the model whose samples have different adapters."""
+        thread = threading.get_ident()
+        before = self.row_batches.get(thread)
+        try:
+            self.row_batches[thread] = rows
+            yield
+        finally:
+            self.row_batches.pop(thread, None)
+            if before is not None:
+                self.row_batches[thread] = before
+
+    def row_batch(self) -> RowBatch | None:
+        """The batch with an adapter for each sample that runs now in this thread."""
+        return self.row_batches.get(threading.get_ident()) if self.row_batches else None
+
+    def _block(self) -> HeldBlock | None:
+        """The block of this thread."""
+        if torch.compiler.is_compiling():
+            return self.only_block
+        return self.blocks.get(threading.get_ident())
+
+    def _look_for_only_block(self) -> None:
+        blocks = tuple(self.blocks.values())
+        self.only_block = blocks[0] if len(blocks) == 1 else None
 
     def _is_in_use(self, adapter: str) -> bool:
         layers = self.layers.get(adapter)
@@ -120,7 +175,7 @@ class MatrixPool:
 
     def folded(self, name: str) -> Fold | None:
         """Weight and bias that stand for a layer with its active adapters, if they do now."""
-        block = self.blocks.get(_this_thread())
+        block = self._block()
         if block is None or block.current is None or torch.is_grad_enabled():
             return None
         fold = block.folds.get(name)
@@ -139,21 +194,31 @@ class MatrixPool:
 
     # --- layers ask
 
-    def get(self, adapter: str, name: str, autocast: torch.dtype | None) -> Matrices | None:
+    def get(
+        self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None
+    ) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
-        key = (adapter, name)
-        block = self.blocks.get(_this_thread())
+        if torch.compiler.is_compiling():
+            return self._handed_out(adapter, layer, autocast)
+        key = (adapter, layer.name_in_pool)
+        block = self._block()
         if block is not None and block.current is not None:
             return block.current.get(key, autocast)
-        if self._kept is None or torch.compiler.is_compiling():
+        return None if self._kept is None else self._kept.get(key, autocast)
+
+    def _handed_out(
+        self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None
+    ) -> Matrices | None:
+        current = None if self.only_block is None else self.only_block.current
+        if current is None or not current.handed_out or current.autocast != autocast:
             return None
-        return self._kept.get(key, autocast)
+        return layer.mixed.get(adapter)
 
     def cast_input(self, x: Tensor, autocast: torch.dtype | None) -> Tensor:
         """The input of a linear layer in autocast's dtype, if that is on."""
         if autocast is None or x.dtype in (autocast, torch.float64) or not x.is_floating_point():
             return x
-        block = self.blocks.get(_this_thread())
+        block = self._block()
         if block is None or block.current is None:
             return x.to(autocast)
         return block.current.cast(x, autocast)
@@ -171,5 +236,5 @@ def _in_static_graph() -> bool:
 
 
 def _this_thread() -> int:
-    # The compiler can't trace this; it never runs one model in two threads either.
+    # The compiler can't trace this; it never traces one model in two threads either.
     return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -98,17 +98,7 @@ class LiveTraining(RunPanel):
         self._stop_button.disabled = True  # there is nothing to stop yet
         try:
             check_none_trains()
-            session = TrainingSession(
-                self._base,
-                self.config,
-                self._task,
-                steps=self.controls.steps.value,
-                batch_size=self.controls.batch_size.value,
-                learning_rates=self.controls.learning_rates(),
-                seed=self.controls.seed.value,
-                listeners=(self._listen,),
-                **self._session_options,
-            )
+            session = self._new_session()
         except BaseException as error:
             self._message.value = readout.message(error)
             self._show_status(before)
@@ -127,6 +117,20 @@ class LiveTraining(RunPanel):
                 self._show_status(before)
             raise
         return self.wait() if wait else None
+
+    def _new_session(self) -> TrainingSession:
+        """What the controls describe, ready to be run."""
+        return TrainingSession(self._base, self.config, self._task, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "steps": self.controls.steps.value,
+            "batch_size": self.controls.batch_size.value,
+            "learning_rates": self.controls.learning_rates(),
+            "seed": self.controls.seed.value,
+            "listeners": (self._listen,),
+            **self._session_options,
+        }
 
     # ---- the screen ----------------------------------------------------------------------------
 

@@ -1,0 +1,199 @@
+"""Compiled models: as few graphs as with PEFT's LoRA, and the numbers of eager ones."""
+
+import threading
+
+import peft
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from transformers import OPTConfig, OPTForCausalLM
+
+from tests.cases import CASES, assert_close, scramble
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.layer import Linear
+from vblora_lab.tuner.peft import get_peft_model
+
+DEEP = 9  # layers: one more than a piece of code is compiled anew for, by PyTorch's default
+TARGETS = ["q_proj", "v_proj", "fc1", "fc2"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def opt(layers):
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=40,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        word_embed_proj_dim=16,
+        dropout=0.0,
+    )
+    return OPTForCausalLM(config)
+
+
+def adapted(layers=2, kind="ours"):
+    if kind == "lora":
+        return peft.get_peft_model(opt(layers), peft.LoraConfig(r=2, target_modules=TARGETS))
+    config = VBLoRAConfig(r=2, num_vectors=10, vector_length=4, topk=3, target_modules=TARGETS)
+    model = get_peft_model(opt(layers), config)
+    scramble(model)
+    return model
+
+
+def compile_layers(model, backend, **options):
+    for layer in model.get_base_model().model.decoder.layers:
+        layer.compile(backend=backend, **options)
+    return model
+
+
+def tokens(batch=3, length=7):
+    return torch.randint(2, 40, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    out = model(input_ids=ids, labels=ids, use_cache=False)
+    out.loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None], out.logits.detach()
+
+
+def counted(compiled_with, kind, layers, train=True):
+    """Graphs, breaks, and frames that were given up, over two batches of two sizes."""
+    torch._dynamo.reset()
+    counters.clear()
+    counter = CompileCounterWithBackend("eager")
+    model = compiled_with(adapted(layers, kind).train(), counter)
+    for size in ((3, 7), (3, 7), (2, 9)):
+        gradients(model, tokens(*size))
+    return counter.frame_count, sum(counters["graph_break"].values()), counters["recompile_limit"]
+
+
+def test_layers_that_are_compiled_each_by_itself_share_their_graphs_as_with_lora():
+    expected = counted(compile_layers, "lora", 2)
+    for layers in (2, DEEP):
+        assert counted(compile_layers, "ours", layers) == expected
+
+
+def in_place(model, backend):
+    model.compile(backend=backend)
+    return model
+
+
+def whole(model, backend, **options):
+    return torch.compile(model, backend=backend, **options)
+
+
+@pytest.mark.parametrize("how", [compile_layers, in_place])
+def test_compiled_gradients_are_those_of_the_eager_model(how):
+    expected, logits = gradients(adapted(3), tokens())
+    model = how(adapted(3), "aot_eager")
+    with torch.no_grad():
+        for parameter in model.parameters():  # a compiled pass reads the parameters of now
+            parameter.add_(1.0)
+    gradients(model, tokens())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(1.0)
+    for _ in range(2):
+        found, output = gradients(model, tokens())
+        assert_close(output, logits, 1e-4)
+        for got, wanted in zip(found, expected, strict=True):
+            assert_close(got, wanted, 1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("how", [compile_layers, whole])
+def test_compiled_gradients_on_a_gpu(how, mode):
+    """There the kernels are in the graph."""
+    ids = tokens().cuda()
+    expected, logits = gradients(adapted().cuda(), ids)
+    model = how(adapted().cuda(), "inductor", mode=mode)
+    for _ in range(4):  # the first two warm up, the third is recorded, the last replayed
+        found, output = gradients(model, ids)
+        assert_close(output, logits, 1e-3)
+        for got, wanted in zip(found, expected, strict=True):
+            assert_close(got, wanted, 1e-2)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_compiled_layers_under_checkpointing(reentrant):
+    expected, _ = gradients(adapted(), tokens())
+    model = adapted().train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    found, _ = gradients(compile_layers(model, "aot_eager"), tokens())
+    for got, wanted in zip(found, expected, strict=True):
+        assert_close(got, wanted, 1e-5)
+
+
+def test_threads_that_run_one_compiled_model_do_not_see_each_others_matrices():
+    """While a second call is on its way, compiled layers of both mix for themselves."""
+    model = adapted()
+    expected, _ = gradients(model, tokens())
+    compile_layers(model, "aot_eager")
+    inside, go_on = threading.Event(), threading.Event()
+    layers = [m for m in model.modules() if isinstance(m, Linear)]
+    asked = []
+
+    def wait(*_):
+        if threading.current_thread() is other:
+            inside.set()
+            assert go_on.wait(60)
+
+    def call():
+        with torch.no_grad():
+            asked.append(model(input_ids=tokens()).logits)
+
+    hook = model.get_base_model().model.decoder.layers[0].register_forward_pre_hook(wait)
+    other = threading.Thread(target=call)
+    other.start()
+    assert inside.wait(60)
+    assert any(layer.mixed for layer in layers)
+    try:
+        found, logits = gradients(model, tokens())
+    finally:
+        go_on.set()
+        other.join()
+        hook.remove()
+    for got, wanted in zip(found, expected, strict=True):
+        assert_close(got, wanted, 1e-5)
+    assert_close(asked[0], logits, 1e-5)
+    assert not any(layer.mixed for layer in layers)
+
+
+class Interrupt(BaseException):
+    pass
+
+
+def test_layers_hold_no_matrices_after_a_call_however_it_ends():
+    case = CASES["linear"]
+    model = case.ours()
+    layers = [m for m in model.modules() if isinstance(m, Linear)]
+
+    class Stops(nn.Module):
+        def forward(self, x):
+            assert all(layer.mixed for layer in layers)
+            raise Interrupt
+
+    model.base_model.model.second.base_layer, kept = (
+        Stops(),
+        model.base_model.model.second.base_layer,
+    )
+    with pytest.raises(Interrupt):
+        case.output(model)
+    assert not any(layer.mixed for layer in layers)
+    model.base_model.model.second.base_layer = kept
+    case.output(model)
+    assert not any(layer.mixed for layer in layers)
