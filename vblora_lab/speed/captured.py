@@ -114,7 +114,7 @@ class CapturedStep:
     def _set_aside(self) -> dict[nn.Parameter, Tensor]:
         """Take gradients of earlier batches out of the graphs' memory, where replays write."""
         having = [p for p in self._tensors if p.grad is not None]
-        totals = [self._totals.setdefault(p, torch.empty_like(p.grad)) for p in having]
+        totals = [self._totals.setdefault(p, torch.empty_like(p)) for p in having]
         inside = [(t, p.grad) for t, p in zip(totals, having, strict=True) if t is not p.grad]
         if inside:
             to, gradients = map(list, zip(*inside, strict=True))

@@ -24,9 +24,9 @@ def capture(trainer: AnyTrainer, pad_to: int | None = PAD_TO) -> AnyTrainer:
     """Let a Trainer capture its steps: `capture(Trainer(...)).train()`.
 
     Forward and backward pass become one CUDA graph for each batch shape, which launches all their
-    kernels at once. What can't be captured stays eager, and the log says why: on a CPU, with several
-    GPUs, with fp16, or where the loss asks the device for a value in every step (as TRL's metrics
-    do; the line names the place).
+    kernels at once. What can't be captured stays eager, and the log says why: on a CPU, with
+    several GPUs, with fp16, or where the loss asks the device for a value in every step (as TRL's
+    metrics do; the line names the place).
 
     Args:
         trainer: a Trainer of transformers, or of a class made from it, as TRL has. It keeps its
@@ -42,7 +42,8 @@ def capture(trainer: AnyTrainer, pad_to: int | None = PAD_TO) -> AnyTrainer:
     """
     if not isinstance(trainer, Trainer):
         raise ConfigError(
-            f"trainer: must be a transformers.Trainer or made from one, not {type(trainer).__name__}."
+            "trainer: must be a transformers.Trainer or made from one, not "
+            f"{type(trainer).__name__}."
         )
     if pad_to is not None and pad_to < 1:
         raise ConfigError(f"pad_to={pad_to!r}: must be a positive number of tokens, or None.")
@@ -50,8 +51,9 @@ def capture(trainer: AnyTrainer, pad_to: int | None = PAD_TO) -> AnyTrainer:
         return trainer
     plain = type(trainer)
     trainer.__class__ = type(plain.__name__, (Capturing, plain), {"__module__": plain.__module__})
-    if pad_to is not None and getattr(trainer.data_collator, "pad_to_multiple_of", 0) is None:
-        trainer.data_collator.pad_to_multiple_of = pad_to
+    collator: Any = trainer.data_collator
+    if pad_to is not None and getattr(collator, "pad_to_multiple_of", 0) is None:
+        collator.pad_to_multiple_of = pad_to
     return trainer
 
 
@@ -79,7 +81,7 @@ class Capturing:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """One batch, as the Trainer's own does it."""
-        eager = super().training_step
+        eager = super().training_step  # type: ignore[misc]
         reason = self._why_eager(inputs)
         if reason is not None:
             if reason != self._told:
