@@ -99,6 +99,7 @@ ROOMS = {
             "bases",
             "data",
             "train.session",
+            "train.capturing",
             "train.optimizer",
             "train.probe",
             "train.compare",
