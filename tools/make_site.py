@@ -110,6 +110,7 @@ ROOMS = {
             "bases",
             "data",
             "train.session",
+            "train.capturing",
             "train.optimizer",
             "train.probe",
             "train.capturing",
