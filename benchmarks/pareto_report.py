@@ -50,7 +50,7 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
     for base, plan in plans.items():
         eight = curve(base)
         parts += [heading(plan, done)] if eight or controls(base) else []
-        if eight:
+        if not math.isnan(noise(eight)):  # a curve of single runs would say little
             parts += [curve_table(plan, done), best_table(eight), front_text(eight)]
             figure = quality_at_each_size(
                 eight, f"{base} on {plan.setting.task}, numbers stored in 8 bits"
@@ -330,7 +330,8 @@ def agreement_text(plan: Plan, done: Done, folder: Path) -> str:
     return (
         f"\nRuns from one adapter on other orders of the examples: of the sub-vectors that changed "
         f"their choice in both of two runs, {agreed['same']:.1%} changed to the same one; "
-        f"{agreed['chance']:.1%} would by chance.\n"
+        f"{agreed['chance']:.1%} would by chance. (Both began with the same logits, of which the next "
+        f"largest are the likeliest to be chosen.)\n"
     )
 
 

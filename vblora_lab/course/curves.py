@@ -49,6 +49,7 @@ def quality_at_each_size(points: Sequence[Point], title: str) -> LabFigure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)  # names are written over the grid
     axes.margins(x=0.07, y=0.08)
     axes.set_title(title, loc="left", color=INK)
     figure.alt = f"{title}. " + "; ".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -137,8 +138,13 @@ def controls(base: str = "smollm2-135m", file: Path = CONTROLS) -> list[Control]
 
 
 def noise(points: Iterable[Point]) -> float:
-    """Standard deviation of a single run: pooled over all points with two seeds or more."""
+    """Standard deviation of a single run, pooled over all points with two seeds or more.
+
+    NaN where there are none.
+    """
     spreads = [p.losses.all for p in points if len(p.losses.all) > 1]
+    if not spreads:
+        return math.nan
     squares = sum((len(losses) - 1) * statistics.variance(losses) for losses in spreads)
     return float((squares / sum(len(losses) - 1 for losses in spreads)) ** 0.5)
 
