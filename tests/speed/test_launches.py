@@ -6,6 +6,7 @@ Counted and not timed, so that it is the same on any machine. A number here may 
 from collections import Counter
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.speed.test_compiled import opt, tokens
