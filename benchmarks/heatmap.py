@@ -4,8 +4,8 @@
 
 The kernel's time is that of `update`, messages included, without a front end to read them. The
 frame's time is from setting a trait to the end of the drawing that it causes, in headless Chromium
-on the processor: with the map and all linked views (`views`), and with the map alone (`map`), as in
-a training panel. Medians after a warm-up.
+on the processor: with the map of modules alone (`modules`), as in a training panel, with that of
+sub-vectors (`map`), and with modules and all linked views (`views`). Medians after a warm-up.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ SIZES = {
     "5,000 x 2,048": (50, 2, 50, 2048, None, 200.0),
 }
 ROUNDS = 40
+VIEWS = (
+    ("frame, modules", "modules", True),
+    ("frame, map", "weights", True),
+    ("frame, views", "modules", False),
+)
 
 
 def selections(layers: int, modules: int, each: int, vectors: int, count: int) -> list[Selection]:
@@ -100,8 +105,10 @@ def main() -> None:
             choices = selections(*shape, count=8)
             widget = BankHeatmap(choices[0], compact=True)
             figures = {"kernel update": update_ms(widget, choices)}
-            for what, compact in (("frame, map", True), ("frame, views", False)):
-                page = Open(browser, BankHeatmap(choices[0], compact=compact), width=1200)
+            for what, view, compact in VIEWS:
+                shown = BankHeatmap(choices[0], compact=compact, view=view)
+                shown.update(choices[1])  # so that there are changes to mark
+                page = Open(browser, shown, width=1200)
                 figures[what] = round(page.page.evaluate(FRAME, ["weights", 21]), 1)
                 page.context.close()
             figures |= {"update at most": most_update, "frame at most": most_frame}

@@ -30,11 +30,11 @@ from safetensors import safe_open
 from torch import nn
 
 from vblora_lab import load_base, load_task
-from vblora_lab.app.demo import BATCH_SIZE, LEARNING_RATES, STEPS, demo_config
+from vblora_lab.app.demo import BATCH_SIZE, STEPS, demo_config
 from vblora_lab.bases import Base, share_weights
 from vblora_lab.course.measured import QUALITY
 from vblora_lab.data import Task
-from vblora_lab.train import LearningRates, make_trainer, measure
+from vblora_lab.train import SHORT_RUN_RATES, LearningRates, make_trainer, measure
 from vblora_lab.train.methods import prepare
 from vblora_lab.train.prompts import IGNORED, Collator, encode_all
 
@@ -58,7 +58,7 @@ def methods() -> dict[str, tuple[PeftConfig, LearningRates]]:
         warnings.filterwarnings("ignore", message=".*not save vera_A")
         vera = peft.VeraConfig(r=256, save_projection=False, **common)
     return {
-        "VB-LoRA": (demo_config(), LEARNING_RATES),
+        "VB-LoRA": (demo_config(), SHORT_RUN_RATES),
         "LoRA": (demo_config(), LearningRates(other=6e-3)),  # of the same rank, 16
         "LoRA rank 1": (peft.LoraConfig(r=1, lora_alpha=1, **common), LearningRates(other=2e-2)),
         "VeRA": (vera, LearningRates(other=2e-1)),

@@ -19,6 +19,7 @@ import torch
 
 from vblora_lab import (
     PRESETS,
+    SHORT_RUN_RATES,
     LearningRates,
     TrainingSession,
     Tuned,
@@ -27,7 +28,6 @@ from vblora_lab import (
     plan,
     tune,
 )
-from vblora_lab.app.demo import LEARNING_RATES
 from vblora_lab.planning.file_size import vblora_file_bytes
 
 PRESET = "topk-file"
@@ -76,7 +76,7 @@ def compare(tuned: Tuned, preset: VBLoRAConfig, budget: int) -> None:
     rivals = {
         f"best of the search ({best.bytes:,} bytes)": (best.config, best.learning_rates),
         f"preset {PRESET}, default rates ({budget:,} bytes)": (preset, LearningRates()),
-        f"preset {PRESET}, ten times those": (preset, LEARNING_RATES),
+        f"preset {PRESET}, ten times those": (preset, SHORT_RUN_RATES),
     }
     print(f"validation loss by seed {SEEDS}, nats per token; the search had seed 0")
     jobs = [(*rival, seed) for rival in rivals.values() for seed in SEEDS]

@@ -133,7 +133,7 @@ def scramble(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "vblora_" in name:
             numbers = torch.randn(parameter.shape, generator=generator)
-            parameter.data = numbers.to(parameter.dtype)
+            parameter.data = numbers.to(parameter)
 
 
 def state_of(model: nn.Module) -> dict:

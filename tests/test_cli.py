@@ -93,13 +93,27 @@ def test_the_pictures_show_something(demo, name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["demo", "--steps", "0"], ["demo", "--seed", "-1"], ["x"], []]
+    ("arguments", "words"),
+    [
+        (["demo", "--steps", "0"], "argument --steps: '0' must be a whole number, 1 or more."),
+        (["demo", "--steps", "many"], "'many' must be a whole number, 1 or more."),
+        (["demo", "--seed", "-1"], "'-1' must be a whole number, 0 or more."),
+        (["plan", "--rank", "8"], "no option --rank. Here it is --r."),
+        (["train", "--lr=1", "--out", "x"], "Here it is --bank-rate and --logits-rate."),
+        (["plan", "--lr", "1"], "no option --lr. Options"),  # nothing like it there
+        (["plan", "--num-vector=8", "--num-vectorz", "8"], "Did you mean '--num-vectors'?"),
+        (["train"], "required: --out."),
+        (["x"], "invalid choice: 'x'"),
+        ([], "required: COMMAND."),
+    ],
 )
-def test_wrong_arguments_are_refused(arguments, capsys):
+def test_wrong_arguments_are_refused_in_a_line(arguments, words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "usage: vblora-lab" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert error.startswith("vblora-lab") and error.endswith("--help\n")
 
 
 @pytest.mark.slow

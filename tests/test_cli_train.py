@@ -102,10 +102,12 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
         (["--out", str(tmp_path / "b"), "--task", "restarants"], "restaurants"),
         (["--out", str(tmp_path / "c"), "--bank-rate", "-1"], "learning rate bank=-1"),
         (["--out", str(tmp_path / "d"), "--topk", "0"], "topk"),
+        (["--out", str(tmp_path / "new" / "e"), "--target-modules", "q"], "q_proj"),
     ):
         assert main(["train", *options]) == 2
         error = capsys.readouterr().err
         assert error.startswith("vblora-lab: ") and words in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no folder is left"
     assert main(["train", "--out", str(tmp_path / "e"), "--preset", "list"]) == 0
     assert "basic" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ ORDER = """
     data bases
     runs
     train
-    plots
+    serving plots
     widgets
     course
     app

@@ -40,3 +40,11 @@ def test_a_table_without_head_and_caption_has_neither():
     html = tables.as_html((), [("a", "b")], text_columns=2, wrap=True)
     assert "<caption" not in html and "<th" not in html
     assert "text-align:right" not in html and "white-space:normal" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (12.4, "12 s"), (89, "89 s"), (180, "3 min"), (5399, "90 min"), (9000, "2.5 h")],
+)
+def test_times_to_come_are_told_in_one_unit(seconds, text):
+    assert tables.about(seconds) == text

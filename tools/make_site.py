@@ -39,6 +39,7 @@ FRONT = "README.md"
 COURSE = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 GLOSSARY = "notebooks/glossary.md"
 MORE = {  # with their names in the navigation
+    "docs/serving.md": "Serving many adapters",
     "benchmarks/results/quality.md": "Quality",
     "benchmarks/results/speed.md": "Speed",
     "vblora_lab/assets/mini-opt/README.md": "mini-OPT",
@@ -80,10 +81,19 @@ ROOMS = {
             "tuner.peft",
             "tuner.seam",
             "tuner.starts",
+            "tuner.frozen",
             "tuner.turns",
             "convert.export",
+            "convert.many",
             "convert.compress",
         ),
+    ),
+    "serving": Room(
+        "Many adapters",
+        "A store for thousands of adapters and the banks that they share, adapters in memory for "
+        "mixed batches, and the plug-in by which vLLM serves them.",
+        ("serving.store", "serving.live"),
+        ("serving.store_adapter", "serving.plugin"),
     ),
     "planning": Room(
         "Before training",
@@ -120,12 +130,13 @@ ROOMS = {
             "inspection.updates",
             "inspection.counterfactual",
         ),
+        ("inspection.chance",),
     ),
     "widgets": Room(
         "Widgets and figures",
         "Widgets for Jupyter, and the same as figures that stay.",
         ("widgets",),
-        ("plots.run", "plots.bank", "plots.plan", "plots.tune"),
+        ("plots.run", "plots.bank", "plots.modules", "plots.plan", "plots.tune"),
     ),
     "course": Room(
         "Course and machine",

@@ -3,7 +3,8 @@
 `make_site.py` imports this in the kernel of each notebook that it runs. A widget is live: what is
 shown is its state at the end of the notebook, as in a lab where all cells have been run.
 
-- A `BankHeatmap` becomes the page that its `to_html` writes, which can be played with.
+- A widget with `to_html`, such as a `BankHeatmap`, becomes the page that it writes, which can be
+  played with.
 - A panel becomes its words and numbers, its loss curve, and the heatmap of its whole run.
 - Any other becomes its own picture.
 """
@@ -63,7 +64,7 @@ class Form:
         return f'<div class="lab-widget">{self._of(self.widget)}</div>'
 
     def _of(self, widget: ipywidgets.Widget) -> str:
-        if isinstance(widget, BankHeatmap):
+        if hasattr(widget, "to_html"):
             return self._page(widget)
         if isinstance(widget, ipywidgets.Box):
             return self._panel(widget)
@@ -75,16 +76,16 @@ class Form:
             f"A picture of the <code>{type(widget).__name__}</code>; in the lab it answers."
         )
 
-    def _page(self, heatmap: BankHeatmap) -> str:
-        file = f"{self.name}.html"
-        heatmap.to_html(self.folder / file, title=f"Bank heatmap of {self.name}")
+    def _page(self, widget: Any) -> str:
+        file, kind = f"{self.name}.html", type(widget).__name__
+        widget.to_html(self.folder / file, title=f"{kind} of {self.name}")
         where = f"../{self.folder.name}/{file}"
-        height = heatmap.height + (160 if heatmap.compact else 1100)  # until site.js knows better
         return (
-            f'<iframe src="{where}" title="Bank heatmap" loading="lazy" height="{height}"></iframe>'
+            f'<iframe src="{where}" title="{kind}" loading="lazy" height="{_height(widget)}">'
+            "</iframe>"
         ) + _note(
-            "Hover, click and scrub: this is the page that <code>to_html</code> writes, as it is "
-            f'after the last cell. <a href="{where}">Open it alone</a>.'
+            "This is the page that <code>to_html</code> writes, as it is after the last cell: "
+            f'it answers to pointer and keys. <a href="{where}">Open it alone</a>.'
         )
 
     def _panel(self, panel: ipywidgets.Box) -> str:
@@ -104,6 +105,13 @@ class Form:
                 parts.append(self._page(BankHeatmap(trace, height=widget.height, compact=True)))
         note = _note("The panel after its run, without its sliders and buttons.")
         return f'<div class="vblora-panel">{"".join(parts)}</div>{note}'
+
+
+def _height(widget: Any) -> int:
+    """Of the iframe, in pixels, until site.js knows better."""
+    if isinstance(widget, BankHeatmap):
+        return widget.height + (160 if widget.compact else 1100)
+    return 800
 
 
 def _leaves(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:

@@ -7,9 +7,12 @@ from .bases import load_base as load_base
 from .convert.compress import Compression as Compression
 from .convert.compress import compress_lora as compress_lora
 from .convert.export import export_lora as export_lora
+from .convert.many import Exported as Exported
+from .convert.many import export_loras as export_loras
 from .course import check as check
 from .course import hint as hint
 from .course import solution as solution
+from .course import yours as yours
 from .data import Task as Task
 from .data import load_task as load_task
 from .inspection.counterfactual import Counterfactual as Counterfactual
@@ -24,8 +27,11 @@ from .planning.presets import PRESETS as PRESETS
 from .runs.results import Comparison as Comparison
 from .runs.runs import Runs as Runs
 from .runs.trace import Trace as Trace
+from .serving.live import LiveAdapters as LiveAdapters
+from .serving.store import AdapterStore as AdapterStore
 from .train.capturing import capture as capture
 from .train.compare import compare as compare
+from .train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from .train.optimizer import LearningRates as LearningRates
 from .train.probe import Outcome as Outcome
 from .train.probe import Probe as Probe
@@ -33,6 +39,7 @@ from .train.session import TrainingSession as TrainingSession
 from .train.tune import tune as tune
 from .train.tune_result import Tuned as Tuned
 from .tuner.config import VBLoRAConfig as VBLoRAConfig
+from .tuner.frozen import freeze as freeze
 from .tuner.layer import Linear as Linear
 from .tuner.layer import VBLoRALayer as VBLoRALayer
 from .tuner.model import VBLoRAModel as VBLoRAModel
@@ -47,6 +54,10 @@ from .tuner.starts import start_at_base as start_at_base
 from .tuner.turns import using_adapter as using_adapter
 from .widgets import BankHeatmap as BankHeatmap
 from .widgets import ConfigExplorer as ConfigExplorer
+from .widgets import FrontChart as FrontChart
 from .widgets import LiveTraining as LiveTraining
+from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
+from .widgets import ManyUsers as ManyUsers
+from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio

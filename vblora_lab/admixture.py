@@ -47,11 +47,17 @@ def mix(indices: Tensor, weights: Tensor, bank: Tensor) -> Tensor:
     Returns:
         Sub-vectors (..., vector_length).
     """
-    # PyTorch's "bag" is that sum; it spares the memory of topk vectors for each sub-vector.
+    # PyTorch's "bag" is that sum; it spares the memory of topk vectors for each sub-vector. On GPUs
+    # it has no gradients in bfloat16, so that half precision is mixed in float32 and then rounded.
     topk = indices.shape[-1]
-    weights = weights.to(bank.dtype).reshape(-1, topk)
-    mixed = F.embedding_bag(indices.reshape(-1, topk), bank, per_sample_weights=weights, mode="sum")
-    return mixed.view(*indices.shape[:-1], bank.shape[1])
+    dtype = torch.promote_types(bank.dtype, torch.float32)
+    mixed = F.embedding_bag(
+        indices.reshape(-1, topk),
+        bank.to(dtype),
+        per_sample_weights=weights.to(dtype).reshape(-1, topk),
+        mode="sum",
+    )
+    return mixed.to(bank.dtype).view(*indices.shape[:-1], bank.shape[1])
 
 
 def admixture(logits: Tensor, bank: Tensor, topk: int) -> Tensor:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab import __version__
-from vblora_lab.app import convert, fetch, plan, train, tune
-from vblora_lab.app.options import at_least
+from vblora_lab.app import convert, fetch, plan, serve, store, train, tune
+from vblora_lab.app.options import Parser, at_least
 from vblora_lab.errors import VBLoRAError
 
 
@@ -51,14 +51,12 @@ codecs.register_error("vblora_lab.plain", _plain)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vblora-lab", description="VB-LoRA: one vector bank for all layers."
-    )
+    parser = Parser(prog="vblora-lab", description="VB-LoRA: one vector bank for all layers.")
     parser.add_argument("--version", action="version", version=f"vblora-lab {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _add_demo(commands)
-    for command in (train, tune, plan, convert, fetch):
+    for command in (train, tune, plan, convert, store, serve, fetch):
         command.add_to(commands)
 
     _add_doctor(commands)

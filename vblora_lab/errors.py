@@ -97,6 +97,17 @@ class BatchTooLargeError(VBLoRAError, MemoryError):
     """A batch doesn't fit into the device's memory; the message names one that does."""
 
 
+class StoreError(VBLoRAError, ValueError):
+    """A store of adapters can't be opened or written, or doesn't hold what was asked for."""
+
+
+class UnknownAdapterError(StoreError, KeyError):
+    """A store has no adapter of that name."""
+
+    def __str__(self) -> str:  # KeyError would put quotes around the sentence
+        return str(self.args[0])
+
+
 class ExerciseError(VBLoRAError, KeyError):
     """The course has no exercise of that name."""
 

@@ -45,6 +45,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def about(seconds: float) -> str:
+    """A time to come, in one unit: "12 s", "3 min" or "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def number(value: float, form: str) -> str:
     """A number in this format, or an en dash for one that is not known."""
     return "–" if math.isnan(value) else format(value, form)

@@ -18,7 +18,14 @@ from transformers import OPTConfig
 from vblora_lab import PRESETS, LearningRates, Trace, TrainingSession, get_peft_model, load_base
 from vblora_lab.train import Replay, Stepped
 from vblora_lab.tuner.adapted import adapted_layers
-from vblora_lab.widgets import BankHeatmap, ConfigExplorer, LiveTraining, TrainingStudio
+from vblora_lab.widgets import (
+    BankHeatmap,
+    ConfigExplorer,
+    LiveTraining,
+    ManyUsers,
+    SubVector,
+    TrainingStudio,
+)
 from vblora_lab.widgets.live import RATES
 
 DATA = Path(__file__).parent / "data"
@@ -30,6 +37,14 @@ SELECT_EVERY = 10
 
 def config_explorer() -> ConfigExplorer:
     return ConfigExplorer(OPTConfig(), PRESETS["first-layers"].config())
+
+
+def sub_vector() -> SubVector:
+    return SubVector(phase="gradient")
+
+
+def many_users() -> ManyUsers:
+    return ManyUsers()
 
 
 def bank_heatmap() -> BankHeatmap:

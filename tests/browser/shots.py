@@ -23,7 +23,10 @@ from widget_page import Open, theme_variables
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTHS = {"": 1160, "-narrow": 420}  # end of the name: width of the widget in CSS pixels
 THEMES = {"light": False, "dark": True}
-PLAIN = {"config-explorer": gallery.config_explorer, "bank-heatmap": gallery.bank_heatmap}
+PLAIN = {
+    "many-users": gallery.many_users, "sub-vector": gallery.sub_vector,
+    "config-explorer": gallery.config_explorer, "bank-heatmap": gallery.bank_heatmap,
+}  # fmt: skip
 PANELS = {"live-training": gallery.completed_training, "training-studio": gallery.training_studio}
 NAMES = [
     f"{widget}-{theme}{end}" for widget in (*PLAIN, *PANELS) for theme in THEMES for end in WIDTHS

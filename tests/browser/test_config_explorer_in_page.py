@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -237,7 +238,14 @@ def test_a_config_set_in_python_moves_the_form(explorer):
 
 
 def test_use_this_value_settles_a_problem(open_explorer):
-    explorer = open_explorer(config=VBLoRAConfig(vector_length=250, target_modules=["q_proj"]))
+    explorer = open_explorer(
+        config=VBLoRAConfig(
+            num_vectors=64,
+            vector_length=250,
+            target_modules=["q_proj"],
+            save_only_topk_weights=True,
+        )
+    )
     assert "doesn't divide" in explorer.page.locator(".vblora-item").inner_text()
     assert "vblora-refused" in explorer.box("vector_length").get_attribute("class")
     explorer.page.get_by_role("button", name="Use vector_length = 256").click()
@@ -425,3 +433,25 @@ def test_a_person_plays_in_jupyterlab(browser, lab, screenshots):
     explorer.scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "config-explorer-lab-dark.png")
     page.context.close()
+
+
+def test_lengths_compare_amounts_and_a_log_axis_has_dots(explorer):
+    """A bar is as long as its value; on a log axis, where it can't be, there are dots."""
+    page = explorer.page
+    amounts = explorer.widget.view["stored"][:-1]
+    widths = page.locator(".vblora-bars").nth(1).locator("i").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect().width)"
+    )  # fmt: skip
+    assert len(widths) == 4, "the base weights, which run off the axis, come last"
+    for amount, width in zip(amounts, widths, strict=False):
+        assert width / widths[0] == pytest.approx(amount["value"] / amounts[0]["value"], rel=0.02)
+    page.locator(".vblora-segments label", has_text="log").click()
+    explorer.settle()
+    places = page.locator(".vblora-bars").nth(1).locator("s").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect().left)"
+    )  # fmt: skip
+    assert page.locator(".vblora-bars i").count() == 0
+    logs = [math.log(bar["value"]) for bar in explorer.widget.view["stored"]]
+    for i in (1, 2):
+        part = (places[i] - places[0]) / (places[3] - places[0])
+        assert part == pytest.approx((logs[i] - logs[0]) / (logs[3] - logs[0]), abs=0.01)

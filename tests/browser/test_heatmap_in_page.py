@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser_lab import picture
 
+from vblora_lab.inspection.chance import module_use, notice
 from vblora_lab.inspection.rows import row_groups
 from vblora_lab.inspection.selection import Selection, SubVectors
 from vblora_lab.widgets import BankHeatmap
@@ -38,6 +39,13 @@ def selection_of(layers=3, rows_each=8, num_vectors=32, seed=0) -> Selection:
     )
 
 
+def rows_of(shown=None, **options) -> BankHeatmap:
+    """A map in which each row is a sub-vector."""
+    widget = BankHeatmap(shown, **options)
+    widget.view = "weights"
+    return widget
+
+
 def sentence(selection, row):
     """What the read-out has to say of a row, written here independently."""
     (a, b), (v, w) = selection.indices[row], selection.weights[row]
@@ -51,7 +59,7 @@ def sentence(selection, row):
 
 def test_arrow_keys_read_every_cell_out(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     page.press("ArrowDown")
     assert page.readout.startswith(sentence(selection, 0))
     page.press(*["ArrowDown"] * 5, "PageDown")
@@ -68,7 +76,7 @@ def test_arrow_keys_read_every_cell_out(open_page):
 
 def test_pointing_shows_the_same_in_tip_and_readout(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     size = page.canvas.bounding_box()
     page.move(size["width"] * 0.6, size["height"] * 0.5)
     label = page.readout.split(": ")[0]
@@ -84,14 +92,14 @@ def test_pointing_shows_the_same_in_tip_and_readout(open_page):
 
 def test_enter_pins_a_row_and_an_update_is_read_from_it(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     page.press("ArrowDown", *["ArrowDown"] * 4, "Enter")
     assert page.get("pinned_row") == 4
     page.canvas.evaluate("canvas => canvas.blur()")
     page.settle()
     assert page.readout == "pinned: " + sentence(selection, 4)
     later = selection_of(seed=1)
-    widget = BankHeatmap(later)
+    widget = rows_of(later)
     widget.pinned_row = 4
     page.update(widget)
     assert page.readout == "pinned: " + sentence(later, 4)
@@ -102,7 +110,7 @@ def test_enter_pins_a_row_and_an_update_is_read_from_it(open_page):
 
 def test_a_click_on_a_bar_lights_all_that_share_the_vector(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     page.press("ArrowDown", "Control+ArrowRight", " ")
     vector = page.get("lit_vector")
     assert vector == min(c for c in selection.indices[0] if c > 0)
@@ -125,7 +133,7 @@ def test_a_click_on_a_bar_lights_all_that_share_the_vector(open_page):
 
 def test_a_click_on_a_layer_shows_it_alone(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     size = page.canvas.bounding_box()
     page.click(20, size["height"] * 0.5)  # beside the middle layer
     page.press("ArrowDown", *["PageUp"] * 9)
@@ -139,7 +147,7 @@ def test_a_click_on_a_layer_shows_it_alone(open_page):
 def test_3456_rows_stay_visible_and_reachable(open_page):
     selection = selection_of(layers=12, rows_each=144, num_vectors=256)
     assert len(selection.sub_vectors) == 3456
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     assert page.colours()["count"] > 30
     size = page.canvas.bounding_box()
     for x, y in ((0.4, 0.3), (0.6, 0.5), (0.8, 0.7)):
@@ -151,7 +159,7 @@ def test_3456_rows_stay_visible_and_reachable(open_page):
 
 @pytest.mark.parametrize("scale", [1, 2])
 def test_the_canvas_has_the_pixels_of_the_screen(open_page, scale):
-    page = open_page(BankHeatmap(selection_of()), scale=scale, width=700)
+    page = open_page(rows_of(selection_of()), scale=scale, width=700)
     box = page.canvas.bounding_box()
     assert abs(page.colours()["width"] - scale * box["width"]) <= 1
     page.page.set_viewport_size({"width": 420, "height": 700})
@@ -165,14 +173,14 @@ def test_the_canvas_has_the_pixels_of_the_screen(open_page, scale):
 def test_dark_and_light_pages_get_different_pictures(open_page, screenshots):
     pictures = []
     for dark in (False, True):
-        page = open_page(BankHeatmap(selection_of()), dark=dark)
+        page = open_page(rows_of(selection_of()), dark=dark)
         name = "heatmap-dark.png" if dark else "heatmap-light.png"
         pictures.append(page.canvas.screenshot(path=screenshots / name))
     assert pictures[0] != pictures[1]
 
 
 def test_an_empty_heatmap_takes_keys_and_pointers_without_error(open_page):
-    page = open_page(BankHeatmap())
+    page = open_page(rows_of())
     page.press("ArrowDown", "Enter", "z", " ")
     page.click(200, 200)
     assert page.readout == "" and page.tip is None
@@ -180,7 +188,7 @@ def test_an_empty_heatmap_takes_keys_and_pointers_without_error(open_page):
 
 
 def test_a_view_that_is_gone_listens_no_more(open_page):
-    page = open_page(BankHeatmap(selection_of()))
+    page = open_page(rows_of(selection_of()))
     page.page.evaluate("window.leave(); document.getElementById('widget').remove()")
     page.page.evaluate("window.model.set('pinned_row', 3)")
     left = page.page.evaluate("Object.values(window.model.listeners).flat().length")
@@ -193,7 +201,7 @@ def test_a_view_that_is_gone_listens_no_more(open_page):
 @pytest.mark.parametrize("by", ["module", "matrix", "strongest", "entropy", "similarity"])
 def test_rows_stand_in_the_order_that_was_chosen(open_page, by):
     selection = selection_of()
-    widget = BankHeatmap(selection, compact=True)
+    widget = rows_of(selection, compact=True)
     widget.rows_by = by
     page = open_page(widget)
     page.press("ArrowDown")
@@ -206,7 +214,7 @@ def test_rows_stand_in_the_order_that_was_chosen(open_page, by):
 
 def test_columns_by_usage_put_the_most_used_first(open_page):
     selection = selection_of()
-    widget = BankHeatmap(selection)
+    widget = rows_of(selection)
     widget.columns_by = "usage"
     page = open_page(widget)
     size = page.canvas.bounding_box()
@@ -217,7 +225,7 @@ def test_columns_by_usage_put_the_most_used_first(open_page):
 
 
 def test_choosing_an_order_asks_the_kernel(open_page):
-    page = open_page(BankHeatmap(selection_of()))
+    page = open_page(rows_of(selection_of()))
     page.page.get_by_label("rows by").select_option("similarity")
     page.page.get_by_label("columns by").select_option("usage")
     assert (page.get("rows_by"), page.get("columns_by")) == ("similarity", "usage")
@@ -225,7 +233,7 @@ def test_choosing_an_order_asks_the_kernel(open_page):
 
 def test_plus_and_minus_zoom_about_the_cursor(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     page.press("ArrowDown", "PageDown", "PageDown", "+", "+", *["PageUp"] * 6)
     assert page.readout.startswith(sentence(selection, 15))  # 12 rows about row 20 of 48
     assert page.page.get_by_role("button", name="All rows").is_visible()
@@ -258,7 +266,7 @@ def trace_of(count=5):
 
 def test_the_slider_goes_through_the_steps(open_page):
     trace = trace_of()
-    page = open_page(BankHeatmap(trace))
+    page = open_page(rows_of(trace))
     slider = page.page.get_by_role("slider", name="training step")
     assert slider.get_attribute("aria-valuetext") == "step 40"
     page.press("ArrowDown")
@@ -283,7 +291,7 @@ def test_the_slider_goes_through_the_steps(open_page):
 
 
 def test_play_runs_to_the_end_and_stops(open_page):
-    page = open_page(BankHeatmap(trace_of(4)))
+    page = open_page(rows_of(trace_of(4)))
     page.page.get_by_role("button", name="Play").click()
     page.page.wait_for_function("window.model.get('frame') < 3")
     page.page.wait_for_function("window.model.get('frame') === 3")
@@ -292,7 +300,7 @@ def test_play_runs_to_the_end_and_stops(open_page):
 
 def test_first_against_last_shows_three_kinds_of_cells(open_page):
     trace = trace_of()
-    widget = BankHeatmap(trace)
+    widget = rows_of(trace)
     page = open_page(widget)
     weights = page.canvas.evaluate("c => c.toDataURL()")
     assert not page.page.get_by_text("first choice only").is_visible()
@@ -306,9 +314,10 @@ def test_first_against_last_shows_three_kinds_of_cells(open_page):
 
 
 def test_a_selection_alone_has_no_slider(open_page):
-    page = open_page(BankHeatmap(selection_of()))
+    page = open_page(rows_of(selection_of()))
     assert not page.page.get_by_role("slider", name="training step").is_visible()
-    assert not page.page.get_by_label("show", exact=True).is_visible()
+    choices = page.page.get_by_label("show", exact=True).locator("option")
+    assert choices.all_inner_texts() == ["modules", "sub-vectors"]
 
 
 # --- linked views, table, bench
@@ -316,7 +325,7 @@ def test_a_selection_alone_has_no_slider(open_page):
 
 def test_a_click_on_the_usage_view_lights_that_vector(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection), width=1200)
+    page = open_page(rows_of(selection), width=1200)
     drawing = page.page.locator(".vblora-view-usage svg")
     box = drawing.bounding_box()
     drawing.click(position={"x": 40, "y": box["height"] - 60})  # the first from the left
@@ -330,7 +339,7 @@ def test_a_click_on_the_usage_view_lights_that_vector(open_page):
 
 def test_pointing_at_the_sharing_of_layers_reads_its_numbers(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection), width=1200)
+    page = open_page(rows_of(selection), width=1200)
     view = page.page.locator(".vblora-view-sharing")
     drawing = view.locator("svg")
     drawing.hover(position={"x": 38 + 176 * 5 / 6, "y": 20 + 176 / 6})  # first row, last column
@@ -341,7 +350,7 @@ def test_pointing_at_the_sharing_of_layers_reads_its_numbers(open_page):
 
 def test_a_pinned_row_shows_its_bank_vectors_as_bars(open_page):
     selection = selection_of()
-    widget = BankHeatmap(selection)
+    widget = rows_of(selection)
     widget.pinned_row = 7
     page = open_page(widget)
     shares = page.page.locator(".vblora-share")
@@ -358,14 +367,14 @@ def test_a_pinned_row_shows_its_bank_vectors_as_bars(open_page):
 
 
 def test_compact_is_the_map_alone(open_page):
-    page = open_page(BankHeatmap(selection_of(), compact=True))
+    page = open_page(rows_of(selection_of(), compact=True))
     assert not page.page.locator(".vblora-linked").is_visible()
     assert page.page.get_by_label("rows by").is_visible()
 
 
 def test_the_table_says_what_the_map_shows(open_page):
     selection = selection_of()
-    page = open_page(BankHeatmap(selection))
+    page = open_page(rows_of(selection))
     toggle = page.page.get_by_role("button", name="Table")
     toggle.click()
     assert toggle.get_attribute("aria-expanded") == "true"
@@ -381,7 +390,7 @@ def test_the_table_says_what_the_map_shows(open_page):
 
 
 def test_a_button_of_the_table_keeps_the_focus_when_it_is_pressed(open_page):
-    page = open_page(BankHeatmap(selection_of()))
+    page = open_page(rows_of(selection_of()))
     page.page.get_by_role("button", name="Table").click()
     page.page.get_by_role("button", name="Next").focus()
     page.page.keyboard.press("Enter")
@@ -400,7 +409,7 @@ def test_a_long_name_is_cut_off_and_leaves_room_for_the_cells(open_page):
     names = tuple(f"layers.{i}.{within}{m}" for i in range(2) for m in ("query", "value"))
     parts = (getattr(plain.sub_vectors, n) for n in ("module", "layer", *AFTER_LAYER))
     selection = Selection(SubVectors(names, *parts), 32, plain.indices, plain.weights)
-    page = open_page(BankHeatmap(selection), width=700)
+    page = open_page(rows_of(selection), width=700)
     size = page.canvas.bounding_box()
     columns = set()
     for share in (0.7, 0.8, 0.9):
@@ -419,7 +428,7 @@ def test_names_are_shown_and_never_run(open_page, tmp_path):
     plain = selection_of(layers=2)
     module = (plain.sub_vectors.module >= 2).astype(np.int32)
     rows = SubVectors(names, module, module, *(getattr(plain.sub_vectors, n) for n in AFTER_LAYER))
-    widget = BankHeatmap(Selection(rows, 32, plain.indices, plain.weights))
+    widget = rows_of(Selection(rows, 32, plain.indices, plain.weights))
     page = open_page(widget)
     page.press("ArrowDown", "Enter")
     page.page.get_by_role("button", name="Table").click()
@@ -436,7 +445,7 @@ AFTER_LAYER = ("matrix", "rank", "tile")
 
 def test_the_bench_asks_and_shows_what_came_back(open_page):
     selection = selection_of()
-    widget = BankHeatmap(selection)
+    widget = rows_of(selection)
     widget.bench = {"busy": False, "error": "", "changes": []}
     page = open_page(widget)
     bench = page.page.locator(".vblora-bench")
@@ -501,7 +510,7 @@ def stored(browser, tmp_path):
 
 def test_a_stored_page_hovers_scrubs_sorts_and_pins(stored):
     trace = trace_of()
-    page = stored(BankHeatmap(trace))
+    page = stored(rows_of(trace))
     readout = page.locator(".vblora-readout")
     page.locator(".vblora-stage canvas").focus()
     page.keyboard.press("ArrowDown")
@@ -531,7 +540,7 @@ def test_a_stored_page_hovers_scrubs_sorts_and_pins(stored):
 
 
 def test_a_stored_page_lights_what_is_pinned_now_and_not_what_was_when_it_was_stored(stored):
-    widget = BankHeatmap(selection_of())
+    widget = rows_of(selection_of())
 
     def drawn(page):
         page.locator(".vblora-stage canvas").evaluate("canvas => canvas.blur()")
@@ -552,7 +561,7 @@ def test_a_stored_page_lights_what_is_pinned_now_and_not_what_was_when_it_was_st
 
 
 def test_a_stored_page_in_another_tells_its_height_and_is_as_dark_as_that_one(browser, tmp_path):
-    BankHeatmap(selection_of()).to_html(tmp_path / "map.html")
+    rows_of(selection_of()).to_html(tmp_path / "map.html")
     around = """<iframe src="map.html" width="900" height="200"></iframe><script>
       addEventListener("message", ({ data }) => { window.told = data.vbloraHeight; });
     </script>"""
@@ -576,6 +585,163 @@ def test_a_stored_page_in_another_tells_its_height_and_is_as_dark_as_that_one(br
 def test_a_stored_page_has_a_picture_for_readers_without_scripts(browser, tmp_path):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(BankHeatmap(selection_of()).to_html(tmp_path / "map.html").as_uri())
+    page.goto(rows_of(selection_of()).to_html(tmp_path / "map.html").as_uri())
     assert page.get_by_role("img").bounding_box()["width"] > 300
     context.close()
+
+
+# --- modules, beside chance
+
+
+def modules_page(open_page, selection, start=None, **options):
+    """A map of modules; `start` was shown before."""
+    widget = BankHeatmap(start or selection, **options)
+    widget.update(selection)
+    return open_page(widget, width=1100)
+
+
+def told_of_module(use, module, column, selection, start=None):
+    """What the read-out has to say of a cell, from the arrays of `module_use`."""
+    mine = selection.sub_vectors.module == module
+    mixing = (selection.indices[mine] == column).any(axis=1).sum()
+    text = (
+        f"{use.names[module]} takes {use.weights[module, column]:.2f} of bank vector {column}, by "
+        f"chance {use.expected[module]:.2f} ± {use.spread[module]:.2f}; {mixing} of {mine.sum()} "
+        "sub-vectors mix it"
+    )
+    if start is not None:
+        text += f"; at the start {module_use(start).weights[module, column]:.2f}"
+    return text
+
+
+def test_a_map_opens_on_modules_and_says_what_to_notice(open_page):
+    selection = selection_of()
+    page = open_page(BankHeatmap(selection))
+    told = notice(selection)
+    assert page.page.locator(".vblora-notice").inner_text() == f"{told.headline} {told.details}"
+    assert page.page.locator(".vblora-chart-title").inner_text().endswith("than chance would?")
+    later = selection_of(seed=1)
+    widget = BankHeatmap(selection)
+    widget.update(later)
+    page.update(widget)
+    told = notice(later, start=selection)
+    assert page.page.locator(".vblora-notice").inner_text() == f"{told.headline} {told.details}"
+    assert "Kept since the start" in told.details
+
+
+@pytest.mark.parametrize("by", ["layer", "module"])
+def test_every_cell_of_the_modules_is_read_out_beside_chance(open_page, by):
+    start, selection = selection_of(), selection_of(seed=1)
+    page = modules_page(open_page, selection, start, rows_by=by)
+    use = module_use(selection)
+    order = list(dict.fromkeys(selection.sub_vectors.module[selection.row_order(by)].tolist()))
+    page.press("ArrowDown")
+    for place in range(3):
+        expected = told_of_module(use, order[place], place, selection, start)
+        assert page.readout == expected
+        page.press("ArrowDown", "ArrowRight")
+    page.press("Home", *["PageUp"] * 2, "Control+ArrowRight")
+    outstanding = np.flatnonzero(use.stands_out[order[0]])
+    column = int(outstanding[outstanding > 0][0]) if (outstanding > 0).any() else 0
+    assert page.readout == told_of_module(use, order[0], column, selection, start)
+
+
+def test_a_click_opens_a_module_and_there_are_ways_back(open_page):
+    selection = selection_of()
+    page = modules_page(open_page, selection)
+    size = page.canvas.bounding_box()
+    back = page.page.get_by_role("button", name="All modules")
+    assert not back.is_visible()
+    page.click(size["width"] * 0.6, 54 + (size["height"] - 88) * 2.5 / 6)  # the third of six rows
+    assert page.get("opened") == 2
+    assert page.page.locator(".vblora-notice b").inner_text() == (
+        "layer 1 · self_attn.q: 8 sub-vectors, each mixes 2 bank vectors."
+    )
+    page.press(*["PageUp"] * 2, "Home")
+    assert page.readout.startswith(sentence(selection, 16))
+    page.press(*["PageDown"] * 9)
+    assert page.readout.startswith(sentence(selection, 23))
+    page.press("Enter")
+    assert page.get("pinned_row") == 23
+    back.click()
+    assert page.get("opened") == -1 and not back.is_visible()
+    for leave in ("Backspace", "Escape"):
+        page.press("ArrowDown", "Enter")
+        assert page.get("opened") >= 0
+        page.press(leave)
+        assert page.get("opened") == -1
+    assert page.page.locator(".vblora-chart-title").inner_text().endswith("than chance would?")
+
+
+def test_what_is_left_of_the_start_is_marked(open_page):
+    start, selection = selection_of(), selection_of(seed=1)
+    same = modules_page(open_page, start)
+    assert not same.page.get_by_text("not at the start").is_visible()
+    page = modules_page(open_page, selection, start)
+    assert page.page.get_by_text("not at the start").is_visible()
+    page.press("ArrowDown", "Enter")
+    for text in ("at the start only", "kept since the start"):
+        assert page.page.get_by_text(text, exact=True).is_visible()
+    kept = page.canvas.evaluate("c => c.toDataURL()")
+    page.page.evaluate("window.model.set('start_indices', window.model.get('indices'))")
+    page.settle()
+    assert page.canvas.evaluate("c => c.toDataURL()") != kept
+
+
+def test_an_order_without_modules_shows_sub_vectors_and_back(open_page):
+    page = modules_page(open_page, selection_of())
+    show, rows = (page.page.get_by_label(text, exact=True) for text in ("show", "rows by"))
+    rows.select_option("entropy")
+    page.settle()
+    assert show.input_value() == "weights"
+    show.select_option("modules")
+    page.settle()
+    assert (show.input_value(), rows.input_value()) == ("modules", "layer")
+
+
+def test_the_table_of_modules_lists_what_stands_out(open_page):
+    plain = selection_of()
+    indices = plain.indices.copy()
+    indices[:8, 0] = np.where(indices[:8, 1] == 9, indices[:8, 0], 9)  # the first module wants 9
+    selection = Selection(plain.sub_vectors, 32, indices, plain.weights)
+    page = modules_page(open_page, selection, start=plain)
+    page.page.get_by_role("button", name="Table").click()
+    use = module_use(selection)
+    count = int(use.stands_out.sum())
+    table = page.page.get_by_role("table")
+    assert (
+        table.locator("caption").inner_text() == f"Cells 1 to {count} of the {count} that stand out"
+    )
+    module, column = np.unravel_index(use.excess.argmax(), use.excess.shape)
+    assert (module, column) == (0, 9)
+    assert table.locator("tbody tr").first.locator("th, td").all_inner_texts() == [
+        use.names[0], "9", f"{use.weights[0, 9]:.2f}", f"{use.expected[0]:.2f}",
+        f"{use.excess[0, 9]:.1f}", f"{module_use(plain).weights[0, 9]:.2f}",
+    ]  # fmt: skip
+    page.page.get_by_role("button", name=f"open {use.names[0]}").first.click()
+    assert page.get("opened") == 0
+
+
+def test_a_large_model_opens_on_its_layers(open_page):
+    selection = selection_of(layers=40, rows_each=4)  # 80 modules
+    page = modules_page(open_page, selection)
+    page.press("ArrowDown", "ArrowDown")
+    assert page.readout.startswith("layer 1 takes ")
+    page.press("Enter", *["PageUp"] * 2, "Home")
+    assert page.readout.startswith(sentence(selection, 8))
+
+
+def test_a_stored_page_opens_modules_and_scrubs_what_it_says(stored):
+    trace = trace_of()
+    page = stored(BankHeatmap(trace))
+    said = page.locator(".vblora-notice")
+    first, last = trace.selections[0][1], trace.selections[-1][1]
+    assert said.inner_text() == f"{notice(last, first).headline} {notice(last, first).details}"
+    page.get_by_role("slider", name="training step").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("!document.querySelector('.vblora-notice').textContent.includes('Kept')")
+    assert said.inner_text() == f"{notice(first).headline} {notice(first).details}"
+    page.locator(".vblora-stage canvas").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="All modules").wait_for()

@@ -45,7 +45,7 @@ def state_of(widget) -> str:
         value = getattr(widget, name)
         if isinstance(value, bytes):
             state[name] = {"bytes": base64.b64encode(value).decode()}
-        elif isinstance(value, (int, list, dict, str)) and not name.startswith("_"):
+        elif isinstance(value, (int, float, list, dict, str)) and not name.startswith("_"):
             state[name] = value
     return json.dumps(state).replace("<", "\\u003c")  # "</script>" would end the script
 

@@ -17,6 +17,7 @@ from vblora_lab import cli
 from vblora_lab.convert import export
 from vblora_lab.convert.compress import compress_lora
 from vblora_lab.convert.export import export_lora
+from vblora_lab.convert.many import export_loras
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -566,3 +567,75 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, capsys, monkeypatch):
     assert cli.main(["compress-lora", str(tmp_path / "lora"), str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err == "vblora-lab: [Errno 28] No space left on device\n"
     assert not (tmp_path / "out").exists()
+
+
+# --- a bank that is stored elsewhere, and many adapters
+
+
+@pytest.fixture
+def shared(opt_case, tmp_path):
+    """A folder with an adapter that has the bank, and two that need it."""
+    model = trained(opt_case)
+    for name in ("one", "two"):
+        lab.add_adapter(model, name, VBLoRAConfig(**opt_case.config))
+    scramble(model)
+    model.save_pretrained(tmp_path / "adapters")
+    return model, tmp_path / "adapters"
+
+
+def test_an_adapter_without_its_bank_is_exported_with_the_one_that_is_given(
+    opt_case, shared, tmp_path, capsys
+):
+    model, folder = shared
+    model.set_adapter("one")
+    expected = opt_case.output(model)
+    bank = load_file(folder / WEIGHTS)[formats.BANK_KEY]
+    for given in (folder, bank):
+        export_lora(folder / "one", tmp_path / "lora", bank=given)
+        assert_close(opt_case.output(as_lora(opt_case, tmp_path / "lora")), expected)
+    files = str(folder / "one"), str(tmp_path / "by_command")
+    assert cli.main(["export-lora", *files, "--bank", str(folder)]) == 0
+    assert_close(opt_case.output(as_lora(opt_case, tmp_path / "by_command")), expected)
+    assert cli.main(["export-lora", *files]) == 2
+    assert "was stored without its bank" in capsys.readouterr().err
+    assert cli.main(["export-lora", *files, "--workers", "2"]) == 2
+    assert "--workers: is for many adapters" in capsys.readouterr().err
+
+
+def test_a_bank_that_cannot_be_meant_is_refused_before_anything_is_written(shared, tmp_path):
+    model, folder = shared
+    bank = load_file(folder / WEIGHTS)[formats.BANK_KEY]
+
+    def refused(error, message, source, bank):
+        with pytest.raises(error, match=message):
+            export_lora(source, tmp_path / "lora", bank=bank)
+        assert not (tmp_path / "lora").exists()
+
+    refused(CheckpointError, r"bank: is another one than .*needed", folder / "one", bank + 1)
+    refused(CheckpointError, r"without its bank .*Give bank=", folder / "one", None)
+    refused(CheckpointError, "has no bank", folder / "one", folder / "two")
+    refused(ConfigError, "has a bank of its own; leave bank= out", folder, folder)
+    refused(ConfigError, "a model has the bank", model, bank)
+
+
+def test_many_are_exported_and_later_only_those_that_changed(opt_case, shared, tmp_path, capsys):
+    model, folder = shared
+    out = tmp_path / "lora"
+    (folder / "notes").mkdir()
+    first = export_loras(folder, out, bank=folder)
+    assert first.written == ["one", "two"] and not first.kept and not first.failed
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        assert_close(opt_case.output(as_lora(opt_case, out / name)), opt_case.output(model))
+    stamp = (out / "one" / WEIGHTS).stat().st_mtime_ns
+    (out / "two" / WEIGHTS).write_bytes((out / "two" / WEIGHTS).read_bytes()[:50])
+    arguments = ["export-lora", str(folder), str(out), "--all", "--workers", "1"]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert "1 adapter there before" in said and "two: " in said and "Give bank=" in said
+    assert cli.main([*arguments, "--bank", str(folder)]) == 0
+    assert "1 adapter written as LoRA\n1 adapter there before" in capsys.readouterr().out
+    assert (out / "one" / WEIGHTS).stat().st_mtime_ns == stamp
+    assert_close(opt_case.output(as_lora(opt_case, out / "two")), opt_case.output(model))
+    with pytest.raises(CheckpointError, match=r"no folder in .* is an adapter"):
+        export_loras(out / "one", tmp_path / "none")

@@ -22,12 +22,6 @@ def plans():
     }
 
 
-def admixture():
-    logits, bank = RNG.normal(size=7), RNG.normal(size=(7, 5))
-    indices, weights = np.array([4, 1]), np.array([0.75, 0.25])
-    return logits, indices, weights, bank, weights @ bank[indices]
-
-
 STEPS = {
     "small": {"frozen base": 2.0, "PEFT LoRA": 3.0, "ours": 2.5, "captured": 1.0},
     "large": {"frozen base": 40.0, "PEFT LoRA": 50.0, "ours": 44.0},
@@ -45,10 +39,6 @@ FIGURES = {
     ),
     "cut_matrices": lambda: figures.cut_matrices(
         RNG.integers(5, size=(2, 3, 2)), RNG.integers(5, size=(4, 2, 2)), 5, 4
-    ),
-    "admixture_steps": lambda: figures.admixture_steps(*admixture()),
-    "logit_gradients": lambda: figures.logit_gradients(
-        np.array([0, 0.5, 0, -0.5]), np.array([1, 3])
     ),
     "lines": lambda: figures.lines(
         [1, 10], {"a": [1, 2], "b": [3, 4]}, xlabel="x", ylabel="y", title="t", alt="two", log="x"
@@ -86,14 +76,6 @@ def test_every_sub_vector_bears_its_bank_vectors():
     assert [text.get_text() for text in in_B.texts] == ["3+0", "2+1", "2+3"]
     assert [text.get_text() for text in bank.texts if text.get_fontweight() == "bold"] == ["2"]
     assert (in_A.get_xlim(), in_B.get_ylim()) == ((0, 8), (12, 0))
-
-
-def test_the_mixture_is_drawn():
-    left, middle, right = figures.admixture_steps(*admixture()).axes
-    assert [bar.get_height() for bar in middle.patches] == [0, 0.25, 0, 0, 0.75, 0, 0]
-    filled = [bar.get_facecolor()[:3] != (1, 1, 1) for bar in left.patches]
-    assert filled == [False, True, False, False, True, False, False]
-    assert len(right.lines) == 3
 
 
 def test_parts_are_stacked_end_to_end():

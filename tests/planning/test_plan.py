@@ -252,7 +252,6 @@ def test_activations_that_cannot_be_counted(opt_case):
     wrong = VBLoRAConfig(**{**opt_case.config, "vector_length": 5})
     planned = plan(base, wrong, batch_size=2, length=4)
     assert planned.memory.activations is None and not planned.fits
-    assert "without activations" in str(planned)
 
 
 # --- models that have no memory

@@ -14,13 +14,16 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vblora_lab import plots
+from vblora_lab.inspection.chance import kept_choices, module_use, notice
 from vblora_lab.inspection.rows import row_groups
 from vblora_lab.inspection.selection import Selection, SubVectors
 
 
-def make_selection(layers=2, modules=("self_attn.q_proj", "fc1"), pieces=3, num_vectors=16, k=2):
+def make_selection(
+    layers=2, modules=("self_attn.q_proj", "fc1"), pieces=3, num_vectors=16, k=2, seed=0
+):
     """Every module has `pieces` rows in A and as many in B; choices and weights are random."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     names = [f"model.decoder.layers.{i}.{m}" for i in range(layers) for m in modules]
     rows = 2 * pieces
     count = len(names) * rows
@@ -108,6 +111,40 @@ def test_heatmap_labels_layers_modules_and_matrices():
     assert texts.count("A") == texts.count("B") == 4
 
 
+def test_heatmap_has_modules_in_the_order_of_use():
+    """As labels do: rows of keys come after those of queries, whatever the model's code says."""
+    selection = make_selection(modules=("k_proj", "q_proj"))
+    _, first, count, _ = next(g for g in row_groups(selection.sub_vectors) if g.text == "q_proj")
+    assert first == 0
+    queries = selection.sub_vectors.module == 1
+    np.testing.assert_array_equal(selection.row_order()[:count], np.flatnonzero(queries))
+    drawn = cells(plots.selection_heatmap(selection).axes[0])
+    within = np.rint(drawn[1]).astype(int) < count
+    assert sorted(drawn[2][within]) == sorted(selection.weights[queries].ravel())
+
+
+def test_modules_are_drawn_beside_chance():
+    first = make_selection(modules=("k_proj", "q_proj"))
+    last = make_selection(modules=("k_proj", "q_proj"), seed=1)
+    last.indices[:4, 0] = np.where(last.indices[:4, 1] == 5, last.indices[:4, 0], 5)
+    above, body, bar, kept = plots.module_heatmap(last, start=first).axes
+    use = module_use(last)
+    np.testing.assert_allclose(body.images[0].get_array(), use.excess[[1, 0, 3, 2]])
+    names = [label.get_text() for label in body.get_yticklabels()]
+    assert names == ["layer 0 · q_proj", "layer 0 · k_proj", "layer 1 · q_proj", "layer 1 · k_proj"]
+    heights = [bar.get_height() for bar in above.patches[:16]]
+    np.testing.assert_allclose(heights, last.usage(), rtol=1e-5)
+    new = (use.stands_out & ~module_use(first).stands_out)[[1, 0, 3, 2]]
+    assert new[1, 5]
+    marks = {(int(x), int(y)) for x, y in zip(*body.lines[-1].get_data(), strict=True)}
+    assert marks == {(int(column), int(row)) for row, column in zip(*np.nonzero(new), strict=True)}
+    share = [patch.get_width() for patch in kept.patches]
+    rows = kept_choices(last, first).reshape(4, -1).mean(axis=1)
+    np.testing.assert_allclose(share, rows[[1, 0, 3, 2]])
+    assert body.get_xlabel() == "bank vector" and "chance" in bar.get_xlabel()
+    assert len(plots.module_heatmap(last).axes) == 3  # and no bars of what was kept
+
+
 def test_every_cell_of_3456_rows_is_visible_in_the_png():
     selection = make_selection(layers=12, modules=tuple("abcdef"), pieces=24, num_vectors=256)
     assert len(selection.sub_vectors) == 3456
@@ -176,9 +213,11 @@ def test_every_figure_says_in_words_what_it_shows(trace):
     first, last = make_selection(), make_selection()
     last.indices[0] = [int(i) for i in range(16) if i not in first.indices[0]][:2]
     count = len(last.indices)
+    headline = notice(last, first).headline
     words = {
         plots.loss_curve(trace): f"from {trace.losses[0]:.2f} to {trace.losses[-10:].mean():.2f}",
         plots.selection_heatmap(last): f"{count} sub-vectors as rows, 16 bank vectors",
+        plots.module_heatmap(last, first): f"rows, 16 bank vectors as columns. {headline}",
         plots.usage_histogram(last): f"vector {last.usage().argmax()} most",
         plots.footprint(first, last): "first choice only 2, final choice only 2",
         plots.entropy_by_layer(last): f"layer 1 {last.entropy_by_layer()[1]:.2f}",
@@ -211,7 +250,7 @@ def test_a_name_between_dollars_is_no_formula(trace):
     figures = [
         plots.loss_curve(other), plots.loss_curves({name: other, "plain": trace}),
         plots.selection_heatmap(chosen), plots.entropy_by_layer(chosen),
-        plots.layer_sharing(chosen),
+        plots.layer_sharing(chosen), plots.module_heatmap(chosen),
     ]  # fmt: skip
     for figure in figures:
         figure._repr_png_()

@@ -79,7 +79,8 @@ def test_losses_are_those_of_the_runs(searched):
 
 def test_it_says_first_what_it_will_cost_and_then_how_each_ended(searched):
     _, _, told = searched
-    assert told[0].startswith("4 trials of 3 steps: a step takes ") and "Memory" in told[0]
+    assert told[0].startswith("4 trials of 3 steps: a step takes ")
+    assert "at its peak; by plan, " in told[0]
     assert [line.partition(":")[0] for line in told[1:]] == [f"trial-00{i}" for i in range(4)]
 
 

@@ -4,6 +4,7 @@ What PEFT's own tuner does on the same input stands beside each point where it d
 """
 
 import gc
+import threading
 import warnings
 import weakref
 
@@ -306,6 +307,33 @@ def test_a_batch_mixes_adapters_with_and_without_a_head_of_their_own(opt_case):
             mixed = model(tokens, adapter_names=names).logits
             for row, logits in enumerate(expected):
                 torch.testing.assert_close(mixed[row], logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow  # imports the compiler
+def test_compiled_layers_know_the_rows_of_their_own_thread():
+    case = CASES["linear"]
+    model = with_other(case).eval()
+    scramble(model)
+    x, names = case.inputs(2), [["default", "other"], ["other", "__base__"], ["other"] * 2]
+    with torch.no_grad():
+        expected = [model(x, adapter_names=each) for each in names]
+        plain = model(x)
+        for layer in (model.base_model.model.first, model.base_model.model.second):
+            layer.compile(backend="eager")
+        for each, output in zip(names, expected, strict=True):
+            assert torch.equal(model(x, adapter_names=each), output)
+            answers: list = []
+            hooks = model.base_model._enable_peft_forward_hooks
+            with hooks(adapter_names=each):  # meanwhile another thread has no such batch
+                thread = threading.Thread(target=lambda: answers.append(no_grad_call(model, x)))  # noqa: B023
+                thread.start()
+                thread.join()
+            assert torch.equal(answers[0], plain)
+
+
+def no_grad_call(model, x):
+    with torch.no_grad():
+        return model(x)
 
 
 def test_an_unknown_name_in_a_mixed_batch(three, opt_case):

@@ -502,6 +502,15 @@ def test_a_bank_in_half_precision_is_shared_by_what_it_is_now(opt_case):
     assert held.fingerprints["third"] == held.fingerprints["task"]
 
 
+def test_whoever_shares_a_rounded_bank_is_known_by_the_bank_that_was_stored(opt_case):
+    stored = torch.randn(opt_case.config["num_vectors"], opt_case.config["vector_length"])
+    model = lab.get_peft_model(opt_case.base(), task_config(), bank=stored).half()
+    lab.add_adapter(model, "task", task_config(), autocast_adapter_dtype=False)
+    held = banks(model)
+    assert held["task"] is held["default"] and held["task"].dtype == torch.float16
+    assert held.fingerprints == {name: fingerprint(stored) for name in ("default", "task")}
+
+
 @pytest.mark.parametrize("own", ["cpu", "meta"])
 def test_a_copied_bank_is_where_the_adapter_is_or_else_where_it_came_from(own):
     held = VectorBanks()

@@ -73,7 +73,7 @@ def test_all_linear_says_that_it_leaves_the_experts_out(make):
     with pytest.warns(UserWarning, match="experts of this model are not adapted.*gate_up_proj"):
         lab.get_peft_model(make(), config("all-linear"))
     assert "experts" in lab.plan(make(), config("all-linear")).cautions[0].message
-    assert not lab.plan(make(), config(["q_proj"])).cautions
+    assert "experts" not in str(lab.plan(make(), config(["q_proj"])).cautions)
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compile", "parallel"])

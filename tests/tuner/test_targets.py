@@ -378,3 +378,15 @@ def test_a_problem_brings_a_value_that_settles_it():
     elsewhere = ["fc1", "model.decoder.layers.1.fc2"]
     problem, left = settled(target_modules=elsewhere, layers_to_transform=[0])
     assert problem.suggestion == ["fc1"] and left == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "suggestion"), [(["lm_head", "layers"], ["lm_head"]), (["layers"], None)]
+)
+def test_what_is_left_of_modules_to_save_without_a_container(wanted, suggestion):
+    config = VBLoRAConfig(**SMALL, modules_to_save=wanted)
+    problems = match_targets(CASES["opt"].base(), config).problems
+    (container,) = (problem for problem in problems if "ModuleList" in problem.message)
+    assert container.suggestion == suggestion
+    left = match_targets(CASES["opt"].base(), VBLoRAConfig(**SMALL, modules_to_save=suggestion))
+    assert left.problems == ()

@@ -11,13 +11,17 @@ import traitlets
 from scripted import reweighted, selection_of, small_opt
 
 from vblora_lab.errors import SelectionError, SessionError
+from vblora_lab.inspection.chance import module_use, notice
 from vblora_lab.inspection.reading import read_selection
 from vblora_lab.inspection.updates import read_update
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
 from vblora_lab.widgets import BankHeatmap
 
-VALUES = {"indices", "weights", "usage", "entropy", "layer_entropy", "sharing"}
+VALUES = {
+    *("indices", "weights", "usage", "entropy", "layer_entropy", "sharing", "spread"),
+    "captions",  # of a few words
+}
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def test_an_update_is_one_small_message_without_coordinates(sent):
     assert len(sent) == 1
     names, size = sent[0]
     assert names == VALUES
-    assert size == rows * 2 * (2 + 4) + 16 * 4 + rows * 4 + 12 * 4 + 12 * 12 * 4
+    assert size == rows * 2 * (2 + 4) + 16 * 4 + rows * 4 + 2 * 12 * 4 + 12 * 12 * 4
 
 
 def test_rows_of_an_equal_adapter_are_not_sent_again(sent):
@@ -98,6 +102,37 @@ def test_another_adapter_is_shown_whole_and_unpins():
     widget.update(other)
     assert (widget.pinned_row, widget.lit_vector) == (-1, -1)
     assert widget.num_vectors == 32
+
+
+def test_changes_are_marked_against_the_first_selection_of_an_adapter(selection):
+    widget = BankHeatmap(selection)
+    later = reweighted(selection, 1)
+    assert widget.captions == [[notice(selection).headline, notice(selection).details]]
+    for seed in (2, 1):
+        widget.update(reweighted(selection, seed))
+    told = notice(later, start=selection)
+    assert widget.captions == [[told.headline, told.details]]
+    np.testing.assert_array_equal(
+        np.frombuffer(widget.start_indices, "<u2").reshape(selection.indices.shape),
+        selection.indices,
+    )
+    for trait, expected in (
+        ("start_weights", selection.weights.ravel()),
+        ("start_spread", module_use(selection).spread),
+        ("spread", module_use(later).spread),
+    ):
+        np.testing.assert_array_equal(np.frombuffer(getattr(widget, trait), "<f4"), expected)
+    widget.opened = 1
+    other = selection_of(num_vectors=32)
+    widget.update(other)
+    assert widget.opened == -1
+    np.testing.assert_array_equal(np.frombuffer(widget.start_weights, "<f4"), other.weights.ravel())
+    more = selection_of(num_vectors=32, topk=3)
+    widget.update(more)
+    assert "start" not in widget.captions[0][1] and len(widget.start_weights) == more.weights.nbytes
+    widget.selection = None
+    widget.update(reweighted(other, 1))  # a new run of the same adapter begins anew
+    assert "start" not in widget.captions[0][1]
 
 
 def test_a_bank_beyond_16_bits_uses_wider_indices():
@@ -207,6 +242,8 @@ def test_a_trace_travels_as_a_stack_of_frames(selection):
             np.testing.assert_array_equal(stacks[name][i], getattr(at, name)())
         before = trace.selections[max(i - 1, 0)][1]
         np.testing.assert_allclose(stacks["churn"][i], [at.churn(before), at.churn(selection)])
+        told = notice(at, start=selection if i else None)
+        assert widget.captions[i] == [told.headline, told.details]
     widget.frame = 1
     assert widget.selection is trace.selections[1][1]
 
@@ -413,7 +450,7 @@ def test_figures_that_cannot_be_say_so(selection):
         BankHeatmap(selection).figure("footprint")
     with pytest.raises(SelectionError, match="nothing is shown"):
         BankHeatmap().figure()
-    with pytest.raises(ValueError, match="must be one of heatmap, footprint"):
+    with pytest.raises(ValueError, match="must be one of modules, heatmap, footprint"):
         BankHeatmap(selection).figure("pie")
 
 

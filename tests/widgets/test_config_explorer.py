@@ -175,6 +175,7 @@ def test_the_suggestion_for_a_problem_settles_it(explorer):
 
 
 def test_what_would_not_learn_is_a_caution_and_no_warning(explorer):
+    fill(explorer, save_only_topk_weights=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fill(explorer, topk=1, init_vector_bank_bound=0.0)

@@ -167,6 +167,18 @@ def test_the_last_selection_is_the_one_that_stays(panel, monkeypatch):
     assert panel.heatmap.selection is last.selection
 
 
+def test_changes_are_marked_against_the_first_selection_of_the_run(panel, monkeypatch):
+    told = []
+    listen = panel._listen
+    monkeypatch.setattr(panel, "_listen", lambda event: (told.append(event), listen(event)))
+    for _ in range(2):
+        told.clear()
+        panel.train(wait=True)
+        first = next(event for event in told if hasattr(event, "selection")).selection
+        start = np.frombuffer(panel.heatmap.start_weights, "<f4")
+        np.testing.assert_array_equal(start, first.weights.ravel())
+
+
 def test_many_events_are_few_updates(panel, monkeypatch):
     updates = []
     update = BankHeatmap.update

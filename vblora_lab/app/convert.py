@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab.app.options import at_least
+from vblora_lab.errors import ConfigError
 
 
 def add_to(commands: Any) -> None:
@@ -19,6 +20,14 @@ def add_to(commands: Any) -> None:
     )
     export.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter")
     export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    add_bank_option(export)
+    export.add_argument(
+        "--all",
+        action="store_true",
+        help="ADAPTER is a folder of adapters: each goes to a folder of its name in OUT. Called "
+        "again, it goes on where it ended",
+    )
+    add_workers_option(export)
     export.set_defaults(run=_export_lora)
 
     compress = commands.add_parser(
@@ -40,10 +49,34 @@ def add_to(commands: Any) -> None:
     compress.set_defaults(run=_compress_lora)
 
 
+def add_bank_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bank",
+        metavar="BANK",
+        help="folder or Hub id of an adapter that has the bank, for one that was stored without",
+    )
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        metavar="N",
+        help="how many are converted at a time (default: one for each processor)",
+    )
+
+
 def _export_lora(args: argparse.Namespace) -> int:
     from vblora_lab.convert.export import export_lora
+    from vblora_lab.convert.many import export_loras
 
-    print(f"LoRA adapter in {export_lora(args.adapter, args.out)}")
+    if args.all:
+        exported = export_loras(args.adapter, args.out, bank=args.bank, workers=args.workers)
+        print(exported)
+        return 1 if exported.failed else 0
+    if args.workers is not None:
+        raise ConfigError("--workers: is for many adapters; give --all too, or leave it out.")
+    print(f"LoRA adapter in {export_lora(args.adapter, args.out, bank=args.bank)}")
     return 0
 
 

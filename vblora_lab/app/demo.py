@@ -10,17 +10,15 @@ from typing import Any
 from vblora_lab.bases import MINI_OPT, load_base
 from vblora_lab.data import load_task
 from vblora_lab.errors import DataError
-from vblora_lab.plots.bank import selection_heatmap
+from vblora_lab.plots.modules import module_heatmap
 from vblora_lab.plots.run import loss_curve
 from vblora_lab.runs.progress import ProgressBar
-from vblora_lab.train import LearningRates, Sample, Trace, TrainingSession, measure
+from vblora_lab.train import SHORT_RUN_RATES, Sample, Trace, TrainingSession, measure
 from vblora_lab.tuner.config import VBLoRAConfig
 
 STEPS = 280
 BATCH_SIZE = 16
 TEST_EXAMPLES = 100
-# Ten times the paper's rates: mini-OPT is far smaller than the models of the paper, and takes them.
-LEARNING_RATES = LearningRates(bank=1e-2, logits=1e-1)
 
 
 def demo_config() -> VBLoRAConfig:
@@ -61,7 +59,7 @@ def run_demo(
         load_task("restaurants"),
         steps=steps,
         batch_size=BATCH_SIZE,
-        learning_rates=LEARNING_RATES,
+        learning_rates=SHORT_RUN_RATES,
         seed=seed,
         listeners=[ProgressBar()] if show_progress else [],
     )
@@ -71,7 +69,8 @@ def run_demo(
 
     session.model.save_pretrained(str(out / "adapter"))
     loss_curve(trace).savefig(out / "loss.png", dpi=150)
-    selection_heatmap(trace.selections[-1][1]).savefig(out / "selection.png", dpi=150)
+    first, last = trace.selections[0][1], trace.selections[-1][1]
+    module_heatmap(last, start=first).savefig(out / "selection.png", dpi=150)
     trace.save(out / "run.trace")
     examples = session.task.test[:TEST_EXAMPLES]
     summary = {

@@ -1,10 +1,12 @@
-"""Options of several commands: the fields of a config, and whole numbers from a least one on."""
+"""What commands share: a parser that says what is wrong, the fields of a config, whole numbers."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vblora_lab.errors import did_you_mean
 
 if TYPE_CHECKING:
     from vblora_lab.tuner.config import VBLoRAConfig
@@ -27,6 +29,43 @@ OTHER_FIELDS: dict[str, dict[str, Any]] = {
     "bias": {"metavar": "MODE"},
     "task_type": {"metavar": "TASK"},
 }
+
+# What people write who know another tool, and what it is called here.
+ALSO_CALLED = {
+    "--rank": "--r",
+    "--k": "--topk",
+    "--top-k": "--topk",
+    "--lr": "--bank-rate, --logits-rate",
+    "--learning-rate": "--bank-rate, --logits-rate",
+    "--epochs": "--steps",
+    "--output-dir": "--out",
+    "--dataset": "--task",
+    "--dropout": "--vblora-dropout",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line; so are those of its subcommands."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, but an option that isn't known ends it, with the nearest that is."""
+        found, unknown = super().parse_known_args(args, namespace)
+        wrong = [text.partition("=")[0] for text in unknown if text.startswith("--")]
+        if wrong:
+            self.error(f"there is no option {wrong[0]}.{self._meant(wrong[0])}")
+        return found, unknown
+
+    def _meant(self, wrong: str) -> str:
+        known = self._option_string_actions
+        if wrong not in ALSO_CALLED:
+            return did_you_mean(wrong, known)
+        names = ALSO_CALLED[wrong].split(", ")
+        return f" Here it is {' and '.join(names)}." if set(names) <= set(known) else ""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is, without all the options; ends with status 2."""
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"{self.prog}: {message}{end} Options: {self.prog} --help\n")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +116,8 @@ def at_least(least: int) -> Callable[[str], int]:
     """An argparse type: whole numbers from ``least`` on."""
 
     def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} must be {least} or more")
+        if not text.strip().lstrip("+-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {least} or more")
         return int(text)
 
     return number

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.planning.presets import list_presets
     from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
-    from vblora_lab.train.processes import leave_the_others
+    from vblora_lab.train.processes import how_processes_train, leave_the_others
 
     if args.preset == "list":
         print(list_presets())
@@ -74,23 +76,21 @@ def run(args: argparse.Namespace) -> int:
     rates = {kind: getattr(args, f"{kind}_rate") for kind in ("bank", "logits", "other")}
     learning_rates = LearningRates(**{k: rate for k, rate in rates.items() if rate is not None})
     config = config_of(args, task_type="CAUSAL_LM")
-    try:  # nobody would see a run that is kept nowhere
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {str(args.out)!r} can't be used as a folder: {error}") from error
     options = (
         "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
         "eval_every", "sample_count", "sample_every",
     )  # fmt: skip
+    _tell(how_processes_train())
     kept = Kept(args.out)
-    session = TrainingSession(
-        load_base(args.model, device=_own_device()),
-        config,
-        args.task,
-        learning_rates=learning_rates,
-        listeners=[ProgressBar(), kept],
-        **{name: getattr(args, name) for name in options},
-    )
+    with _made(args.out):
+        session = TrainingSession(
+            load_base(args.model, device=_own_device()),
+            config,
+            args.task,
+            learning_rates=learning_rates,
+            listeners=[ProgressBar(), kept],
+            **{name: getattr(args, name) for name in options},
+        )
     try:
         trace = session.run()
     finally:
@@ -104,6 +104,36 @@ def run(args: argparse.Namespace) -> int:
     if kept.problems:
         return 1
     return 130 if trace.reason == "stopped" else 0
+
+
+def _tell(how: str) -> None:
+    """Say in the first process, before anything is loaded, in how many the run trains."""
+    from vblora_lab.train.processes import is_first_process
+
+    if is_first_process():
+        print(f"Trains in {how}", flush=True)
+
+
+@contextlib.contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """Make the folder of a run first: nobody would see a run that is kept nowhere.
+
+    If the block fails, the folders that were made for it are gone again.
+
+    Raises `DataError` where there can be no such folder.
+    """
+    new = [place for place in (out, *out.parents) if not place.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--out {str(out)!r} can't be used as a folder: {error}") from error
+        yield
+    except BaseException:
+        for place in new:
+            with contextlib.suppress(OSError):  # never made, or another process is at work in it
+                place.rmdir()
+        raise
 
 
 def _own_device() -> str | None:

@@ -5,23 +5,27 @@ The sizes of the adapted layers follow from the shapes in a file, so no base mod
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.convert.factors import Factors
 from vblora_lab.errors import CheckpointError, ConfigError
+from vblora_lab.files import sha256_of
 from vblora_lab.tuner import folders, formats
+from vblora_lab.tuner.banks import FINGERPRINT_NAME, check_bank_fits, find_bank, read_fingerprint
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
+from vblora_lab.tuner.loading import Bank, given_bank
 from vblora_lab.tuner.peft import using
 from vblora_lab.tuner.saving import full_state_dict
 
@@ -110,20 +114,60 @@ def subfolder(folder: str | os.PathLike[str], adapter_name: str) -> Path:
     return Path(folder) if adapter_name == "default" else Path(folder) / adapter_name
 
 
-def read_folder(folder: Path) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
-    """The config and tensors of a stored VB-LoRA adapter, once they are known to fit together."""
+def read_folder(
+    folder: Path,
+    bank: Bank | None = None,
+    known: Callable[[str], Tensor | None] = lambda fingerprint: None,
+) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
+    """The config and tensors of a stored VB-LoRA adapter, once they are known to fit together.
+
+    Args:
+        folder: of the adapter.
+        bank: the one that it needs, if it was stored without: a folder, a Hub id or the tensor.
+        known: gives a bank by its fingerprint, for a folder without one if `bank` isn't given.
+
+    Raises:
+        CheckpointError: it is damaged, or no VB-LoRA adapter; or its bank isn't given, or another.
+        ConfigError: a bank is given that isn't needed, or one of another size.
+    """
     config = folders.read_config(folder)
     tensors = folders.read_tensors(folder)
     if BANK_KEY not in tensors:
-        raise CheckpointError(
-            f"{folder} holds no vector bank: it shares another adapter's. Load both, and export "
-            "from the model or from what vblora_lab.save_with_bank writes."
-        )
+        tensors[BANK_KEY] = _bank_beside(folder, bank, known)
+        check_bank_fits(config, tensors[BANK_KEY], "its bank")
+    elif bank is not None:
+        raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     features = features_of(shapes, config.vector_length)
     others = {key: tensor for key, tensor in tensors.items() if "vblora_" not in key}
     formats.check_tensors(tensors, config, features, others, (), str(folder))
     return config, tensors
+
+
+def _bank_beside(folder: Path, bank: Bank | None, known: Callable[[str], Tensor | None]) -> Tensor:
+    """The bank of an adapter that was stored without it."""
+    needed = read_fingerprint(folder)
+    if bank is not None or needed is None:
+        return find_bank(str(folder), None, given_bank(bank))
+    found = known(needed)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} was stored without its bank (SHA-256 {needed[:12]}...). Give bank=, the "
+            "folder of an adapter that has it, or the tensor."
+        )
+    return found
+
+
+def folder_digest(folder: Path) -> str:
+    """The SHA-256 of what is in an adapter's folder, and so of which bank it needs.
+
+    It is that of the lines "NAME SHA256" of the files that are there of config, weights and
+    `vblora_bank.json`. Raises `OSError`.
+    """
+    names = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME)
+    there = [folder / name for name in names if (folder / name).is_file()]
+    lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in there)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def features_of(

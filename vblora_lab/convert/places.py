@@ -8,12 +8,24 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vblora_lab.errors import CheckpointError
 from vblora_lab.files import whole_folder
 from vblora_lab.tuner import folders
+
+MADE_OF = "vblora_sha256"  # in the header of a safetensors file
+
+
+def is_made_of(folder: Path, digest: str) -> bool:
+    """Whether a folder holds a whole conversion of the adapter with this digest."""
+    try:
+        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+            return (file.metadata() or {}).get(MADE_OF) == digest
+    except (OSError, SafetensorError):
+        return False
 
 
 def free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
@@ -39,11 +51,22 @@ def free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter's folder completely or not at all."""
+def write_adapter(
+    folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], made_of: str = ""
+) -> None:
+    """Write an adapter's folder completely or not at all.
+
+    Args:
+        folder: to write.
+        config: of the adapter.
+        tensors: of its file.
+        made_of: the digest of what it was converted from, if that has one. It goes into the header
+            of the file, which loaders pass over.
+    """
+    metadata = {"format": "pt"} | ({MADE_OF: made_of} if made_of else {})
     with whole_folder(folder) as scratch:
         # safetensors takes no tensors that share memory, as tied weights do.
         separate = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
         separate = {key: tensor.contiguous() for key, tensor in separate.items()}
-        save_file(separate, scratch / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        save_file(separate, scratch / SAFETENSORS_WEIGHTS_NAME, metadata=metadata)
         config.save_pretrained(str(scratch))

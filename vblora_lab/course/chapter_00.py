@@ -40,8 +40,7 @@ EXERCISES = [
                 "rows, and there is B too.",
                 2 * RANK * TILES: "that is one module; 6 layers have two each.",
                 MODULES * 2 * RANK * TILES: "that is one layer; there are 6.",
-                SUB_VECTORS * LENGTH: "that counts numbers; a row of the map is a whole "
-                "sub-vector, of 64 numbers.",
+                SUB_VECTORS * LENGTH: "that counts numbers; a sub-vector has 64 of them.",
                 NUM_VECTORS: "that is the columns of the map, one for each bank vector.",
             },
         ),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vblora_lab.course import worked
+from vblora_lab.course.building import check_layer
 from vblora_lab.course.exercise import Exercise, called, check_tensor, equals
+from vblora_lab.course.worked import as_answer
 
 R, INS, OUTS, LENGTH = 4, 256, 1024, 64  # of the layer that the questions are about
 
@@ -75,6 +78,19 @@ EXERCISES = [
         checker=_check_columns,
         because="the pieces of a column lie below each other. This is what the library does too.",
         solution="def answer(sub_vectors):\n    return sub_vectors.transpose(1, 2).flatten(0, 1)",
+    ),
+    Exercise(
+        "02-layer",
+        hint="h and b are in bank.shape. A is admixture(...).flatten(1), of shape (r, in). B's "
+        "sub-vectors go through the answer of 02-columns. Then x @ A.T @ B.T.",
+        checker=check_layer,
+        because="base(x) + B A x, with gradients for the logits and for the bank that is shared.",
+        solution=as_answer(
+            worked.VBLinear,
+            "import torch",
+            "from torch import nn",
+            "from vblora_lab.course.worked import admixture",
+        ),
     ),
     Exercise(
         "02-bank",

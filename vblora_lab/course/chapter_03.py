@@ -71,6 +71,8 @@ EXERCISES = [
                 0.3: "if both gradients were positive, adding a constant to both logits would "
                 "change the loss; but softmax doesn't see constants.",
                 0.7: "the weights sum to 1, the gradients of the logits don't.",
+                -0.7: "the weights sum to 1. The gradients have another sum, and it isn't -0.4 "
+                "either: what if the same number were added to both logits?",
                 0.0: "then adding a constant to both logits would change the loss; but softmax "
                 "doesn't see constants.",
             },

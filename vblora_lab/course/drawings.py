@@ -1,4 +1,4 @@
-"""Drawings that explain the method: matrices cut into sub-vectors, and how one is mixed.
+"""Drawings that explain the method: the terms of B A, and matrices cut into sub-vectors.
 
 As in `plots`: numbers in, a Figure out.
 """
@@ -10,10 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.course.parts import STYLES, frame, panels, whole_ticks
-from vblora_lab.plots.style import BLUE, FAINT, INK, LabFigure
+from vblora_lab.course.parts import frame, panels, whole_ticks
+from vblora_lab.plots.style import INK, LabFigure
 
 
 def rank_one_terms(A: np.ndarray, B: np.ndarray) -> LabFigure:
@@ -80,66 +79,6 @@ def cut_matrices(
         f"those with vector {lit}, the most used one, are filled and found in both matrices."
     )
     return figure
-
-
-def admixture_steps(
-    logits: np.ndarray, indices: np.ndarray, weights: np.ndarray, bank: np.ndarray, u: np.ndarray
-) -> LabFigure:
-    """One sub-vector: its logits, the weights of the chosen ones, and the mixture of the vectors.
-
-    Args:
-        logits: (num_vectors,).
-        indices, weights: (k,), the choice.
-        bank: (num_vectors, vector_length).
-        u: (vector_length,), the mixture.
-    """
-    figure, (left, middle, right) = panels(9.6, 3.0, 3, width_ratios=[1.3, 1, 1.7])
-    _bars(left, logits, indices)
-    left.set(xlabel="bank vector", ylabel="logit")
-    left.set_title("1. logits", loc="left", color=INK)
-    _bars(middle, np.bincount(indices, weights, minlength=len(logits)), indices)
-    middle.set(xlabel="bank vector", ylabel="weight", ylim=(0, 1))
-    middle.set_title(f"2. softmax of the top {len(indices)}", loc="left", color=INK)
-    places = np.arange(len(u))
-    for (colour, dashes), i, w in zip(STYLES[1:], indices, weights, strict=False):
-        label = f"{w:.2f} of vector {i}"
-        right.plot(places, bank[i], color=colour, linestyle=dashes, linewidth=1.4, label=label)
-    right.plot(places, u, color=BLUE, linewidth=2.6, label="the sub-vector $u$")
-    right.set(xlabel="place in the vector", ylabel="value")
-    right.set_title("3. their mixture", loc="left", color=INK)
-    right.margins(y=0.3)
-    right.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", ncols=2)
-    shares = ", ".join(f"{w:.2f} of vector {i}" for i, w in zip(indices, weights, strict=True))
-    figure.alt = f"Of {len(logits)} logits the largest {len(indices)} are chosen: {shares}."
-    return figure
-
-
-def logit_gradients(gradient: np.ndarray, indices: np.ndarray) -> LabFigure:
-    """The gradient of each logit of one sub-vector; the chosen ones are filled.
-
-    Args:
-        gradient: (num_vectors,).
-        indices: (k,), the chosen.
-    """
-    figure, (axes,) = panels(6.4, 2.6, 1)
-    _bars(axes, gradient, indices)
-    axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set(xlabel="bank vector", ylabel="gradient of its logit")
-    axes.set_title("Only the chosen logits are told anything", loc="left", color=INK)
-    reached = np.flatnonzero(gradient)
-    figure.alt = (
-        f"Bars at bank vectors {', '.join(map(str, reached))}; the other "
-        f"{len(gradient) - len(reached)} gradients are zero."
-    )
-    return figure
-
-
-def _bars(axes: Axes, values: np.ndarray, chosen: np.ndarray) -> None:
-    """Bars, with the chosen ones filled and the others hollow."""
-    filled = np.isin(np.arange(len(values)), chosen)
-    colours = [BLUE if one else "white" for one in filled]
-    axes.bar(np.arange(len(values)), values, color=colours, edgecolor=BLUE, linewidth=1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
 def _cell(

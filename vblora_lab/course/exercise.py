@@ -29,6 +29,10 @@ class Wrong(Exception):
     """The answer is wrong; the text says in what."""
 
 
+class Unexplained(Wrong):
+    """It is wrong, and not by a misunderstanding that is known here."""
+
+
 Checker = Callable[[Any], None]
 """Takes an answer; returns nothing if it is right, and raises `Wrong` or `Open` if not."""
 
@@ -100,6 +104,8 @@ class Exercise:
             todo = str(nothing) or "put your answer in place of the three dots."
             help_ = f"lab.hint({self.name!r}) helps, and lab.solution({self.name!r}) shows one."
             return Verdict(self.name, "open", f"{todo} {help_}")
+        except Unexplained as wrong:
+            return Verdict(self.name, "wrong", f"{wrong} lab.hint({self.name!r}) helps.")
         except Wrong as wrong:
             return Verdict(self.name, "wrong", str(wrong))
         return Verdict(self.name, "right", self.because)
@@ -151,7 +157,7 @@ def equals(expected: float, mistakes: Mapping[float, str] | None = None) -> Chec
         for wrong, text in known.items():
             if math.isclose(value, wrong, rel_tol=1e-6, abs_tol=1e-9):
                 raise Wrong(f"{_as_written(value)}: {text}")
-        raise Wrong(_how_far_off(value, expected))
+        raise Unexplained(_how_far_off(value, expected))
 
     return checker
 
@@ -215,6 +221,7 @@ def check_tensor(
 
     if not isinstance(result, torch.Tensor):
         raise Wrong(f"this gives a {type(result).__name__}; give a torch.Tensor.")
+    result = result.detach()
     for text, wrong in (mistakes or {}).items():
         if result.shape == wrong.shape and _close(result, wrong):
             raise Wrong(text)

@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vblora_lab.course.drawings import admixture_steps as admixture_steps
 from vblora_lab.course.drawings import cut_matrices as cut_matrices
-from vblora_lab.course.drawings import logit_gradients as logit_gradients
 from vblora_lab.course.drawings import rank_one_terms as rank_one_terms
 from vblora_lab.course.parts import STYLES, frame, panels
 from vblora_lab.plots.style import BLUE, FAINT, INK, RULE, LabFigure

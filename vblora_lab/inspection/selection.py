@@ -18,6 +18,7 @@ from vblora_lab.errors import SelectionError
 RowsBy = Literal["layer", "module", "matrix", "strongest", "entropy", "similarity"]
 ColumnsBy = Literal["number", "usage", "similarity"]
 
+_PROJECTION = re.compile(r"([qkv])(?:_proj|_lin|uery|ey|alue)?")  # q, q_proj, q_lin, query
 _AVERAGINGS = 100  # rounds of `Selection.similarity`; more rounds change almost no row's place
 
 
@@ -67,6 +68,34 @@ class SubVectors:
         for name in named:
             endings.setdefault(name.rpartition(".")[2], set()).add(name)
         return tuple(e if len(endings[e := n.rpartition(".")[2]]) == 1 else n for n in named)
+
+    @cached_property
+    def module_labels(self) -> tuple[str, ...]:
+        """For each module how `label` names it: "layer 0 · self_attn.q_proj"."""
+        modules, first_rows = np.unique(self.module, return_index=True)
+        labels = list(self.modules)
+        for module, row in zip(modules, first_rows, strict=True):
+            labels[module] = self.label(int(row)).rsplit(" · ", 3)[0]
+        return tuple(labels)
+
+    @cached_property
+    def module_places(self) -> np.ndarray:
+        """(M,) int32, where each module stands in the order in which a layer uses them.
+
+        That of the model's code, but for queries, keys and values, which stand in this order
+        wherever the three are: OPT's code has keys, values, queries.
+        """
+        places = np.arange(len(self.modules), dtype=np.int32)
+        attentions: dict[str, dict[int, int]] = {}
+        for number, name in enumerate(self.modules):
+            parent, _, last = name.rpartition(".")
+            found = _PROJECTION.fullmatch(last)
+            if found:
+                attentions.setdefault(parent, {})["qkv".index(found[1])] = number
+        for projections in attentions.values():
+            numbers = [projections[role] for role in sorted(projections)]
+            places[numbers] = np.sort(places[numbers])
+        return places
 
     @cached_property
     def blocks(self) -> tuple[tuple[str, ...], np.ndarray]:
@@ -214,9 +243,12 @@ class Selection:
 
 def levels(sub_vectors: SubVectors, by: str) -> list[np.ndarray]:
     """The keys (N,) that rows are sorted and grouped by, the widest first."""
-    block, module = sub_vectors.blocks[1], sub_vectors.module
-    first_of_kind = {kind: i for i, kind in reversed(list(enumerate(sub_vectors.kinds)))}
-    kind = np.array([first_of_kind[k] for k in sub_vectors.kinds])[module]
+    block, places = sub_vectors.blocks[1], sub_vectors.module_places
+    module = places[sub_vectors.module]
+    first_of_kind: dict[str, int] = {}
+    for kind, place in zip(sub_vectors.kinds, places.tolist(), strict=True):
+        first_of_kind[kind] = min(place, first_of_kind.get(kind, place))
+    kind = np.array([first_of_kind[k] for k in sub_vectors.kinds])[sub_vectors.module]
     matrix = (sub_vectors.matrix == "B").astype(np.int32)
     return {
         "layer": [block, module, matrix],

@@ -17,11 +17,12 @@ from vblora_lab.errors import ConfigError, TargetError
 from vblora_lab.planning import views
 from vblora_lab.planning.others import Others, once, others_of
 from vblora_lab.planning.record import Memory, PlanRecord, Skipped, Target
+from vblora_lab.planning.worth import dearer_than_lora
 from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.modules import base_of
-from vblora_lab.tuner.problems import vector_lengths
-from vblora_lab.tuner.targets import match_targets
+from vblora_lab.tuner.problems import Problem, vector_lengths
+from vblora_lab.tuner.targets import TargetMatch, match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
 OF_CONFIG = ("r", "num_vectors", "vector_length", "topk", "save_only_topk_weights")
@@ -90,7 +91,7 @@ def plan(
         targets=targets,
         skipped=skipped,
         problems=found.problems,
-        cautions=found.cautions,
+        cautions=(*found.cautions, *_dearer(found, features, float_bytes)),
         vector_lengths=tuple(vector_lengths(found.targets.values())) if targets else (),
         base_parameters=sum(p.numel() for p in model.parameters()),
         bank_parameters=bank,
@@ -143,6 +144,10 @@ def _activations(
 
     count = activation_bytes(model, config, batch_size, length) if fits else None
     return {"batch": (batch_size, length), "activations": count}
+
+
+def _dearer(found: TargetMatch, features: list[tuple[int, int]], float_bytes: int) -> list[Problem]:
+    return [] if found.problems else dearer_than_lora(found.config, features, float_bytes)
 
 
 def _target(name: str, layer: LinearLayer, config: VBLoRAConfig) -> Target:

@@ -84,7 +84,8 @@ class PlanRecord:
         targets: the modules that are adapted, in the model's order.
         skipped: the other modules with a weight matrix.
         problems: what keeps the config from fitting, each with a value that would settle it.
-        cautions: what is neither trained nor adapted though one might expect it.
+        cautions: what is neither trained nor adapted though one might expect it, and an adapter
+            that is stored in more bytes than LoRA's.
         vector_lengths: those that divide every size of every target, ascending.
         base_parameters: of the model as it is.
         bank_parameters, logits_parameters: trained by VB-LoRA.

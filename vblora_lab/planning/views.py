@@ -24,7 +24,7 @@ ACTIVATIONS_NOTE = (
     "single operations take in passing comes on top."
 )
 INDENT = "  "
-INCOMPLETE_NOTE = "It doesn't fit as it is: sizes count only the modules that can be cut."
+NO_SIZES = "It doesn't fit as it is, so there are no sizes to tell."
 
 
 def as_text(plan: PlanRecord) -> str:
@@ -39,9 +39,10 @@ def as_text(plan: PlanRecord) -> str:
     if plan.skipped:
         lines += ["", f"Left as they are: {count(len(plan.skipped), 'module')}"]
         lines += aligned(skipped_rows(plan), text_columns=2, indent=INDENT)
+    if not plan.fits:
+        return "\n".join([*lines, "", NO_SIZES])
     lines += ["", *_lines([("", "VB-LoRA", f"LoRA r={plan.r}"), *size_rows(plan)])]
     lines += ["", *_lines(memory_rows(plan)), *_wrapped(memory_note(plan), "  ")]
-    lines += [] if plan.fits else ["", INCOMPLETE_NOTE]
     return "\n".join(lines)
 
 
@@ -61,10 +62,11 @@ def as_html(plan: PlanRecord) -> str:
     if plan.skipped:
         title = f"Left as they are: {count(len(plan.skipped), 'module')}"
         parts.append(_table(title, ("module", "why"), skipped_rows(plan), text_columns=2))
-    head = ("", "VB-LoRA", f"LoRA r={plan.r}")
-    parts.append(_table("Sizes", head, size_rows(plan)))
-    parts.append(_table("Training memory", ("", "bytes", "in short"), memory_rows(plan)))
-    note = memory_note(plan) if plan.fits else f"{memory_note(plan)} {INCOMPLETE_NOTE}"
+    if plan.fits:
+        head = ("", "VB-LoRA", f"LoRA r={plan.r}")
+        parts.append(_table("Sizes", head, size_rows(plan)))
+        parts.append(_table("Training memory", ("", "bytes", "in short"), memory_rows(plan)))
+    note = memory_note(plan) if plan.fits else NO_SIZES
     parts.append(f'<div style="margin-top:1em;opacity:.75">{html.escape(note)}</div>')
     return f'<div style="max-width:60em;line-height:1.5">{"".join(parts)}</div>'
 

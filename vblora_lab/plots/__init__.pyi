@@ -4,6 +4,7 @@ from .bank import footprint as footprint
 from .bank import layer_sharing as layer_sharing
 from .bank import selection_heatmap as selection_heatmap
 from .bank import usage_histogram as usage_histogram
+from .modules import module_heatmap as module_heatmap
 from .plan import plan_figure as plan_figure
 from .run import SMOOTH_OVER as SMOOTH_OVER
 from .run import Losses as Losses
@@ -21,4 +22,6 @@ from .style import WEIGHTS as WEIGHTS
 from .style import LabFigure as LabFigure
 from .style import literal as literal
 from .style import plain as plain
+from .sub_vector import sub_vector_figure as sub_vector_figure
 from .tune import tune_figure as tune_figure
+from .users import users_figure as users_figure

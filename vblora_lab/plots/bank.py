@@ -58,7 +58,9 @@ def draw_selection(axes: Axes, selection: Selection, body: float) -> None:
     # Ascending weight, so that where thin rows overlap the strongest cell lies on top.
     weights = selection.weights.ravel()
     order = np.argsort(weights, kind="stable")
-    row = np.repeat(np.arange(rows), selection.indices.shape[1])[order]
+    place = np.empty(rows, int)
+    place[selection.row_order("layer")] = np.arange(rows)
+    row = np.repeat(place, selection.indices.shape[1])[order]
     column = selection.indices.ravel()[order]
     tall = max(0.5, 0.011 * rows / body)  # half a cell, in rows: 0.022 inches at least
     wide = max(0.5, 0.011 * columns / 6.5)

@@ -61,8 +61,8 @@ def plan_figure(plan: Plan, order: Iterable[str] = ()) -> Figure:
     figure.suptitle(
         literal(f"{short}\n{settings(plan)}"), x=0.01, ha="left", fontsize=11, color=INK
     )
-    _draw_bars(figure.add_subplot(grid[0, 0]), parameter_bars(plan), "parameters")
-    _draw_bars(figure.add_subplot(grid[0, 1]), byte_bars(plan), "bytes")
+    _draw_sizes(figure.add_subplot(grid[0, 0]), parameter_bars(plan), "parameters")
+    _draw_sizes(figure.add_subplot(grid[0, 1]), byte_bars(plan), "bytes")
     _draw_modules(figure.add_subplot(grid[1, :]), rows)
     figure.alt = (
         f"{title}. {len(plan.targets)} modules are adapted, {len(plan.skipped)} left as they are. "
@@ -72,16 +72,21 @@ def plan_figure(plan: Plan, order: Iterable[str] = ()) -> Figure:
     return figure
 
 
-def _draw_bars(axes: Axes, bars: list[Bar], unit: str) -> None:
-    colours = [BLUE if bar.is_chosen else RULE for bar in bars]
+def _draw_sizes(axes: Axes, bars: list[Bar], unit: str) -> None:
+    """Dots, since the length of a bar would mean nothing on a log axis."""
+    colours = [BLUE if bar.is_chosen else "white" for bar in bars]
     values = [max(bar.value, 1) for bar in bars]  # nothing is no place on a log axis
-    axes.barh(range(len(bars)), values, color=colours, height=0.66)
     low, high = min(values), max(values)
     axes.set(xscale="log", xlim=(max(low / 20, 0.8), high * 60), xlabel=f"{unit} (log scale)")
+    axes.hlines(range(len(bars)), *axes.get_xlim(), color=RULE, linewidth=0.8, zorder=0)
+    axes.scatter(values, range(len(bars)), c=colours, s=52, edgecolors=BLUE, zorder=2)
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     for position, bar in enumerate(bars):
-        axes.text(values[position] * 1.25, position, bar.text, va="center", fontsize=8.5, color=INK)
+        axes.text(
+            values[position] * 1.6, position, bar.text, va="center", fontsize=8.5, color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=8.5)

@@ -128,34 +128,34 @@ class HeldBlock:
 
     Attributes:
         current: the pass that runs now; None between two.
-        latest: the last pass; its matrices serve the next one while `_State` holds.
+        latest: the last pass; its matrices serve the next one while `State` holds.
         folds: by name of a layer, W + B A and the bias, while they hold.
     """
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
-        self._state: _State | None = None
+        self._state: State | None = None
         self._again = 0  # passes that used the matrices of an earlier one
         self.current: Pass | None = None
         self.latest: Pass | None = None
         self.folds: dict[str, Fold] = {}
 
-    def begin_pass(self, adapters: Sequence[str], may_fold: bool, hand_out: bool) -> None:
+    def begin_pass(self, adapters: Sequence[str], hand_out: bool) -> None:
         """Mix the matrices of these adapters, unless those of the pass before still hold.
 
         Args:
             adapters: that are in use.
-            may_fold: whether weights may be folded from the second pass on.
             hand_out: whether layers are given matrices that are mixed now (see `Pass.hand_out`).
         """
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if self.latest is not None and self._state and self._state.holds(adapters):
                 self.current = self.latest
                 self._again += 1
-                if self._again == 1 and may_fold:
+                if self._again == 1:
                     self._fold(adapters, self.latest)
                 return
-            self._state = _State(self._layers, adapters)
+            layers = ((layer, a) for a in adapters for layer in self._layers[a].values())
+            self._state = State([p for layer, a in layers for p in layer.places(a)], adapters)
         else:
             self._state = None
         self._again, self.folds = 0, {}
@@ -196,32 +196,30 @@ class HeldBlock:
                 self.folds[name] = folded
 
 
-class _State:
+class State:
     """Of all that matrices and folds are made of, where it is and which version it has.
 
     (A write in place through `.data`, from within `generate` itself, leaves no version behind; it
     is seen by the next call.)
+
+    Args:
+        places: of all parameters.
+        setting: what else must be equal, such as the names of the adapters.
     """
 
-    def __init__(self, layers: Layers, adapters: Sequence[str]) -> None:
-        self._adapters = list(adapters)
-        places = [
-            place
-            for adapter in adapters
-            for layer in layers[adapter].values()
-            for place in layer.places(adapter)
-        ]
+    def __init__(self, places: Sequence[Place], setting: Sequence[object]) -> None:
+        self._setting = list(setting)
         self._dicts = [cast(dict[str, Tensor | None], holder) for holder, _ in places]
         self._keys = [key for _, key in places]
         self._tensors = [cast(Tensor, holder[key]) for holder, key in places]
         self._seen = self._look()
 
-    def holds(self, adapters: Sequence[str]) -> bool:
+    def holds(self, setting: Sequence[object]) -> bool:
         """Whether nothing was changed in place, moved, or put in another's place since."""
         # Asked once per token, of hundreds of parameters: `map` is several times a loop's speed.
         there = map(dict.get, self._dicts, self._keys)
         same = all(map(is_, there, self._tensors))
-        return same and list(adapters) == self._adapters and self._look() == self._seen
+        return same and list(setting) == self._setting and self._look() == self._seen
 
     def _look(self) -> tuple[object, ...]:
         tensors = self._tensors

@@ -18,16 +18,33 @@ end its pass after an interrupt (PyTorch runs no hook then).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.rows import LiveAdapters, RowBatch
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., None])
+
+
+def no_graph_of_its_own(function: AnyFunction) -> AnyFunction:
+    """Mark a function that runs as it is wherever a compiler hasn't begun a graph before it.
+
+    It can be a part of a graph. But where a model breaks its graph early, the compiler would make
+    one of the admixture alone, whose hundreds of results then have to enter the next.
+    """
+    # How the compiler marks such functions itself; tests/speed/test_compiled.py holds it to that.
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    set_code_exec_strategy(cast(Any, function).__code__, skip)
+    return function
 
 
 class MatrixPool:
@@ -41,6 +58,8 @@ class MatrixPool:
         only_block: the one, if there are no others. Compiled code can't ask in which thread it
             runs, so it knows no other, and mixes layer by layer while there are several.
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
+        row_batches: batches with an adapter for each sample that run now, by thread.
+        live: adapters that such a batch may name beside those of the layers, see `serving.live`.
         turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
@@ -52,6 +71,8 @@ class MatrixPool:
         self.blocks: dict[int, HeldBlock] = {}
         self.only_block: HeldBlock | None = None
         self.has_folds = False
+        self.row_batches: dict[int, RowBatch] = {}
+        self.live: LiveAdapters | None = None
         self._kept: KeptMatrices | None = None
         self.turns = threading.RLock()
 
@@ -91,14 +112,13 @@ class MatrixPool:
             if ended is not None:
                 ended.end()
 
-    def begin_pass(
-        self, adapters: Iterable[str], may_fold: bool = True, hand_out: bool = True
-    ) -> None:
+    def begin_pass(self, adapters: Iterable[str], hand_out: bool = True) -> None:
         """The model is called: mix the matrices of some adapters, if this is within a block.
 
+        Those of a batch with an adapter for each sample are mixed instead, if there is one.
+
         Args:
-            adapters: the active ones, or those of a mixed batch.
-            may_fold: whether W + B A may be one matrix from the second pass of the block on.
+            adapters: the active ones.
             hand_out: whether layers that are compiled may have the matrices. Not those that are
                 called again in the backward pass, where they mix for themselves, and the first
                 call must have done the same.
@@ -110,15 +130,38 @@ class MatrixPool:
         block = self._block()
         if block is None:
             return
+        batch = self.row_batch()
+        if batch is not None:
+            batch.begin_pass()
+            adapters = ()
         in_use = [name for name in adapters if self._is_in_use(name)]
-        block.begin_pass(in_use, may_fold, hand_out and block is self.only_block)
+        block.begin_pass(in_use, hand_out and block is self.only_block)
         self._look_for_folds()
 
     def end_pass(self) -> None:
         """The call is over, well or not."""
-        block = self._block()
+        block, batch = self._block(), self.row_batch()
+        if batch is not None:
+            batch.end_pass()
         if block is not None:
             block.end_pass()
+
+    @contextmanager
+    def batch(self, rows: RowBatch) -> Iterator[None]:
+        """Around one call of the model whose samples have different adapters."""
+        thread = threading.get_ident()
+        before = self.row_batches.get(thread)
+        try:
+            self.row_batches[thread] = rows
+            yield
+        finally:
+            self.row_batches.pop(thread, None)
+            if before is not None:
+                self.row_batches[thread] = before
+
+    def row_batch(self) -> RowBatch | None:
+        """The batch with an adapter for each sample that runs now in this thread."""
+        return self.row_batches.get(threading.get_ident()) if self.row_batches else None
 
     def _block(self) -> HeldBlock | None:
         """The block of this thread."""

@@ -17,6 +17,7 @@ from vblora_lab.train.capturing import CapturingTrainer as CapturingTrainer
 from vblora_lab.train.generate import measure as measure
 from vblora_lab.train.generate import write_samples as write_samples
 from vblora_lab.train.generate import write_texts as write_texts
+from vblora_lab.train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from vblora_lab.train.optimizer import LearningRates as LearningRates
 from vblora_lab.train.optimizer import make_optimizer as make_optimizer
 from vblora_lab.train.probe import Outcome as Outcome

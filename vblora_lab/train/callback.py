@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vblora_lab.bases import label_of
@@ -26,6 +27,7 @@ from vblora_lab.runs.events import (
 )
 from vblora_lab.train.memory import peak_memory
 from vblora_lab.train.optimizer import rates_of
+from vblora_lab.tuner.sharded import is_cut_over_processes, whole
 
 
 def describe(
@@ -117,11 +119,14 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
-        if _due(self._select_every, state):
+        if not _due(self._select_every, state, more["model"]):
+            return
+        with whole(more["model"]):
             selection = read_selection(
                 more["model"], self._adapter_name, sub_vectors=self._sub_vectors
             )
-            self._sub_vectors = selection.sub_vectors
+        self._sub_vectors = selection.sub_vectors
+        if state.is_world_process_zero:
             self._emit(Selected(state.global_step, selection))
 
     def on_log(
@@ -130,17 +135,25 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **_: Any,
+        **more: Any,
     ) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or "loss" not in logs:
             return
+        if state.is_world_process_zero:
+            self._tell_step(args, state, float(logs["loss"]))
+        if _due(self._sample_every, state, more["model"]):
+            samples = self._write_samples()
+            if samples and state.is_world_process_zero:
+                self._emit(Sampled(state.global_step, samples))
+
+    def _tell_step(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
         seconds = self._clock() - self._start
         steps_per_second = (state.global_step - self._first) / seconds
         self._emit(
             Stepped(
                 step=state.global_step,
                 total_steps=state.max_steps,
-                loss=float(logs["loss"]),
+                loss=loss,
                 learning_rates=self._rates,
                 tokens_per_second=(state.num_input_tokens_seen - self._tokens) / seconds,
                 steps_per_second=steps_per_second,
@@ -149,8 +162,6 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
                 peak_memory_bytes=peak_memory(args.device),
             )
         )
-        if _due(self._sample_every, state) and (samples := self._write_samples()):
-            self._emit(Sampled(state.global_step, samples))
 
     def on_evaluate(
         self,
@@ -164,8 +175,11 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
             self._emit(Evaluated(state.global_step, float(metrics["eval_loss"])))
 
 
-def _due(every: int, state: TrainerState) -> bool:
-    return bool(every and state.global_step % every == 0 and state.is_world_process_zero)
+def _due(every: int, state: TrainerState, model: nn.Module) -> bool:
+    """Whether this process has work to do: the first, or all where the model is cut over them."""
+    if not every or state.global_step % every:
+        return False
+    return state.is_world_process_zero or is_cut_over_processes(model)
 
 
 class Steering(TrainerCallback):  # type: ignore[misc]

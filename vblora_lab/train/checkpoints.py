@@ -21,6 +21,9 @@ from vblora_lab.runs.folder import RunFolder
 from vblora_lab.runs.layout import CHECKPOINT, checkpoints, read_json, step_of
 from vblora_lab.runs.manifest import change, write_manifest
 
+# Where the optimizer is kept: by the Trainer itself, by FSDP whole or in parts, by DeepSpeed.
+OPTIMIZERS = (OPTIMIZER_NAME, "optimizer.bin", "optimizer_0/*", "global_step*/*optim_states.pt")
+
 
 class Checkpoints:
     """The checkpoints in a folder; the newest ``keep`` stay.
@@ -77,9 +80,11 @@ def _damage(checkpoint: Path) -> str | None:
 
 
 def _missing(checkpoint: Path) -> str | None:
-    for name in (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME):
+    for name in (TRAINER_STATE_NAME, SCHEDULER_NAME):
         if not (checkpoint / name).exists():
             return f"{name} is missing"
+    if not any(any(checkpoint.glob(name)) for name in OPTIMIZERS):
+        return f"{OPTIMIZER_NAME} is missing"
     if not any(checkpoint.glob("rng_state*.pth")):  # one for each process that trained
         return "rng_state.pth is missing"
     return None

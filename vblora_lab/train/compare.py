@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from vblora_lab.bases import MINI_OPT, Base, load_base, share_weights
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError, nearest
 from vblora_lab.inspection.selection import SubVectors
-from vblora_lab.runs.events import Listener, Started
+from vblora_lab.runs.events import Event, Listener, Started, Stepped
 from vblora_lab.runs.results import Comparison, Result
 from vblora_lab.runs.runs import Runs
+from vblora_lab.tables import about, count, readable
 from vblora_lab.train.devices import random_state_kept
 from vblora_lab.train.generate import measure
 from vblora_lab.train.methods import (
@@ -79,6 +80,37 @@ class MethodSession(TrainingSession):
         return {"method": self.method, **super()._read_settings()}
 
 
+class CostOfAll:
+    """A listener that tells, after the first steps of the first method, what all will cost.
+
+    Args:
+        tell: gets one sentence, once.
+        methods: how many there are.
+        texts: that each of them writes in the end.
+    """
+
+    AFTER = 3  # steps; the first one is slower
+
+    def __init__(self, tell: Callable[[str], None], methods: int, texts: int) -> None:
+        self._tell, self._methods, self._texts = tell, methods, texts
+        self._told = False
+
+    def __call__(self, event: Event) -> None:
+        if self._told or not isinstance(event, Stepped):
+            return
+        if event.step < min(self.AFTER, event.total_steps):
+            return
+        self._told = True
+        step = 1 / event.steps_per_second
+        texts = f", and {count(self._texts, 'text')} each on top" if self._texts else ""
+        self._tell(
+            f"{count(self._methods, 'method')} of {count(event.total_steps, 'step')}: a step of "
+            f"the first takes {step:.2g} s here, so the steps of all of them about "
+            f"{about(self._methods * event.total_steps * step)}{texts}. Memory: "
+            f"{readable(event.peak_memory_bytes)} at its peak so far."
+        )
+
+
 def compare(
     base: Base | str | Path = MINI_OPT,
     task: Task | str | Path = "restaurants",
@@ -92,6 +124,7 @@ def compare(
     eval_examples: int = 64,
     test_examples: int = 100,
     runs: Runs | str | Path | None = None,
+    tell: Callable[[str], None] = print,
     listeners: Iterable[Listener] = (),
 ) -> Comparison:
     """Train each method from the same base on the same batches, and measure it on the same texts.
@@ -109,6 +142,7 @@ def compare(
         runs: where to keep each method's run, under the method's name: its trace and settings while
             it trains, so that even a killed process leaves what was on screen; then adapter and
             result.
+        tell: gets a sentence, after the first steps: how long all will take, and the memory.
         listeners: hear the events of all runs, one run after another.
 
     An interrupt ends the comparison after the step in progress, with the runs that were completed.
@@ -131,6 +165,7 @@ def compare(
         for name, its in configs.items():  # a trial, before the first is trained
             prepare(share_weights(base.model), name, its)
     results, traces, settings = {}, {}, {}
+    listeners = (CostOfAll(tell, len(configs), test_examples), *listeners)
     for name, its in configs.items():
         session = MethodSession(
             name,

@@ -15,6 +15,7 @@ from vblora_lab.data.grammar import Domain
 from vblora_lab.data.metrics import bleu, slot_error_rate, slot_errors
 from vblora_lab.runs.events import Sample
 from vblora_lab.train.prompts import prompt
+from vblora_lab.tuner.sharded import is_cut_over_processes
 
 
 @torch.no_grad()
@@ -62,6 +63,7 @@ def write_texts(
                 **batch,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([never_stop]),
+                synced_gpus=is_cut_over_processes(model),  # else one process may write alone
             )
             new = output[:, batch["input_ids"].shape[1] :]
             for i, text in zip(picked, tokenizer.batch_decode(new, True), strict=True):

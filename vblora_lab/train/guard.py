@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vblora_lab.errors import DivergedError
+from vblora_lab.train.processes import sum_of_processes
 from vblora_lab.train.prompts import IGNORED
+from vblora_lab.tuner.sharded import is_cut, part
 
 EXPLODED = 3.0
 """A loss has exploded that is this many times the first, and above that of a uniform guess."""
@@ -28,7 +30,7 @@ class Guard:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._parts: list[Tensor] = []  # of what is trained, as this process holds it
         self._good: list[Tensor] = []  # empty until a step was good
         config = getattr(model, "config", None)
         self._guess = math.log(getattr(config, "vocab_size", None) or 1)
@@ -47,11 +49,16 @@ class Guard:
         Raises:
             DivergedError: names step and likely cause; the parameters are the last good ones.
         """
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._parts = [part(p).detach() for p in trained]
+        gradients = [part(p.grad) for p in trained if p.grad is not None]
         # torch's functions over lists of tensors, private in name: few kernels for many parameters.
         norms = torch._foreach_norm(gradients) if gradients else [loss]
+        total = torch.stack(list(norms)).float().sum()
+        if any(map(is_cut, trained)):
+            total = sum_of_processes(total)  # all must come to the same judgement
         # One transfer from the device, whatever the number of parameters.
-        value, norm = torch.stack([loss.float(), torch.stack(list(norms)).float().sum()]).tolist()
+        value, norm = torch.stack([loss.float(), total]).tolist()
         if self._first is None:
             self._first = value
         if not math.isfinite(value):
@@ -66,14 +73,14 @@ class Guard:
         cause = self._likely_cause(batch, rates)
         if not self._good:
             raise DivergedError(f"{problem}. {cause} No step was taken.")
-        torch._foreach_copy_([p.detach() for p in self._parameters], self._good)
+        torch._foreach_copy_(self._parts, self._good)
         raise DivergedError(f"{problem}. {cause} The model holds the last state that was good.")
 
     def _keep(self) -> None:
         if self._good:
-            torch._foreach_copy_(self._good, [p.detach() for p in self._parameters])
+            torch._foreach_copy_(self._good, self._parts)
         else:
-            self._good = [p.detach().clone() for p in self._parameters]
+            self._good = [held.clone() for held in self._parts]
 
     def _likely_cause(self, batch: Batch, rates: Mapping[str, float]) -> str:
         labels = batch.get("labels")

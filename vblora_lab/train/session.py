@@ -58,6 +58,7 @@ from vblora_lab.train.sampling import SampleWriter
 from vblora_lab.train.trainer import LabTrainer, make_trainer
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
+from vblora_lab.tuner.sharded import is_cut_over_processes, whole
 
 SAVE_EVERY = 50
 
@@ -90,13 +91,11 @@ class TrainingSession(SteerableRun):
     SessionError for an ``out`` that holds another run, or something that no run wrote, or into
     which another session trains; that is looked for again when training begins.
 
-    `start` trains in a background thread, `run` in the caller's, and `train` in the one that the
-    front end needs. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any
-    thread; what they ask for happens after the step in progress. A run that is stopped skips the
-    evaluation and the texts at its end, and cuts short those in progress.
+    `start` trains in a background thread, `run` in the caller's, `train` where the front end needs
+    it. `pause`, `step`, `resume`, `stop` and `set_learning_rates` steer it from any thread, after
+    the step in progress. A run that is stopped skips evaluation and texts, those in progress too.
 
-    Processes that torchrun or ``accelerate launch`` started share each batch; the first one writes
-    files and emits events.
+    Processes of torchrun or ``accelerate launch`` share each batch; the first writes and emits.
     """
 
     def __init__(
@@ -256,8 +255,7 @@ class TrainingSession(SteerableRun):
             if self._select_every:
                 self._emit(Selected(0, read_selection(self.model)))
         try:
-            checkpoint = str(self._checkpoint) if self._checkpoint else None
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=self._checkpoint and str(self._checkpoint))
         except DivergedError:
             self._save_adapter()  # the last good state, which is in the model
             raise
@@ -270,18 +268,21 @@ class TrainingSession(SteerableRun):
         """Evaluate and sample after training, unless that was just done or the run was stopped."""
         if in_any_process(self._control.stopping):
             return  # nobody wants to wait for more
-        log = trainer.state.log_history
-        evaluated = {row["step"] for row in log if "eval_loss" in row}
+        evaluated = {row["step"] for row in trainer.state.log_history if "eval_loss" in row}
         if self._eval_examples and trainer.state.global_step not in evaluated:
             trainer.evaluate()
         self._sample()
 
     def _sample(self) -> None:
-        if self.is_first and (samples := self._write_samples()):
+        if (self.is_first or is_cut_over_processes(self.model)) and (
+            samples := self._write_samples()
+        ):
             self._emit(Sampled(self._step, samples))
 
     def _write_samples(self) -> tuple[Sample, ...]:
-        return self._samples.write(self._step, on_token=self._control.check)
+        together = is_cut_over_processes(self.model)  # all processes must write
+        check = self._while_evaluating if together else self._control.check
+        return self._samples.write(self._step, on_token=check)
 
     def _while_evaluating(self) -> None:
         if in_any_process(self._control.stopping):
@@ -320,14 +321,12 @@ class TrainingSession(SteerableRun):
 
     def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         """Change the rates if that was asked for, now or before this run was resumed."""
-        rates = of_first_process(self._new_rates() or self._rates.recalled(self._step))
-        if rates is not None:
+        if rates := of_first_process(self._new_rates() or self._rates.recalled(self._step)):
             change_peak_rates(optimizer, schedule, rates)
 
     def _new_rates(self) -> LearningRates | None:
         """The rates that were set since the last step; they are noted for a resumed run."""
-        rates = self._rates.asked_for()
-        if rates is not None:
+        if rates := self._rates.asked_for():
             self._files.note_rates(self._step, rates)
         return rates
 
@@ -343,8 +342,9 @@ class TrainingSession(SteerableRun):
     # --- what is left behind
 
     def _save_adapter(self) -> None:
-        if place := self._files.save_adapter(self.model):
-            self._emit(Saved(self._step, str(place)))
+        with whole(self.model):
+            if place := self._files.save_adapter(self.model):
+                self._emit(Saved(self._step, str(place)))
 
     def _tell_problem(self, problem: str) -> None:
         self._emit(SaveFailed(self._step, problem))

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
@@ -25,6 +28,8 @@ from vblora_lab.train.locked import unlocked
 from vblora_lab.train.optimizer import WARM_UP, LearningRates, make_optimizer, rates_of
 from vblora_lab.train.prompts import Collator
 from vblora_lab.train.run_files import WRITE_ERRORS
+from vblora_lab.tuner.seam import using
+from vblora_lab.tuner.sharded import whole
 
 
 class LabTrainer(CapturingTrainer):
@@ -35,6 +40,7 @@ class LabTrainer(CapturingTrainer):
 
     Attributes:
         guard: judges each step.
+        learning_rates: peak rates, for `make_optimizer`.
         emit: gets `Saved` and `SaveFailed`.
         rows: those that batches are drawn from.
         checkpoints: where they are kept; None for nowhere.
@@ -43,9 +49,16 @@ class LabTrainer(CapturingTrainer):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     guard: Guard
+    learning_rates: LearningRates
     emit: Listener
     rows: Sequence[Row]
     checkpoints: Checkpoints | None = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of `make_optimizer`. Called here, since FSDP takes none that was made."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.model, self.learning_rates)
+        return self.optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None
@@ -100,9 +113,22 @@ class LabTrainer(CapturingTrainer):
             end_training(self.args, self.control)
             return {}
 
-    def _load_from_checkpoint(self, *args: Any, **more: Any) -> None:
-        with unlocked(self.model):  # loading a state dict is refused to others while it trains
-            super()._load_from_checkpoint(*args, **more)
+    def _prepare_for_training(self, *args: Any, **more: Any) -> Any:
+        with unlocked(self.model):  # DeepSpeed changes dtypes, and loads its checkpoints here
+            return super()._prepare_for_training(*args, **more)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Store the adapter, whole, however it is cut over processes. All must call it."""
+        with whole(self.model):
+            self._save(output_dir)  # which writes in the first process alone
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with unlocked(self.model), using():  # loading is refused to others while it trains
+            if self.is_fsdp_enabled:  # the file that `save_model` wrote; each process cuts it
+                stored = load_file(Path(resume_from_checkpoint) / SAFETENSORS_WEIGHTS_NAME)
+                set_peft_model_state_dict(self.model, stored)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoints.aside if self.checkpoints else super()._get_output_dir(trial))
@@ -184,10 +210,10 @@ def make_trainer(
         eval_dataset=eval_rows,
         # A captured step is for one length, so there should be few lengths.
         data_collator=Collator(tokenizer.pad_token_id, multiple=_multiple(model) if on_gpu else 1),
-        optimizers=(make_optimizer(model, learning_rates), None),
         callbacks=list(callbacks),
     )
     trainer.guard, trainer.rows = Guard(model), train_rows
+    trainer.learning_rates = learning_rates
     trainer.emit, trainer.checkpoints = emit, checkpoints
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -6,9 +6,8 @@ trains one candidate, and `tune_result` is what all of it came to.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from vblora_lab.bases import MINI_OPT, Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import DataError, SessionError
 from vblora_lab.runs.events import Listener
-from vblora_lab.tables import count, readable
+from vblora_lab.tables import about, count, readable
 from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.tune_result import Tried, Tuned, progress
 from vblora_lab.train.tune_space import METHODS, Method, Space, check_methods
@@ -82,48 +81,85 @@ def tune(
 
     And what `TrainingSession` raises. All but the last two before anything is trained.
     """
-    optuna()
-    check_counts(1, bytes=bytes, trials=trials, steps=steps, batch_size=batch_size)
-    check_counts(1, eval_examples=eval_examples, prune_after=prune_after)
-    check_counts(0, eval_every=eval_every or 0)
-    check_counts(1, memory=1 if memory is None else memory)
-    check_seed(seed)
-    check_methods(methods)
-    names = {"base": _name(base), "task": str(task.name if isinstance(task, Task) else task)}
-    base = base if isinstance(base, Base) else load_base(base)
-    task = _with_validation(task if isinstance(task, Task) else load_task(task))
-    every = max(1, steps // EVALUATIONS) if eval_every is None else eval_every
-    conditions = Conditions(base, task, steps, batch_size, seed, eval_examples, every)
-    space = Space(base.model, bytes, memory, methods)
-    asked = {"bytes": bytes, "memory": memory, "methods": list(methods), "prune_after": prune_after}
-    place = None if out is None else Path(out)
-    study = Study(place, conditions.settings() | asked, seed=seed, prune_after=prune_after)
-    search = _Search(conditions, space, study, place, tell, tuple(listeners))
-    search.run(trials)
-    return Tuned(search.tried(), bytes, conditions.settings() | names)
+    check_counts(1, trials=trials)
+    search = Search(
+        base, task, bytes, methods=methods, memory=memory, steps=steps, batch_size=batch_size,
+        seed=seed, eval_examples=eval_examples, eval_every=eval_every, prune_after=prune_after,
+        out=out, tell=tell, listeners=listeners,
+    )  # fmt: skip
+    return search.run(trials)
 
 
-@dataclasses.dataclass
-class _Search:
-    """A search under way; its parts are `tune`'s arguments."""
+class Search:
+    """A search that can be watched and stopped from another thread; `tune` is one that isn't.
 
-    conditions: Conditions
-    space: Space
-    study: Study
-    out: Path | None
-    tell: Callable[[str], None]
-    listeners: tuple[Listener, ...]
+    Args: those of `tune`, but for the number of trials. Raises as it does.
+    """
 
-    def run(self, trials: int) -> None:
-        """Work on trials until so many have ended, here or elsewhere. Raises as `tune`."""
+    def __init__(
+        self,
+        base: Base | str | Path,
+        task: Task | str | Path,
+        bytes: int,
+        *,
+        methods: Sequence[Method] = METHODS[:1],
+        memory: int | None = None,
+        steps: int = 200,
+        batch_size: int = 8,
+        seed: int = 0,
+        eval_examples: int = 64,
+        eval_every: int | None = None,
+        prune_after: int = 5,
+        out: str | Path | None = None,
+        tell: Callable[[str], None] = print,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        optuna()
+        check_counts(1, bytes=bytes, steps=steps, batch_size=batch_size)
+        check_counts(1, eval_examples=eval_examples, prune_after=prune_after)
+        check_counts(0, eval_every=eval_every or 0)
+        check_counts(1, memory=1 if memory is None else memory)
+        check_seed(seed)
+        check_methods(methods)
+        names = {"base": _name(base), "task": str(task.name if isinstance(task, Task) else task)}
+        base = base if isinstance(base, Base) else load_base(base)
+        task = _with_validation(task if isinstance(task, Task) else load_task(task))
+        every = max(1, steps // EVALUATIONS) if eval_every is None else eval_every
+        self.conditions = Conditions(base, task, steps, batch_size, seed, eval_examples, every)
+        self.space = Space(base.model, bytes, memory, methods)
+        settings = self.conditions.settings()
+        asked = {
+            "bytes": bytes, "memory": memory, "methods": list(methods), "prune_after": prune_after
+        }  # fmt: skip
+        self.out = None if out is None else Path(out)
+        self.study = Study(self.out, settings | asked, seed=seed, prune_after=prune_after)
+        self.bytes, self.settings = bytes, settings | names
+        self._tell, self._listeners = tell, tuple(listeners)
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End `run` after the step in progress, or before the first. Returns at once."""
+        self._stopping.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping.is_set()
+
+    def result(self) -> Tuned:
+        """What the trials that have ended come to."""
+        return Tuned(self.tried(), self.bytes, self.settings)
+
+    def run(self, trials: int) -> Tuned:
+        """Work on trials until so many have ended, here or elsewhere, or `stop` is called."""
         measured = False
         try:
-            while True:
+            while not self.stopped:
                 trial = self.study.take(trials, self.space.draw)
                 if trial is None:
                     if not self.study.is_open():
                         break
-                    time.sleep(LOOK_AGAIN)
+                    self._stopping.wait(LOOK_AGAIN)
                     continue
                 try:
                     measured = measured or self._tell_cost(trial, trials)
@@ -131,11 +167,14 @@ class _Search:
                 finally:
                     self.study.give_back(trial)
         except KeyboardInterrupt:
-            self.tell(self._how_to_go_on())
+            self._tell(self._how_to_go_on())
             raise
-        if not any(trial.state == "completed" for trial in self.tried()):
+        if self.stopped:
+            self._tell(self._how_to_go_on())
+        elif not any(trial.state == "completed" for trial in self.tried()):
             last = self.tried()[-1]
             raise SessionError(f"no trial ran to its end; the last, {last.name}, {last.state}")
+        return self.result()
 
     def tried(self) -> tuple[Tried, ...]:
         """The trials that have ended, by number."""
@@ -144,13 +183,20 @@ class _Search:
     def _work_on(self, trial: Any) -> None:
         candidate = self.space.draw(trial)  # again, from what was chosen when it was taken
         folder = self._folder(trial)
-        ending = run_trial(self.conditions, candidate, trial, folder, self.listeners)
+        ending = run_trial(
+            self.conditions, candidate, trial, folder, self._listeners, self._stopping.is_set
+        )
         if ending.interrupted and math.isnan(ending.loss) and not ending.failure:
-            raise KeyboardInterrupt
+            return self._end()
         loss = None if math.isnan(ending.loss) else ending.loss
         self.study.tell(trial, loss, ending.failure)
-        self.tell(progress(self.tried(), trial_name(trial.number)))
+        self._tell(progress(self.tried(), trial_name(trial.number)))
         if ending.interrupted:
+            self._end()
+
+    def _end(self) -> None:
+        """After a trial that was interrupted: by `stop`, or by a person who pressed Ctrl-C."""
+        if not self.stopped:
             raise KeyboardInterrupt
 
     def _tell_cost(self, trial: Any, trials: int) -> bool:
@@ -160,11 +206,12 @@ class _Search:
             return False
         left = trials - len(self.study.ended())
         seconds = cost.of_trial(self.conditions)
-        self.tell(
+        self._tell(
             f"{count(left, 'trial')} of {count(self.conditions.steps, 'step')}: a step takes "
-            f"{cost.step:.2g} s here, so a trial like the first {_duration(seconds)}, and all of "
-            f"them at most about {_duration(left * seconds)}, less for those that are cut short. "
-            f"Memory without activations: {readable(candidate.memory)}."
+            f"{cost.step:.2g} s here, so a trial like the first {about(seconds)}, and all of "
+            f"them at most about {about(left * seconds)}, less for those that are cut short. "
+            f"Memory: {readable(cost.memory)} at its peak; by plan, {readable(candidate.memory)} "
+            f"without activations."
         )
         return True
 
@@ -212,10 +259,3 @@ def _name(base: Base | str | Path) -> str:
     if not isinstance(base, Base):
         return str(base)
     return MINI_OPT if base.label == MINI_OPT else str(base.model.name_or_path)
-
-
-def _duration(seconds: float) -> str:
-    """ "12 s", "3 min" or "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -12,6 +12,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
+from vblora_lab.errors import SessionError
 from vblora_lab.planning.code import as_code, as_literal
 from vblora_lab.runs.layout import ADAPTER
 from vblora_lab.runs.results import caption
@@ -80,7 +81,12 @@ class Tuned:
 
     @property
     def best(self) -> Tried:
-        """The completed trial of the lowest loss; of equal ones the smallest."""
+        """The completed trial of the lowest loss; of equal ones the smallest.
+
+        Raises `SessionError` if none has run to its end.
+        """
+        if not self.front:
+            raise SessionError("no trial has run to its end yet, so none is the best")
         return self.front[-1]
 
     @property
@@ -99,15 +105,19 @@ class Tuned:
 
     @property
     def code(self) -> str:
-        """Python that trains the best one again and keeps the run in the folder "best".
+        """Python that trains the best one again; see `code_of`."""
+        return self.code_of(self.best)
+
+    def code_of(self, trial: Tried) -> str:
+        """Python that trains a trial again and keeps the run in the folder "best".
 
         The base and the task are named as they were given, a `Base` or a `Task` by its own name.
         """
-        best = self.best
-        made = _lora_code(best.config) if isinstance(best.config, LoraConfig) else _code(best)
+        config = trial.config
+        made = _lora_code(config) if isinstance(config, LoraConfig) else _code(trial)
         session, where, first = (
             ("MethodSession", "vblora_lab.train.compare", f'    "{LABELS["lora"]}",\n')
-            if best.method == "lora"
+            if trial.method == "lora"
             else ("TrainingSession", "vblora_lab", "")
         )
         names = ("steps", "batch_size", "seed", "eval_examples")
@@ -118,7 +128,7 @@ class Tuned:
             f"    {as_literal(self.settings['base'])},\n"
             "    config,\n"
             f"    {as_literal(self.settings['task'])},\n"
-            f"    learning_rates={_rates_code(best)},\n"
+            f"    learning_rates={_rates_code(trial)},\n"
             f'{options}    out="best",\n)\n'
             'if __name__ == "__main__":\n'
             "    trace = session.run()\n"

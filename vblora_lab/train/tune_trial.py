@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import BatchTooLargeError, DivergedError
-from vblora_lab.runs.events import Evaluated, Event, Listener, Stepped
+from vblora_lab.runs.events import Evaluated, Event, Listener, Started, Stepped
 from vblora_lab.train.compare import MethodSession
 from vblora_lab.train.session import SAVE_EVERY
 from vblora_lab.train.tune_space import LABELS, Candidate
@@ -106,10 +106,11 @@ class Pruning:
     Args:
         trial: Optuna's.
         steps: of the whole run.
+        stopping: says whether the search is to end; the session is stopped after a step then.
     """
 
-    def __init__(self, trial: Any, steps: int) -> None:
-        self._trial, self._steps = trial, steps
+    def __init__(self, trial: Any, steps: int, stopping: Callable[[], bool]) -> None:
+        self._trial, self._steps, self._stopping = trial, steps, stopping
         self.session: TrialSession | None = None
 
     def __call__(self, event: Event) -> None:
@@ -118,6 +119,8 @@ class Pruning:
                 self._trial.report(event.eval_loss, event.step)
             if self.is_behind() and self.session is not None:
                 self.session.cut()
+        if isinstance(event, Started | Stepped) and self._stopping() and self.session is not None:
+            self.session.stop()
 
     def is_behind(self) -> bool:
         """Whether the losses reported so far are worse than most trials' at the same step."""
@@ -134,6 +137,7 @@ def run_trial(
     trial: Any,
     out: Path | None,
     listeners: Iterable[Listener],
+    stopping: Callable[[], bool],
 ) -> Ending:
     """Train a candidate, or go on training it where a process was interrupted.
 
@@ -142,8 +146,9 @@ def run_trial(
         trial: Optuna's, which hears the losses.
         out: folder of the run; None for none.
         listeners: hear the session's events.
+        stopping: says, after each step, whether the search is to end.
     """
-    pruning = Pruning(trial, conditions.steps)
+    pruning = Pruning(trial, conditions.steps, stopping)
     if pruning.is_behind():  # as it was found when its process ended
         return Ending()
     session = conditions.session(
@@ -170,10 +175,14 @@ def run_trial(
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step and of an evaluation, as measured."""
+    """As measured: seconds of a step and of an evaluation, and bytes of memory at most.
+
+    Memory is counted as `Stepped` has it: of tensors on a GPU, or else of the whole process.
+    """
 
     step: float
     evaluation: float
+    memory: int
 
     def of_trial(self, conditions: Conditions) -> float:
         """Seconds that a trial takes which runs to its end."""
@@ -183,14 +192,21 @@ class Cost:
 
 
 def measure_cost(conditions: Conditions, candidate: Candidate) -> Cost | None:
-    """Time two steps and an evaluation of a candidate; None where its training fails.
+    """Measure two steps and an evaluation of a candidate; None where its training fails.
 
     Passes on an interrupt.
     """
     last: dict[type, float] = {}  # when the last event of each kind came
+    memory = [0]
+
+    def note(event: Event) -> None:
+        last[type(event)] = time.monotonic()
+        if isinstance(event, Stepped):
+            memory.append(event.peak_memory_bytes)
+
     session = conditions.session(
         candidate,
-        [lambda event: last.__setitem__(type(event), time.monotonic())],
+        [note],
         steps=2,
         eval_every=0,
         select_every=0,
@@ -201,4 +217,4 @@ def measure_cost(conditions: Conditions, candidate: Candidate) -> Cost | None:
         return None
     if session.interrupted or trace.reason != "completed":
         raise KeyboardInterrupt
-    return Cost(trace.seconds_per_step, last[Evaluated] - last[Stepped])
+    return Cost(trace.seconds_per_step, last[Evaluated] - last[Stepped], max(memory))

@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.folders import read_tensors
 from vblora_lab.tuner.formats import BANK_KEY
+from vblora_lab.tuner.of_one import ByAdapter
 from vblora_lab.tuner.sharded import asked_by_fsdp, is_cut, is_distributed
 
 FINGERPRINT_NAME = "vblora_bank.json"
 
 
-class VectorBanks(nn.ParameterDict):
+class VectorBanks(ByAdapter):
     """The banks (num_vectors, vector_length) of a model by adapter; all its layers hold this one.
 
     Attributes:
@@ -96,14 +99,21 @@ class VectorBanks(nn.ParameterDict):
         copied = bank.detach().to(device, own.dtype, copy=True)
         self[adapter_name] = nn.Parameter(copied, requires_grad=own.requires_grad)
 
-    def keep_frozen(self) -> None:
-        """Undo what PEFT does when it makes an adapter trainable: all that is the adapter's."""
-        for name in self.fingerprints:
-            self[name].requires_grad_(False)
+    def keep_frozen(self, adapter_names: Iterable[str] | None = None) -> None:
+        """Undo what PEFT does when it makes adapters trainable: all that is an adapter's.
+
+        Args:
+            adapter_names: of these; of all if not given.
+        """
+        for name in self.fingerprints if adapter_names is None else adapter_names:
+            if name in self.fingerprints or (name in self and self.is_shared(name)):
+                self[name].requires_grad_(False)
 
     def is_shared(self, adapter_name: str) -> bool:
         """Whether an adapter uses a bank that isn't, or isn't only, its own."""
-        return any(self[name] is self[adapter_name] for name in self.fingerprints)
+        # Asked of every layer, of a model with any number of adapters: `map` takes little time.
+        banks = map(self._parameters.get, self.fingerprints)
+        return any(map(is_, banks, repeat(self._parameters[adapter_name])))
 
     def __delitem__(self, adapter_name: str) -> None:
         super().__delitem__(adapter_name)
@@ -180,8 +190,8 @@ def find_bank(folder: str, banks: VectorBanks | None, given: Tensor | None) -> T
             f"bank: is another one than {folder} was trained with (SHA-256 "
             f"{fingerprint(given)[:12]}..., needed {needed[:12]}...)."
         )
-    held = banks.items() if banks is not None else ()
-    in_model = next((bank for _, bank in held if fingerprint(bank) == needed), None)
+    held = {id(bank): bank for bank in banks.values()} if banks is not None else {}
+    in_model = next((bank for bank in held.values() if fingerprint(bank) == needed), None)
     found = in_model if in_model is not None else given
     if found is None:
         there = ", ".join(map(repr, banks)) if banks else "none"
@@ -195,9 +205,13 @@ def find_bank(folder: str, banks: VectorBanks | None, given: Tensor | None) -> T
 
 def write_fingerprint(folder: Path, its_fingerprint: str) -> None:
     """Say in a folder of an adapter which bank it needs."""
-    text = json.dumps({"sha256": its_fingerprint}, indent=2)
     with whole_file(folder / FINGERPRINT_NAME) as new:
-        new.write_text(text + "\n", encoding="utf-8")
+        new.write_bytes(fingerprint_file(its_fingerprint))
+
+
+def fingerprint_file(its_fingerprint: str) -> bytes:
+    """What is in the file that says which bank an adapter needs."""
+    return json.dumps({"sha256": its_fingerprint}, indent=2).encode() + b"\n"
 
 
 def read_fingerprint(folder: str | os.PathLike[str]) -> str | None:

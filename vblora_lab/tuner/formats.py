@@ -188,6 +188,32 @@ def check_tensors(
 ) -> None:
     """Compare what a file holds with what a model expects, and look at its numbers.
 
+    Takes what `check_shapes` takes.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected, or of another shape; or numbers that no
+            training gives: NaN, infinite, or no choice of bank vectors.
+    """
+    for key in check_shapes(tensors, config, features, others, needed_others, where):
+        if key.endswith(INDICES):
+            stem = key.removesuffix(INDICES)
+            weights = tensors[stem + WEIGHTS]
+            check_dtype(weights, f"{where}: {stem + WEIGHTS}")
+            check_choice(tensors[key], weights, config.num_vectors, f"{where}: {stem}")
+        elif not key.endswith(WEIGHTS):
+            check_numbers(tensors[key], f"{where}: {key}", are_logits=key != BANK_KEY)
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor],
+    config: VBLoRAConfig,
+    features: Mapping[str, tuple[int, int]],
+    others: Mapping[str, Tensor],
+    needed_others: Collection[str],
+    where: str,
+) -> dict[str, Shape]:
+    """Compare the keys and shapes of a file with what a model expects.
+
     Args:
         tensors: of the file, in either format; a bank may be missing.
         config: of the adapter.
@@ -196,9 +222,11 @@ def check_tensors(
         needed_others: the keys of those that it must hold.
         where: names the file in the message.
 
+    Returns:
+        The shapes of bank and logits, by key.
+
     Raises:
-        CheckpointError: keys are missing, unexpected, or of another shape; or numbers that no
-            training gives: NaN, infinite, or no choice of bank vectors.
+        CheckpointError: keys are missing, unexpected, or of another shape.
     """
     only_topk, with_bank = is_topk_format(tensors), BANK_KEY in tensors
     expected = expected_shapes(config, features, only_topk, with_bank)
@@ -219,17 +247,10 @@ def check_tensors(
             f"{where} doesn't fit this model: {'; '.join(problems[:4])}{more}. Was it made for "
             "another base model, or with another config?"
         )
-    for key in expected:
-        if key.endswith(INDICES):
-            stem = key.removesuffix(INDICES)
-            weights = tensors[stem + WEIGHTS]
-            check_dtype(weights, f"{where}: {stem + WEIGHTS}")
-            check_choice(tensors[key], weights, config.num_vectors, f"{where}: {stem}")
-        elif not key.endswith(WEIGHTS):
-            _check_numbers(tensors[key], f"{where}: {key}", are_logits=key != BANK_KEY)
+    return expected
 
 
-def _check_numbers(tensor: Tensor, where: str, are_logits: bool) -> None:
+def check_numbers(tensor: Tensor, where: str, are_logits: bool) -> None:
     """Raise `CheckpointError` for what no bank or logits can be.
 
     Logits may be -inf: saved again after they were rebuilt from their top k. But not all of one

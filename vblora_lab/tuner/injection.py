@@ -20,9 +20,10 @@ from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import NO_ADAPTER, VBLoRALayer
 from vblora_lab.tuner.modules import own_modules
+from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.wrapped import adapter_dtype
 
-UNFIT_FOR_A_FOLDER = re.compile(r"[/\\:\x00-\x1f\x7f]")  # a drive letter has a colon
+UNFIT_FOR_A_FOLDER = re.compile(r"[/\\:\x00-\x1f\x7f\ud800-\udfff]")  # drives have a colon
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -62,36 +63,40 @@ class Configs(dict[str, PeftConfig]):
 
 @contextmanager
 def restored_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """If the block fails, take back whatever it did to add an adapter to a base model."""
-    modules = {module: dict(module._modules) for module in model.modules()}
-    adapted = set(adapted_layers(model, adapter_name).values())
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    configs = dict(model.__dict__.get("peft_config", {}))
-    of_passes: tuple[dict[int, Any], ...] = (
-        model._forward_pre_hooks,
-        model._forward_hooks,
-        model._forward_hooks_always_called,
-    )
-    hooks = [dict(each) for each in of_passes]
-    try:
-        yield
-    except BaseException:
-        for module, children in modules.items():
-            if isinstance(module, VBLoRALayer) and module not in adapted:
-                module.delete_adapter(adapter_name)
-                module.pool.layers.pop(adapter_name, None)
-            module._modules.clear()
-            module._modules.update(children)
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
-        for each, before in zip(of_passes, hooks, strict=True):
-            each.clear()
-            each.update(before)
-        if adapter_name not in configs:
-            model.__dict__.get("peft_config", {}).pop(adapter_name, None)
-        if not configs:
-            model.__dict__.pop("peft_config", None)
-        raise
+    """If the block fails, take back whatever it did to add an adapter to a base model.
+
+    The block doesn't see the parameters of other adapters when it walks over the model.
+    """
+    with of_one(adapter_name):
+        modules = {module: dict(module._modules) for module in model.modules()}
+        adapted = set(adapted_layers(model, adapter_name).values())
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        configs = dict(model.__dict__.get("peft_config", {}))
+        of_passes: tuple[dict[int, Any], ...] = (
+            model._forward_pre_hooks,
+            model._forward_hooks,
+            model._forward_hooks_always_called,
+        )
+        hooks = [dict(each) for each in of_passes]
+        try:
+            yield
+        except BaseException:
+            for module, children in modules.items():
+                if isinstance(module, VBLoRALayer) and module not in adapted:
+                    module.delete_adapter(adapter_name)
+                    module.pool.layers.pop(adapter_name, None)
+                module._modules.clear()
+                module._modules.update(children)
+            for parameter, requires_grad in flags:
+                parameter.requires_grad_(requires_grad)
+            for each, before in zip(of_passes, hooks, strict=True):
+                each.clear()
+                each.update(before)
+            if adapter_name not in configs:
+                model.__dict__.get("peft_config", {}).pop(adapter_name, None)
+            if not configs:
+                model.__dict__.pop("peft_config", None)
+            raise
 
 
 def place_bank(

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # unlike torch.compiler.disable, imports no compiler
 from transformers.pytorch_utils import Conv1D
 
 from vblora_lab.admixture import low_rank_matrices
@@ -26,10 +27,11 @@ from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
-from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.of_one import ByAdapter, the_one
 from vblora_lab.tuner.wrapped import WrappedLinear, device_of
 
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
@@ -45,10 +47,10 @@ class VBLoRALayer(WrappedLinear):
         super().__init__(base_layer)
         self.r: dict[str, int] = {}
         self.topk: dict[str, int] = {}
-        self.vblora_dropout = nn.ModuleDict()
+        self.vblora_dropout = nn.ModuleDict()  # of adapters that have one
         self.dropout_p: dict[str, float] = {}
-        self.vblora_logits_A = nn.ParameterDict()
-        self.vblora_logits_B = nn.ParameterDict()
+        self.vblora_logits_A = ByAdapter()
+        self.vblora_logits_B = ByAdapter()
         # False once logits were loaded that only know their top k (see _load_from_state_dict).
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
@@ -135,8 +137,8 @@ class VBLoRALayer(WrappedLinear):
         self.r[adapter_name] = r
         self.topk[adapter_name] = config.topk
         self.dropout_p[adapter_name] = p = config.vblora_dropout
-        dropout = nn.Dropout(p) if p > 0 else nn.Identity()
-        self.vblora_dropout[adapter_name] = dropout.train(self.training)
+        if p > 0:
+            self.vblora_dropout[adapter_name] = nn.Dropout(p).train(self.training)
         self.vblora_logits_A[adapter_name] = nn.Parameter(logits_A)
         self.vblora_logits_B[adapter_name] = nn.Parameter(logits_B)
         self.logits_are_complete[adapter_name] = True
@@ -146,8 +148,14 @@ class VBLoRALayer(WrappedLinear):
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters: theirs are trained from now on, except for a bank that is shared."""
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self.vblora_vector_bank.keep_frozen()
+        new = the_one()
+        if new is None:
+            super().set_adapter(adapter_names, inference_mode=inference_mode)
+            self.vblora_vector_bank.keep_frozen()
+        else:  # while one is added, the others stay as they are
+            names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+            self.set_requires_grad(new, new in names and not inference_mode)
+            self._active_adapter = names
         self.pool.unfold()
 
     def enable_adapters(self, enabled: bool) -> None:
@@ -159,8 +167,13 @@ class VBLoRALayer(WrappedLinear):
         self, adapter_names: str | Sequence[str], requires_grad: bool = True
     ) -> None:
         """Train or freeze adapters, except for a bank that is shared, which stays frozen."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        self.vblora_vector_bank.keep_frozen()
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for each in self.adapter_layer_names:  # not by a look at each adapter, as PEFT does
+            held = getattr(self, each)
+            for name in names:
+                if name in held:
+                    held[name].requires_grad_(requires_grad)
+        self.vblora_vector_bank.keep_frozen(names)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -207,7 +220,6 @@ class Linear(VBLoRALayer):
 
         Args:
             x: (..., in_features).
-            adapter_names: (keyword) one adapter name, or "__base__", per sample of a mixed batch.
 
         Returns:
             (..., out_features) in the dtype of the base layer's output.
@@ -219,7 +231,6 @@ class Linear(VBLoRALayer):
             folded = self.pool.folded(self.name_in_pool)
             if folded is not None:
                 return F.linear(x, *folded)
-        adapter_names = kwargs.pop("adapter_names", None)
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
@@ -228,8 +239,12 @@ class Linear(VBLoRALayer):
             Conv1D,
         ):  # other kinds may have reasons of their own
             x = self.pool.cast_input(x, autocast)
-        if adapter_names is not None:
-            return self._forward_mixed_batch(x, adapter_names, *args, **kwargs)
+        if self.pool.row_batches:
+            compiling = torch.compiler.is_compiling()
+            by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
+            output = by_row(x, *args, **kwargs)
+            if output is not None:
+                return output
         if not args and not kwargs:
             output = self._forward_in_one_call(x, autocast)
             if output is not None:
@@ -242,16 +257,18 @@ class Linear(VBLoRALayer):
             self.unmerge()
         return cast(Tensor, self.base_layer(x, *args, **kwargs))
 
-    def _forward_mixed_batch(
-        self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Each sample has the update of its own adapter, or none."""
-        output = self.base_layer(x, *args, **kwargs).clone()
-        for adapter in dict.fromkeys(adapter_names):
-            if adapter in self.topk:
-                rows = [i for i, name in enumerate(adapter_names) if name == adapter]
-                output[rows] = self._add_update(output[rows], x[rows], adapter).to(output.dtype)
-        return cast(Tensor, output)
+    def _forward_by_row(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Each sample has the update of its own adapter, or none.
+
+        None if it is another thread that runs a batch of this kind.
+        """
+        batch = self.pool.row_batch()
+        if batch is None:
+            return None
+        return batch.add_updates(self.name_in_pool, self.base_layer(x, *args, **kwargs), x)
+
+    # Compiled code can't ask in which thread it runs.
+    _forward_by_row_uncompiled = _disable_dynamo(_forward_by_row)
 
     def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
         """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
@@ -279,7 +296,8 @@ class Linear(VBLoRALayer):
         A, B_T = self._matrices(adapter, autocast)
         if autocast is None:  # else it casts x itself
             x = self._cast_input_dtype(x, A.dtype)
-        Ax = F.linear(self.vblora_dropout[adapter](x), A)
+        dropped = self.vblora_dropout[adapter](x) if self.dropout_p[adapter] > 0 else x
+        Ax = F.linear(dropped, A)
         if output.dtype != Ax.dtype:
             return output + Ax @ B_T
         # One call instead of a product and a sum. It takes matrices: one row per token.
@@ -293,8 +311,8 @@ class Linear(VBLoRALayer):
         mixed = self.pool.get(adapter, self, autocast)
         if mixed is not None:
             return mixed
-        A, B = low_rank_matrices(*self.logits(adapter), self.bank(adapter), self.topk[adapter])
-        return Matrices(A.to(autocast or A.dtype), B.T.to(autocast or B.dtype))
+        logits, bank = self.logits(adapter), self.bank(adapter)
+        return mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
 
     def _refuse_to_train(self, adapter: str) -> None:
         logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
@@ -316,7 +334,8 @@ class Linear(VBLoRALayer):
         # load and whoever loads, spares a look (and a wait for the device) per forward pass.
         for adapter in self.vblora_logits_A:
             logits = state_dict.get(f"{prefix}vblora_logits_A.{adapter}")
-            if logits is not None and logits.device.type != "meta":
+            # ZeRO-3's state dicts hold empty tensors, whose parts it loads by itself.
+            if logits is not None and logits.device.type != "meta" and logits.numel():
                 self.logits_are_complete[adapter] = not bool(logits[0, 0].isinf().any())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

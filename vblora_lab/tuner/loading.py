@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,12 +91,34 @@ def checked_config(base: nn.Module, folder: str, is_trainable: bool) -> tuple[VB
             "sub-vector (save_only_topk_weights=True). Load it with is_trainable=False, or train "
             "from a file with all logits."
         )
+    config = check_fits(base, config, tensors, folder)
+    config.inference_mode = not is_trainable
+    return config, formats.BANK_KEY in tensors
+
+
+def check_fits(
+    base: nn.Module, config: VBLoRAConfig, tensors: Mapping[str, Tensor], where: str
+) -> VBLoRAConfig:
+    """Raise unless these tensors are what a config stores for this base model.
+
+    Args:
+        base: adapted already or not, or on the meta device. Not changed.
+        config: of the adapter.
+        tensors: of its file, in either format; the bank may be missing.
+        where: names the file in the message.
+
+    Returns:
+        The config with what the model fills in, for inference.
+
+    Raises:
+        CheckpointError, TargetError: as `checked_config` does.
+    """
+    config = copy.copy(config)
     config.inference_mode = True  # a stored adapter: names that match nothing are dropped
     config, targets = resolve(base, config)
-    config.inference_mode = not is_trainable
     beside = beside_base(base, config, targets)
-    _check(tensors, config, features(targets), beside, folder)
-    return config, formats.BANK_KEY in tensors
+    _check(tensors, config, features(targets), beside, where)
+    return config
 
 
 def _check(

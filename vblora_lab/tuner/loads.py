@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from vblora_lab.errors import CheckpointError
 from vblora_lab.tuner.injection import restored_on_error
 from vblora_lab.tuner.layer import VBLoRALayer
 from vblora_lab.tuner.model import VBLoRAModel
+from vblora_lab.tuner.sharded import whole
 
 _from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
 _load_adapter = PeftModel.load_adapter
@@ -63,8 +64,11 @@ def load_adapter(
 @functools.wraps(_save_pretrained)
 def save_pretrained(self: PeftModel, *args: Any, **kwargs: Any) -> None:
     modes = [(config, config.inference_mode) for config in self.peft_config.values()]
+    # A state dict that is given was gathered, maybe by a process that alone goes on from there.
+    given = kwargs.get("state_dict") is not None
     try:
-        _save_pretrained(self, *args, **kwargs)
+        with nullcontext() if given else whole(self):
+            _save_pretrained(self, *args, **kwargs)
     finally:
         for config, inference_mode in modes:
             config.inference_mode = inference_mode

@@ -18,8 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
-from vblora_lab.speed.in_graph import no_graph_of_its_own
-from vblora_lab.speed.pool import MatrixPool
+from vblora_lab.speed.pool import MatrixPool, no_graph_of_its_own
 from vblora_lab.tuner import formats, saving, sizes, stored
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.banks import VectorBanks
@@ -35,10 +34,11 @@ from vblora_lab.tuner.injection import (
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 from vblora_lab.tuner.loading import checked_state_dict
 from vblora_lab.tuner.merging import check_mergeable, merges_restored_on_error, uninterrupted
-from vblora_lab.tuner.mixed_batch import adapter_per_row, check_mixed_batch
+from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
-from vblora_lab.tuner.sharded import gathered, mixes_by_layer
-from vblora_lab.tuner.starts import copy_adapter, source_of_reference
+from vblora_lab.tuner.of_one import of_one
+from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
+from vblora_lab.tuner.starts import begin_as_asked, copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
 
@@ -58,8 +58,7 @@ class VBLoRAModel(BaseTuner):
         vblora_vector_bank: the banks (num_vectors, vector_length) by adapter name; every layer
             holds this same dictionary.
 
-    Raises:
-        ConfigError, TargetError: before anything is changed.
+    Raises ConfigError or TargetError before anything is changed.
     """
 
     uses_shared_state = True
@@ -84,7 +83,7 @@ class VBLoRAModel(BaseTuner):
         # Not the caller's dict: inject_adapter puts a copy of the config there.
         super().__init__(model, Configs(peft_config), adapter_name, **kwargs)
         # As transformers marks them. Looked for once: a model has hundreds of modules.
-        self._checkpointing = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+        self._again = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
         # On the base model, since `generate` calls that and not the tuner.
         self._pass_hooks = [
             model.register_forward_pre_hook(self._begin_pass),
@@ -100,16 +99,9 @@ class VBLoRAModel(BaseTuner):
 
     @no_graph_of_its_own
     def _begin_pass(self, *_: Any) -> None:
-        several = self._adapters_of_batch  # one per sample: each layer adds them up by itself
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
-            again = torch.is_grad_enabled() and self._is_checkpointed()
-            self.pool.begin_pass(
-                several or self.active_adapters, may_fold=not several, hand_out=not again
-            )
-
-    def _is_checkpointed(self) -> bool:
-        """Whether parts of the model are called again in the backward pass."""
-        return any(module.gradient_checkpointing for module in self._checkpointing)
+            again = torch.is_grad_enabled() and any(m.gradient_checkpointing for m in self._again)
+            self.pool.begin_pass(self.active_adapters, hand_out=not again)
 
     def _end_pass(self, *_: Any) -> None:
         self.pool.end_pass()
@@ -119,10 +111,9 @@ class VBLoRAModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.pool = MatrixPool()
         self.vblora_vector_bank = VectorBanks(self.pool)
-        self._adapters_of_batch: list[str] = []
 
     def _init_vblora_vector_bank(self, config: VBLoRAConfig, adapter_name: str) -> None:
-        """Draw the bank of an adapter anew, uniform in [-bound, bound], on the CPU in float32."""
+        """Draw an adapter's bank, uniform in [-bound, bound], on the CPU in float32."""
         bank = torch.empty(config.num_vectors, config.vector_length)
         nn.init.uniform_(bank, -config.init_vector_bank_bound, config.init_vector_bank_bound)
         self.vblora_vector_bank[adapter_name] = nn.Parameter(bank)
@@ -163,9 +154,11 @@ class VBLoRAModel(BaseTuner):
                     )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
                 self._pool_layers(adapter_name, layers := adapted_layers(self, adapter_name))
-                copy_adapter(layers, banks, source, adapter_name)
                 if config.inference_mode:  # PEFT would train its biases nevertheless
                     train_biases(model, {adapter_name: config}, ())
+                elif source is None:
+                    begin_as_asked(self, adapter_name)
+                copy_adapter(layers, banks, source, adapter_name)
             config.belongs_to(self)
         except BaseException:
             self.peft_config.pop(adapter_name, None)
@@ -188,7 +181,8 @@ class VBLoRAModel(BaseTuner):
         config = self.peft_config.get(adapter_name)
         bias = "none" if config is None else cast(VBLoRAConfig, config).bias
         biases = trained_biases(self.model, adapter_name, bias)
-        super().delete_adapter(adapter_name)
+        with of_one(adapter_name) if not was_active else nullcontext():
+            super().delete_adapter(adapter_name)
         self.pool.drop(adapter_name)
         for parameter in biases:
             parameter.requires_grad_(False)
@@ -325,13 +319,8 @@ class VBLoRAModel(BaseTuner):
             with self.pool.held():
                 yield
             return
-        check_mixed_batch(self, adapter_names)
-        self._adapters_of_batch = [name for name in self.peft_config if name in adapter_names]
-        try:
-            with adapter_per_row(self, adapter_names), self.pool.held():
-                yield
-        finally:
-            self._adapters_of_batch = []
+        with mixed_batch(self, adapter_names), self.pool.held():
+            yield
 
     # --- sizes
 
@@ -410,7 +399,8 @@ class VBLoRAModel(BaseTuner):
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         full = checked_state_dict(model, config, adapter_name, state_dict)
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        ours = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, full)
+        return cut_alike(ours, dict(model.named_parameters(remove_duplicate=False)))
 
     def complete_folder(self, config: VBLoRAConfig, folder: Path) -> VBLoRAConfig:
         """Bring a folder in which PEFT just stored an adapter into its final form.

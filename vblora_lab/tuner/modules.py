@@ -28,14 +28,26 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def own_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a model by name, without the root and without the insides of adapters."""
+    """The modules of a model by name, without the root and without the insides of adapters.
+
+    (Nor are these walked: each adapter has modules in every layer that it adapts.)
+    """
     named: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name and not name.startswith(inside):
+    seen: set[nn.Module] = set()
+    ahead: list[tuple[str, nn.Module]] = [("", model)]
+    while ahead:
+        name, module = ahead.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if name:
             named[name] = module
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            inside += (name + ".",)
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            prefix = f"{name}." if name else ""
+            inside = [
+                (prefix + key, child) for key, child in module._modules.items() if child is not None
+            ]
+            ahead += reversed(inside)
     return named
 
 

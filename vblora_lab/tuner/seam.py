@@ -18,7 +18,7 @@ from typing import Any
 from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-from vblora_lab.tuner import loads
+from vblora_lab.tuner import loads, starts
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.model import VBLoRAModel
 
@@ -67,20 +67,27 @@ class _Seam:
 _seam = _Seam()
 
 
-def register() -> None:
+def register(*, start_at_base: bool = False) -> None:
     """Make PEFT use this package's classes for VB-LoRA everywhere, until `unregister`.
+
+    Args:
+        start_at_base: let every new adapter begin with B A = 0, see `start_at_base`. For programs
+            that make the adapter themselves and measure against the base model, such as TRL's
+            trainers with ``peft_config=``. What is loaded from a file is as it was stored.
 
     Files are still found and read by PEFT then. Where a folder has no safetensors file, PEFT reads
     adapter_model.bin, a pickle, by torch.load(weights_only=True), which builds tensors and plain
     containers and runs no code. `from_pretrained` of this module reads no pickle at all.
     """
     _seam.registered = True
+    starts.AT_BASE.asked_for = start_at_base
     _seam.settle()
 
 
 def unregister() -> None:
     """Give PEFT its own VB-LoRA classes back. Models made meanwhile keep working."""
     _seam.registered = False
+    starts.AT_BASE.asked_for = False
     _seam.settle()
 
 

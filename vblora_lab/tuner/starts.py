@@ -18,6 +18,15 @@ from vblora_lab.tuner.layer import VBLoRALayer
 TRL_REFERENCE = "ref"
 
 
+class _Start:
+    """Whether new adapters begin at the base model; `register` asks for it."""
+
+    asked_for = False
+
+
+AT_BASE = _Start()
+
+
 @torch.no_grad()
 def start_at_base(model: nn.Module, adapter_name: str = "default") -> None:
     """Let a new adapter begin with B A = 0 exactly, so that the model computes what its base does.
@@ -79,6 +88,16 @@ def _favouring(logits: Tensor, part: slice) -> Tensor:
         rank = logits[..., where].argsort(-1).argsort(-1)
         result[..., where] = numbers.gather(-1, rank)
     return result
+
+
+def begin_as_asked(tuner: nn.Module, adapter_name: str) -> None:
+    """Let a new adapter begin at the base model, if that is asked for. Raises as `start_at_base`.
+
+    One that is without memory yet, or only to be used, gets its numbers from a file.
+    """
+    bank = next(iter(adapted_layers(tuner, adapter_name).values())).vblora_vector_bank[adapter_name]
+    if AT_BASE.asked_for and not bank.is_meta:
+        start_at_base(tuner, adapter_name)
 
 
 def source_of_reference(configs: Mapping[str, PeftConfig], adapter_name: str) -> str | None:

@@ -24,11 +24,10 @@ OWN_CHOICE = "own choice"
 AS_GIVEN = "as given"
 WITH_CONTROL = {"r", "num_vectors", "vector_length", "topk", "target_modules"}
 HOW_TO_READ = """<div class="vblora-help">
-<p>Next to each target's frozen weight, LoRA trains two thin matrices, A and B, of rank r.</p>
-<p>VB-LoRA cuts the rows of A and the columns of B into sub-vectors, and makes each of them by
-mixing topk vectors of one bank, which the whole model shares.</p>
-<p>Each row of the map is a sub-vector. Its coloured cells are the bank vectors it mixes, darker
-(on a dark page: lighter) for more weight. The bars above add up each column.</p></div>"""
+<p>LoRA trains two thin matrices, A and B, beside each target's frozen weight. VB-LoRA cuts them
+into sub-vectors and mixes each from topk vectors of one bank.</p>
+<p>A row of the map is a module: grey is what chance would give it, colour is more. Click a row to
+see its sub-vectors.</p></div>"""
 
 
 class Controls:

@@ -11,7 +11,7 @@ from vblora_lab.bases import Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
 from vblora_lab.runs.frontend import Driver
-from vblora_lab.train import LearningRates, Trace, TrainingSession
+from vblora_lab.train import SHORT_RUN_RATES, LearningRates, Trace, TrainingSession
 from vblora_lab.train.one_at_a_time import check_none_trains
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import readout
@@ -19,9 +19,8 @@ from vblora_lab.widgets.controls import Controls
 from vblora_lab.widgets.run_panel import RunPanel
 
 CONFIG = VBLoRAConfig(num_vectors=64, vector_length=64)
-RATES = LearningRates(bank=1e-2, logits=1e-1)
-"""Where the controls start: a bank that is small against mini-OPT, and rates at which it learns in
-a minute. PEFT's defaults are meant for far larger models."""
+"""Where the controls start: a bank that is small against mini-OPT. PEFT's defaults are for far
+larger models."""
 SAMPLE_EVERY = 50
 """Steps between sample texts, so that a run that is stopped early has some to show."""
 
@@ -64,7 +63,7 @@ class LiveTraining(RunPanel):
             config or CONFIG,
             steps=steps,
             batch_size=batch_size,
-            learning_rates=learning_rates or RATES,
+            learning_rates=learning_rates or SHORT_RUN_RATES,
             seed=seed,
         )
         super().__init__(driver, self.controls.box)
@@ -98,17 +97,7 @@ class LiveTraining(RunPanel):
         self._stop_button.disabled = True  # there is nothing to stop yet
         try:
             check_none_trains()
-            session = TrainingSession(
-                self._base,
-                self.config,
-                self._task,
-                steps=self.controls.steps.value,
-                batch_size=self.controls.batch_size.value,
-                learning_rates=self.controls.learning_rates(),
-                seed=self.controls.seed.value,
-                listeners=(self._listen,),
-                **self._session_options,
-            )
+            session = self._new_session()
         except BaseException as error:
             self._message.value = readout.message(error)
             self._show_status(before)
@@ -127,6 +116,20 @@ class LiveTraining(RunPanel):
                 self._show_status(before)
             raise
         return self.wait() if wait else None
+
+    def _new_session(self) -> TrainingSession:
+        """What the controls describe, ready to be run."""
+        return TrainingSession(self._base, self.config, self._task, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "steps": self.controls.steps.value,
+            "batch_size": self.controls.batch_size.value,
+            "learning_rates": self.controls.learning_rates(),
+            "seed": self.controls.seed.value,
+            "listeners": (self._listen,),
+            **self._session_options,
+        }
 
     # ---- the screen ----------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 // the means of other runs (dashed).
 
 const MARGIN = { left: 58, right: 18, top: 10, bottom: 42 };
-const CHART_HINT = "Point at the line, or use the left and right arrow keys, to read a step.";
+const CHART_HINT = "Point at the line, or use arrow keys.";
 const CHART_LABEL =
   "Line chart of the training loss by step. Left and right arrow keys read one step after another, " +
   "home and end go to the first and last, escape leaves. Table, below, has the numbers.";
@@ -137,7 +137,7 @@ class Chart {
     context.fillStyle = paper;
     context.fillRect(MARGIN.left, MARGIN.top, this.width, this.height);
     context.textAlign = "right";
-    const losses = ticks(this.low, this.high, Math.max(2, this.height / 38));
+    const losses = ticks(this.low, this.high, Math.max(2, this.height / 32));
     for (const loss of losses) {
       const y = Math.round(this.y(loss));
       context.fillStyle = rule;

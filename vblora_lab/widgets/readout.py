@@ -20,6 +20,7 @@ Numbers = dict[str, tuple[str, str]]  # name -> number and small print
 _STATES = {  # a sign and a word for each, so that colour alone carries no meaning
     "ready": ("○", "ready"),
     "running": ("▶", "training"),
+    "searching": ("▶", "searching"),
     "paused": ("‖", "paused"),
     "stopping": ("▶", "stopping"),
     "completed": ("✓", "completed"),
@@ -34,7 +35,7 @@ def state(status: str) -> str:
 
 
 def header(title: str, base: str, task: str, status: str) -> str:
-    """The panel's title line. `status`: as `TrainingSession.status`, or "stopping"."""
+    """The panel's title line. `status`: as `TrainingSession.status`, "searching" or "stopping"."""
     return (
         f'<div class="vblora-header"><span class="vblora-title">{escape(title)}</span>'
         f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'

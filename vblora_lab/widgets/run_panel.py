@@ -45,13 +45,15 @@ from vblora_lab.widgets.loss_chart import LossChart
 
 SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
+LOSS_HEIGHT, MAP_HEIGHT = 168, 336
+"""CSS pixels: with the controls, both fit into a window of 1400 by 1000 pixels."""
 
 
-class _Frame(anywidget.AnyWidget):
+class Frame(anywidget.AnyWidget):
     """A panel's style, and names for its sliders, which ipywidgets gives none."""
 
     _esm = source("run_panel.js")
-    _css = source("theme.css", "live.css")
+    _css = source("theme.css", "live.css", "run_panel.css")
 
 
 class RunPanel(Pictured, ipywidgets.VBox):
@@ -69,8 +71,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self.driver: Driver = driver or detect().driver
         self.session = None
         self._status = "ready"
-        self.loss_chart = LossChart()
-        self.heatmap = BankHeatmap(compact=True)
+        self.loss_chart = LossChart(height=LOSS_HEIGHT)
+        self.heatmap = BankHeatmap(compact=True, height=MAP_HEIGHT)
         self._build(settings)
 
     # ---- what a person or a cell does ----------------------------------------------------------
@@ -168,6 +170,8 @@ class RunPanel(Pictured, ipywidgets.VBox):
                 self._heard.unseen_steps.append(event)
             case Selected():
                 self._heard.unseen_selection = event.selection
+                if self.heatmap.selection is None:  # the start, which changes are marked against
+                    self.heatmap.update(event.selection)
             case Evaluated():
                 self._heard.evaluation = event
                 self.loss_chart.append_evaluation(event.step, event.eval_loss)
@@ -227,10 +231,10 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._samples = ipywidgets.HTML()
         self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
         self._progress_text = ipywidgets.HTML()
-        self._train_button = _button("Train", "play", button_style="primary")
-        self._stop_button = _button("Stop", "stop")
-        self._pause_button = _button("Pause", "pause")
-        self._step_button = _button("Step", "step-forward")
+        self._train_button = button("Train", "play", button_style="primary")
+        self._stop_button = button("Stop", "stop")
+        self._pause_button = button("Pause", "pause")
+        self._step_button = button("Step", "step-forward")
         self._train_button.on_click(self._on(self.train))
         self._pause_button.on_click(self._on(self._pause_or_resume))
         self._step_button.on_click(self._on(self.step))
@@ -240,13 +244,14 @@ class RunPanel(Pictured, ipywidgets.VBox):
             ipywidgets.HBox([*buttons, self._progress, self._progress_text]),
             "vblora-transport",
         )
+        numbers = classed(ipywidgets.VBox([self._tiles, self.loss_chart]), "vblora-numbers-now")
         views = classed(
-            ipywidgets.VBox([transport, self._tiles, self.loss_chart, self.heatmap]),
+            ipywidgets.VBox([transport, numbers, self.heatmap]),
             "vblora-views",
         )
         super().__init__(
             [
-                _Frame(),
+                Frame(),
                 self._header,
                 self._message,
                 classed(ipywidgets.HBox([settings, views]), "vblora-columns"),
@@ -269,20 +274,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
             self.session.set_learning_rates(rates)
 
     def _on(self, action: Callable[[], Any]) -> Callable[[Any], None]:
-        """An action for a button, which can't raise to anyone."""
-        complaint = ""
-
-        def on(_event: Any) -> None:
-            nonlocal complaint
-            try:
-                action()
-            except Exception as error:
-                self._message.value = complaint = readout.message(error)
-            else:
-                if complaint and self._message.value == complaint:
-                    self._message.value = ""  # it is settled
-
-        return on
+        return answering(self._message, action)
 
     def _pause_or_resume(self) -> None:
         if self.status == "paused":
@@ -320,7 +312,24 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._header.value = readout.header(self._title, base, task, state)
 
 
-def _button(text: str, icon: str, **more: Any) -> ipywidgets.Button:
+def answering(place: ipywidgets.HTML, action: Callable[[], Any]) -> Callable[[Any], None]:
+    """An action for a button, which can't raise to anyone: what goes wrong is shown in a place."""
+    complaint = ""
+
+    def on(_event: Any) -> None:
+        nonlocal complaint
+        try:
+            action()
+        except Exception as error:
+            place.value = complaint = readout.message(error)
+        else:
+            if complaint and place.value == complaint:
+                place.value = ""  # it is settled
+
+    return on
+
+
+def button(text: str, icon: str, **more: Any) -> ipywidgets.Button:
     return ipywidgets.Button(description=text, icon=icon, layout={"width": "auto"}, **more)
 
 

@@ -13,7 +13,7 @@ const DARK_FOOTPRINT = ["#d9822b", "#3d7fc4", "#f7fcc9"];
 const TIMES = ["first choice only", "final choice only", "both"];
 const USAGE = 46; // height of the bars, in CSS pixels like all lengths here
 const GAP = 8; // between bars and cells
-const AXIS = 40; // tick labels and the axis label
+const AXIS = 34; // tick labels and the axis label
 const NARROW = 520; // a stage less wide than this leaves the modules' names out
 const LABELS = 0.24; // of the stage's width: what a name beside the rows may take at most
 const PAGE = 20; // rows of the table at a time
@@ -22,14 +22,20 @@ const ROWS_BY = {
   entropy: "entropy", similarity: "similarity",
 };
 const COLUMNS_BY = { number: "number", usage: "usage", similarity: "similarity" };
-const VIEWS = { weights: "weights", footprint: "first against last" };
+const MODULE_ORDERS = ["layer", "module"]; // in which a module's sub-vectors lie together
+const VIEWS = { modules: "modules", weights: "sub-vectors", footprint: "first against last" };
+const KEPT = 76; // width of the bars beside the rows
+const KEPT_GAP = 18; // room for arrows between cells and those bars
+const QUESTION = "Which bank vectors does each module use more than chance would?";
+const TITLE = "What each sub-vector takes from the bank";
+const MODULE_HINT = "Point at a cell, or use the arrow keys. A click (or enter) opens a module's sub-vectors.";
 const HINT =
   "Point at a cell, or use the arrow keys. A click pins a row; a click on a bar lights all that share it.";
 const LABEL =
-  "Heatmap of sub-vectors by bank vectors. Arrow keys move the cell cursor, control with left or " +
-  "right goes to the next chosen cell, enter pins the row, space lights all sub-vectors that share " +
-  "the bank vector, z shows one layer alone, plus and minus zoom, escape clears. The button " +
-  "Table shows the same as a table.";
+  "Map of modules, or of sub-vectors, by bank vectors. Arrow keys move the cell cursor, control with " +
+  "left or right goes to the next cell that is chosen or stands out. Enter opens a module, backspace " +
+  "closes it; among sub-vectors, enter pins the row. Space lights all that share the bank vector, z " +
+  "shows one layer alone, plus and minus zoom, escape clears. The button Table shows the same as a table.";
 
 function rampColour(stops, share) {
   const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1);

@@ -28,13 +28,18 @@ function button(parent, text, act) {
 
 class Toolbar {
   constructor(root, model, data, map, table) {
-    Object.assign(this, { model, data });
+    Object.assign(this, { model, data, map });
     this.box = make(root, "div", "vblora-toolbar");
-    this.selects = { rows_by: ["rows by", ROWS_BY], columns_by: ["columns by", COLUMNS_BY], view: ["show", VIEWS] };
+    this.back = button(this.box, "‹ All modules", () => map.open(-1));
+    this.selects = { view: ["show", VIEWS], rows_by: ["rows by", ROWS_BY], columns_by: ["columns by", COLUMNS_BY] };
     for (const [trait, [text, options]] of Object.entries(this.selects)) {
       const { field, control } = labelled(this.box, text, "select");
       fillSelect(control, options);
-      control.addEventListener("change", () => choose(model, trait, control.value));
+      control.addEventListener("change", () => {
+        // Modules lie together in their own orders only.
+        if (control.value === "modules" && !map.modules.possible) choose(model, "rows_by", MODULE_ORDERS[0]);
+        choose(model, trait, control.value);
+      });
       this.selects[trait] = { field, control };
     }
     this.all = button(this.box, "All rows", () => map.look(null));
@@ -48,9 +53,14 @@ class Toolbar {
   }
 
   draw() {
+    this.back.hidden = !this.data.ready || this.map.opened < 0;
+    const { view } = this.selects;
+    const views = Object.entries(VIEWS).filter(([name]) => name !== "footprint" || this.data.frames > 1);
+    fillSelect(view.control, Object.fromEntries(views));
     for (const [trait, { control }] of Object.entries(this.selects)) control.value = this.model.get(trait);
-    this.selects.view.field.hidden = this.data.frames < 2;
+    if (view.control.value === "modules" && !this.map.modules.possible) view.control.value = "weights";
     this.box.hidden = !this.data.ready;
+    this.map.root.classList.toggle("vblora-compact", this.model.get("compact"));
   }
 }
 

@@ -5,6 +5,7 @@ class Data {
   constructor(model) {
     this.model = model;
     this.stale = true;
+    this.version = 0; // counts what is shown: another frame, other numbers
   }
 
   /** Whether all traits fit together: they travel together, but arrive one after the other. */
@@ -26,8 +27,12 @@ class Data {
     this.stacks = {
       indices: numbers(narrow ? Uint16Array : Uint32Array, view), weights: allWeights,
       usage: read("usage"), entropy: read("entropy"), layer_entropy: read("layer_entropy"),
-      sharing: read("sharing"), churn: read("churn"),
+      sharing: read("sharing"), churn: read("churn"), spread: read("spread"),
     };
+    const before = this.model.get("start_indices");
+    const weights = read("start_weights");
+    this.start = { weights, spread: read("start_spread"),
+      indices: numbers(before && before.byteLength === 2 * weights.length ? Uint16Array : Uint32Array, before) };
     this.topk = this.count ? allWeights.length / this.frames / this.count : 0;
     this.layers = this.model.get("layers");
     this.rowAt = read("row_order", Int32Array);
@@ -37,11 +42,14 @@ class Data {
     const lengths = {
       indices: this.count * this.topk, weights: this.count * this.topk, usage: this.columns,
       entropy: this.count, layer_entropy: this.layers.length, sharing: this.layers.length ** 2, churn: 2,
+      spread: (this.model.get("grouped_by") === "layer" ? this.layers : this.model.get("modules")).length,
     };
     this.lengths = lengths;
     this.fits = this.count > 0 && Number.isInteger(this.topk) &&
       this.rowAt.length === this.count && this.columnAt.length === this.columns &&
-      Object.keys(lengths).every((name) => this.stacks[name].length === this.frames * lengths[name]);
+      Object.keys(lengths).every((name) => this.stacks[name].length === this.frames * lengths[name]) &&
+      [0, this.count * this.topk].includes(this.start.indices.length) &&
+      [0, lengths.spread].includes(this.start.spread.length);
     this.stale = false;
     this.show();
   }
@@ -57,6 +65,7 @@ class Data {
     if (this.stale) return;
     this.frame = bound(this.model.get("frame"), 0, this.frames - 1);
     for (const name of Object.keys(this.stacks)) this[name] = this.of(this.frame, name);
+    this.version += 1;
   }
 
   of(frame, name) {

@@ -6,24 +6,37 @@ class Heatmap extends MapDrawing {
     const [pinned, lit] = [this.model.get("pinned_row"), this.model.get("lit_vector")];
     const selected = this.model.get("selected");
     const { cursor, data } = this;
-    let text = HINT;
-    if (cursor) text = data.sentence(cursor);
+    const hint = this.grouped ? MODULE_HINT : HINT;
+    let text = hint;
+    if (cursor) text = this.sentence(cursor);
     else if (pinned >= 0 && pinned < data.count) text = `pinned: ${data.sentence({ row: pinned, column: -1 })}`;
     else if (lit >= 0 && lit < data.columns) text = `lit: ${data.sentence({ row: -1, column: lit })}`;
     else if (selected.length) text = `${selected.length} of ${data.count} sub-vectors are selected`;
-    say(this.readout, text, text !== HINT && this.asked);
+    say(this.readout, text, text !== hint && this.asked);
     this.asked = false;
     if (!cursor) this.tip.hidden = true;
     else this.fillTip(cursor);
   }
 
+  sentence(cursor) {
+    return this.grouped && cursor.row >= 0 ? this.modules.sentence(cursor) : this.data.sentence(cursor);
+  }
+
   fillTip({ row, column }) {
-    const { data } = this;
+    const { data, modules } = this;
     this.tip.replaceChildren();
     if (row < 0) {
       const [name, rest] = data.sentence({ row, column }).split(": ");
       make(make(this.tip, "div"), "b", "", name);
       make(this.tip, "div", "", rest);
+    } else if (this.grouped) {
+      const module = modules.moduleOf[row];
+      make(make(this.tip, "div"), "b", "", modules.names[module]);
+      if (column >= 0) {
+        const { weight, by, mixing, before } = modules.facts(module, column);
+        make(this.tip, "div", "", `${weight} of bank vector ${column}; ${by}`);
+        for (const text of [mixing, before].filter(Boolean)) make(this.tip, "div", "vblora-tip-entropy", text);
+      }
     } else {
       const [name, within] = data.place(row);
       make(make(this.tip, "div"), "b", "", name);
@@ -57,10 +70,11 @@ class Heatmap extends MapDrawing {
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     const place = bound(Math.floor(this.first + (y - this.top) / this.cellHeight), this.first, this.end - 1);
     const column = data.columnAt[bound(Math.floor((x - this.left) / this.cellWidth), 0, data.columns - 1)];
-    const row = data.rowAt[place];
+    const row = this.rows.rowAt[place];
     const inBody = y >= this.top && y <= this.top + this.height;
     if (x < this.left) return inBody ? { row, column: -1, gutter: true } : null;
-    return inBody ? this.nearestChosen(x, y) ?? { row, column } : { row: -1, column };
+    if (!inBody) return { row: -1, column };
+    return (!this.grouped && this.nearestChosen(x, y)) || { row, column };
   }
 
   /** The chosen cell within 4 pixels of a point: cells may be too small to aim at. */
@@ -92,34 +106,43 @@ class Heatmap extends MapDrawing {
     const at = this.hit(event);
     if (!at) return;
     this.asked = true;
-    if (at.gutter) return this.toggleGroup(at.row);
+    if (at.gutter && !this.grouped) return this.opened < 0 ? this.toggleGroup(at.row) : this.open(-1);
+    if (this.grouped && at.row >= 0) return this.open(this.modules.moduleOf[at.row]);
     const chosen = at.row >= 0 && this.data.mixture(at.row).some((m) => m.column === at.column);
     if (at.row >= 0) toggle(this.model, "pinned_row", at.row);
     if (at.row < 0 || chosen) toggle(this.model, "lit_vector", at.column);
   }
 
+  /** Show the sub-vectors of a module alone; -1: all modules again. */
+  open(module) {
+    this.window = null;
+    choose(this.model, "opened", module);
+  }
+
   /** Show the rows of this row's widest group alone, or all rows again. */
   toggleGroup(row) {
-    const place = this.data.placeOfRow[row];
+    const place = this.rows.placeOfRow[row];
     const inside = (g) => g[0] === 0 && place >= g[1] && place < g[1] + g[2];
-    const group = this.model.get("groups").find(inside);
+    const group = this.groups.find(inside);
     this.look(this.window || !group ? null : [group[1], group[1] + group[2]]);
   }
 
   /** Show fewer places (factor below 1) or more, about one that stays where it is. */
   zoom(factor, place) {
-    const { count } = this.data;
+    const [from, to] = this.all;
+    const count = to - from;
     const size = bound(Math.round((this.end - this.first) * factor), Math.min(4, count), count);
     const share = (place - this.first) / (this.end - this.first);
-    const first = bound(Math.round(place - share * size), 0, count - size);
+    const first = bound(Math.round(place - share * size), from, to - size);
     this.look(size === count ? null : [first, first + size]);
   }
 
   look(window) {
     this.window = window;
-    [this.first, this.end] = window ?? [0, this.data.count]; // before the next frame draws them
-    if (window && this.cursor && !(this.data.placeOfRow[this.cursor.row] >= window[0] &&
-      this.data.placeOfRow[this.cursor.row] < window[1])) this.cursor = null;
+    if (this.data.ready) this.modules.refresh();
+    [this.first, this.end] = window ?? this.all; // before the next frame draws them
+    const place = this.rows.placeOfRow?.[this.cursor?.row];
+    if (this.cursor && !(place >= this.first && place < this.end)) this.cursor = null;
     this.onLook?.(window);
     this.redraw();
   }
@@ -135,10 +158,11 @@ class Heatmap extends MapDrawing {
   key(event) {
     if (!this.usable || event.altKey || event.metaKey) return;
     const { data } = this;
+    const { rows } = this;
     const { row, column } = this.cursor?.row >= 0 ? this.cursor
-      : { row: data.rowAt[this.first], column: data.columnAt[0] };
-    const at = { row: data.placeOfRow[row], column: column < 0 ? 0 : data.placeOfColumn[column] };
-    const chosen = data.mixture(row).map((m) => data.placeOfColumn[m.column]).sort((a, b) => a - b);
+      : { row: rows.rowAt[this.first], column: data.columnAt[0] };
+    const at = { row: rows.placeOfRow[row], column: column < 0 ? 0 : data.placeOfColumn[column] };
+    const chosen = this.worthReading(row).map((c) => data.placeOfColumn[c]).sort((a, b) => a - b);
     const move = {
       ArrowUp: [at.row - 1, at.column], ArrowDown: [at.row + 1, at.column],
       PageUp: [at.row - 10, at.column], PageDown: [at.row + 10, at.column],
@@ -147,7 +171,8 @@ class Heatmap extends MapDrawing {
       Home: [at.row, 0], End: [at.row, data.columns - 1],
     }[event.key];
     const act = {
-      Enter: () => toggle(this.model, "pinned_row", row),
+      Enter: () => (this.grouped ? this.open(this.modules.moduleOf[row]) : toggle(this.model, "pinned_row", row)),
+      Backspace: () => this.open(-1),
       " ": () => toggle(this.model, "lit_vector", column),
       z: () => this.toggleGroup(row),
       "+": () => this.zoom(0.5, at.row),
@@ -163,16 +188,23 @@ class Heatmap extends MapDrawing {
     else if (!this.cursor) this.cursor = { row, column }; // the first press shows where it is
     else {
       this.cursor = {
-        row: data.rowAt[bound(move[0], this.first, this.end - 1)],
+        row: rows.rowAt[bound(move[0], this.first, this.end - 1)],
         column: data.columnAt[bound(move[1], 0, data.columns - 1)],
       };
     }
     this.redraw();
   }
 
+  /** The bank vectors that control and an arrow key go to: those of the mixture, or those that stand out. */
+  worthReading(row) {
+    if (!this.grouped) return this.data.mixture(row).map((m) => m.column);
+    const module = this.modules.moduleOf[row];
+    return [...this.data.columnAt].filter((column) => this.modules.standsOut(module, column));
+  }
+
   clear() {
     this.cursor = null;
-    for (const trait of ["pinned_row", "lit_vector"]) this.model.set(trait, -1);
+    for (const trait of ["pinned_row", "lit_vector", "opened"]) this.model.set(trait, -1);
     this.model.set("selected", []);
     this.model.save_changes();
     this.look(null);

@@ -10,17 +10,24 @@ from matplotlib.figure import Figure
 from vblora_lab.errors import SelectionError
 from vblora_lab.inspection.selection import Selection
 from vblora_lab.plots import bank
+from vblora_lab.plots.modules import module_heatmap
 
-FigureKind = Literal["heatmap", "footprint", "usage", "entropy", "sharing", "churn"]
+FigureKind = Literal["modules", "heatmap", "footprint", "usage", "entropy", "sharing", "churn"]
 
 
-def draw(kind: FigureKind, selection: Selection, steps: Sequence[tuple[int, Selection]]) -> Figure:
+def draw(
+    kind: FigureKind,
+    selection: Selection,
+    steps: Sequence[tuple[int, Selection]],
+    start: Selection | None = None,
+) -> Figure:
     """The figure of this kind.
 
     Args:
         kind: what to draw.
         selection: what is shown now.
         steps: of a trace, each with its step.
+        start: what the same adapter chose at the start, for "modules".
 
     Raises:
         ValueError: there is no such kind.
@@ -28,6 +35,8 @@ def draw(kind: FigureKind, selection: Selection, steps: Sequence[tuple[int, Sele
     """
     if kind not in get_args(FigureKind):
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(get_args(FigureKind))}.")
+    if kind == "modules":
+        return module_heatmap(selection, start)
     if kind in ("footprint", "churn"):
         if len(steps) < 2:
             raise SelectionError(f"kind={kind!r} needs a trace: BankHeatmap(trace).")

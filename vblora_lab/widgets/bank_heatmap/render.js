@@ -1,7 +1,7 @@
 // ---- all of it ----------------------------------------------------------------------------------
 
 function render({ model, el }) {
-  const parts = frame(el, "What each sub-vector takes from the bank", LABEL);
+  const parts = frame(el, QUESTION, LABEL);
   const data = new Data(model);
   const map = new Heatmap(model, data, parts);
   const table = new Table(parts.root, model, data, map);
@@ -19,11 +19,15 @@ function render({ model, el }) {
   const onRows = () => { map.forget(); onData(); };
   const onFrame = () => { data.show(); all(); };
   const onOrder = () => { map.look(null); onData(); };
-  const watched = { coordinates: onRows, row_order: onOrder, groups: all, frame: onFrame };
+  const onLook = () => { map.look(null); all(); };
+  const watched = { coordinates: onRows, row_order: onOrder, groups: all, frame: onFrame,
+    opened: onLook, view: onLook };
   for (const trait of ["indices", "weights", "usage", "entropy", "layer_entropy", "sharing", "churn",
-    "steps", "layers", "num_vectors", "column_order"]) watched[trait] = onData;
-  for (const trait of ["pinned_row", "lit_vector", "selected", "height", "view", "rows_by", "columns_by",
-    "compact", "base", "bank", "delta", "delta_blocks", "bench", "modules", "module_shown"]) watched[trait] = all;
+    "steps", "layers", "num_vectors", "column_order", "spread", "start_indices", "start_weights",
+    "start_spread", "modules", "grouped_by"]) watched[trait] = onData;
+  for (const trait of ["pinned_row", "lit_vector", "selected", "height", "rows_by", "columns_by",
+    "compact", "base", "bank", "delta", "delta_blocks", "bench", "module_shown", "captions",
+    "stands_out"]) watched[trait] = all;
   for (const [trait, listener] of Object.entries(watched)) model.on(`change:${trait}`, listener);
   map.onLook = ((onLook) => (window) => { onLook(window); around(); })(map.onLook);
   map.canvas.addEventListener("pointermove", (event) => map.point(event));

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vblora_lab.inspection.chance import module_use, modules_of, notice
 from vblora_lab.inspection.rows import row_groups
-from vblora_lab.inspection.selection import ColumnsBy, RowsBy, Selection, SubVectors
+from vblora_lab.inspection.selection import ColumnsBy, RowsBy, Selection
 
 if TYPE_CHECKING:
     from vblora_lab.inspection.updates import Update
@@ -20,21 +21,40 @@ if TYPE_CHECKING:
 Traits = dict[str, Any]
 
 
-def of_frames(frames: Sequence[Selection]) -> Traits:
-    """What each frame holds, stacked."""
-    small = frames[-1].num_vectors <= np.iinfo(np.uint16).max + 1
+def of_frames(frames: Sequence[Selection], start: Selection) -> Traits:
+    """What each frame holds, stacked. `start`: what captions compare with."""
     churn = [
         (now.churn(before), now.churn(frames[0])) for before, now in pairwise([frames[0], *frames])
     ]
+    uses = [module_use(frame) for frame in frames]
+    captions = []
+    for frame, use in zip(frames, uses, strict=True):
+        told = notice(frame, None if frame is start else start, use)
+        captions.append([told.headline, told.details])
     return {
-        "indices": as_stack([s.indices for s in frames], "<u2" if small else "<u4"),
+        "indices": as_stack([s.indices for s in frames], _kind_of_index(frames[-1])),
         "weights": as_stack([s.weights for s in frames], "<f4"),
         "usage": as_stack([s.usage() for s in frames], "<f4"),
         "entropy": as_stack([s.entropy() for s in frames], "<f4"),
         "layer_entropy": as_stack([s.entropy_by_layer() for s in frames], "<f4"),
         "sharing": as_stack([s.sharing() for s in frames], "<f4"),
         "churn": as_bytes(np.array(churn), "<f4"),
+        "spread": as_stack([use.spread for use in uses], "<f4"),
+        "captions": captions,
     }
+
+
+def of_start(start: Selection) -> Traits:
+    """What changes are marked against."""
+    return {
+        "start_indices": as_bytes(start.indices, _kind_of_index(start)),
+        "start_weights": as_bytes(start.weights, "<f4"),
+        "start_spread": as_bytes(module_use(start).spread, "<f4"),
+    }
+
+
+def _kind_of_index(selection: Selection) -> str:
+    return "<u2" if selection.num_vectors <= np.iinfo(np.uint16).max + 1 else "<u4"
 
 
 def of_rows(selection: Selection) -> Traits:
@@ -43,7 +63,8 @@ def of_rows(selection: Selection) -> Traits:
     columns = (rows.module, rows.matrix == "B", rows.rank, rows.tile, rows.blocks[1])
     return {
         "num_vectors": selection.num_vectors,
-        "modules": _module_labels(rows),
+        "modules": list(rows.module_labels),
+        "grouped_by": "module" if modules_of(rows)[0] is rows.module_labels else "layer",
         "layers": list(rows.blocks[0]),
         "coordinates": as_bytes(np.stack(columns, axis=1), "<i4"),
     }
@@ -90,9 +111,9 @@ def is_fixed(rows_by: str, columns_by: str) -> bool:
 
 
 def same_rows(a: Selection, b: Selection) -> bool:
-    """Whether both speak of the same sub-vectors and bank, so that coordinates need not travel."""
+    """Whether both are of one adapter, so that coordinates need not travel, nor the start."""
     rows, others = a.sub_vectors, b.sub_vectors
-    if a.num_vectors != b.num_vectors:
+    if a.num_vectors != b.num_vectors or a.indices.shape != b.indices.shape:
         return False
     if rows is others:
         return True
@@ -100,15 +121,6 @@ def same_rows(a: Selection, b: Selection) -> bool:
     return rows.modules == others.modules and all(
         np.array_equal(getattr(rows, name), getattr(others, name)) for name in arrays
     )
-
-
-def _module_labels(rows: SubVectors) -> list[str]:
-    """For each module, how `SubVectors.label` names it: a label less its matrix, rank and tile."""
-    modules, first_rows = np.unique(rows.module, return_index=True)
-    labels = list(rows.modules)
-    for module, row in zip(modules, first_rows, strict=True):
-        labels[module] = rows.label(int(row)).rsplit(" · ", 3)[0]
-    return labels
 
 
 def as_bytes(array: np.ndarray, dtype: str) -> bytes:

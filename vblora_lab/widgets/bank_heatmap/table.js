@@ -25,24 +25,55 @@ class Table {
     const { data, model } = this;
     this.box.hidden = !this.open || !data.ready;
     if (this.box.hidden) return;
-    const [first, end] = this.map.window ?? [0, data.count];
-    const pages = Math.ceil((end - first) / PAGE);
-    this.page = bound(this.page, 0, pages - 1);
-    const from = first + this.page * PAGE;
-    const to = Math.min(from + PAGE, end);
-    this.previous.disabled = this.page === 0;
-    this.next.disabled = this.page >= pages - 1;
+    if (this.map.grouped) return this.drawModules();
+    const [first, end] = this.map.window ?? this.map.all;
+    const [from, to] = this.turned(end - first).map((at) => first + at);
     const held = this.body.querySelector(":focus")?.textContent;
-    this.body.replaceChildren();
-    const table = make(this.body, "table");
-    make(table, "caption", "", `Sub-vectors ${from + 1} to ${to} of ${data.count}, by ${ROWS_BY[model.get("rows_by")]}`);
-    const heads = make(make(table, "thead"), "tr");
-    for (const text of ["sub-vector", "module", "matrix", "rank", "tile", "mixture: weight of bank vector", "entropy (nats)"])
-      make(heads, "th", "", text).scope = "col";
-    const body = make(table, "tbody");
+    const body = this.begin(
+      `Sub-vectors ${from + 1} to ${to} of ${data.count}, by ${ROWS_BY[model.get("rows_by")]}`,
+      ["sub-vector", "module", "matrix", "rank", "tile", "mixture: weight of bank vector", "entropy (nats)"]);
     for (let place = from; place < to; place++) {
       const pin = this.line(body, data.rowAt[place]);
       if (pin.textContent === held) pin.focus(); // the focus stays on the button that was pressed
+    }
+  }
+
+  /** [first, end) of the lines on this page, of so many. */
+  turned(count) {
+    const pages = Math.max(1, Math.ceil(count / PAGE));
+    this.page = bound(this.page, 0, pages - 1);
+    this.previous.disabled = this.page === 0;
+    this.next.disabled = this.page >= pages - 1;
+    return [this.page * PAGE, Math.min((this.page + 1) * PAGE, count)];
+  }
+
+  begin(caption, heads) {
+    this.body.replaceChildren();
+    const table = make(this.body, "table");
+    make(table, "caption", "", caption);
+    const line = make(make(table, "thead"), "tr");
+    for (const text of heads) make(line, "th", "", text).scope = "col";
+    return make(table, "tbody");
+  }
+
+  /** The cells that stand out, strongest first. */
+  drawModules() {
+    const { modules } = this.map;
+    modules.refresh();
+    const found = modules.outstanding();
+    const [from, to] = this.turned(found.length);
+    const body = this.begin(`Cells ${Math.min(from + 1, to)} to ${to} of the ${found.length} that stand out`,
+      ["module", "bank vector", "weight", "by chance", "standard deviations above", "at the start"]);
+    for (const { module, column, excess } of found.slice(from, to)) {
+      const line = make(body, "tr");
+      const head = make(line, "th");
+      head.scope = "row";
+      button(head, modules.names[module], () => this.map.open(module)).setAttribute(
+        "aria-label", `open ${modules.names[module]}`);
+      const at = module * this.data.columns + column;
+      const before = modules.start ? modules.start.taken[at].toFixed(2) : "";
+      for (const text of [column, modules.now.taken[at].toFixed(2), modules.expected(module).toFixed(2), excess.toFixed(1), before])
+        make(line, "td", "", String(text));
     }
   }
 

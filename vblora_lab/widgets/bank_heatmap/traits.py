@@ -7,6 +7,7 @@ from typing import Any, get_args
 import anywidget
 import traitlets
 
+from vblora_lab.inspection.chance import STANDS_OUT
 from vblora_lab.inspection.selection import ColumnsBy, RowsBy
 
 
@@ -30,6 +31,14 @@ class HeatmapTraits(anywidget.AnyWidget):
     layer_entropy = traitlets.Bytes().tag(sync=True)  # (frames, layers) float32
     sharing = traitlets.Bytes().tag(sync=True)  # (frames, layers, layers) float32
     churn = traitlets.Bytes().tag(sync=True)  # (frames, 2) float32: since the last, the first one
+    spread = traitlets.Bytes().tag(sync=True)  # (frames, modules) float32: ModuleUse.spread
+    captions: traitlets.List[Any] = traitlets.List().tag(sync=True)  # headline and details of each
+    # What changes are marked against; sent when the adapter changes.
+    start_indices = traitlets.Bytes().tag(sync=True)  # (N, k) as indices
+    start_weights = traitlets.Bytes().tag(sync=True)  # (N, k) float32
+    start_spread = traitlets.Bytes().tag(sync=True)  # (modules,) float32
+    grouped_by = traitlets.Enum(("module", "layer"), "module").tag(sync=True)  # chance.modules_of
+    stands_out = traitlets.Float(STANDS_OUT).tag(sync=True)  # standard deviations above chance
     # Orders, and the labels beside the rows: level, first row, number of rows, text.
     row_order = traitlets.Bytes().tag(sync=True)  # (N,) int32
     column_order = traitlets.Bytes().tag(sync=True)  # (num_vectors,) int32
@@ -45,7 +54,8 @@ class HeatmapTraits(anywidget.AnyWidget):
     lit_vector = traitlets.Int(-1, min=-1).tag(sync=True)
     module_shown = traitlets.Int(-1, min=-1).tag(sync=True)
     frame = traitlets.Int(0, min=0).tag(sync=True)
-    view = traitlets.Enum(("weights", "footprint"), "weights").tag(sync=True)
+    view = traitlets.Enum(("modules", "weights", "footprint"), "modules").tag(sync=True)
+    opened = traitlets.Int(-1, min=-1).tag(sync=True)  # the module whose rows are shown alone
     rows_by = traitlets.Enum(get_args(RowsBy), "layer").tag(sync=True)
     columns_by = traitlets.Enum(get_args(ColumnsBy), "number").tag(sync=True)
     height = traitlets.Int(460, min=200).tag(sync=True)
@@ -65,8 +75,9 @@ class HeatmapTraits(anywidget.AnyWidget):
     def clear_traits(self) -> None:
         """Bring them to an empty frame, in one message."""
         with self.hold_sync():
-            self.pinned_row = self.lit_vector = self.module_shown = -1
+            self.pinned_row = self.lit_vector = self.module_shown = self.opened = -1
             self.modules, self.groups, self.layers, self.steps = [], [], [], []
+            self.captions = []
             self.selected = []
             for name in self.own_traits():
                 if isinstance(getattr(self, name), bytes):

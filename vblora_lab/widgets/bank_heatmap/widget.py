@@ -29,6 +29,7 @@ from vblora_lab.widgets.bank_heatmap.state import (
     of_frames,
     of_rows,
     of_rows_by,
+    of_start,
     same_rows,
     thinned,
 )
@@ -47,7 +48,10 @@ MOST_BYTES = 24_000_000
 
 
 class BankHeatmap(Pictured, HeatmapChoice):
-    """A heatmap of sub-vectors (rows) by bank vectors (columns), and what goes with it.
+    """A map of modules or sub-vectors (rows) by bank vectors (columns), and what goes with it.
+
+    Changes are marked against the start: the first step of a trace, or else the first selection
+    of its adapter that was shown.
 
     Args:
         shown: a `Selection`, a `Trace` (with a slider over its steps), a live model (a PeftModel;
@@ -66,7 +70,11 @@ class BankHeatmap(Pictured, HeatmapChoice):
         pinned_row: the sub-vector that a click pinned, -1 for none.
         lit_vector: the bank vector that was chosen, -1 for none; `selected` is all that mix it.
         frame: which of `steps` is shown.
-        view: "weights", or "footprint", the first step of a trace against the last.
+        view: "modules", where each row is a module and colour is what exceeds chance (see
+            `inspection.chance`); "weights", where each row is a sub-vector; or "footprint", the
+            first step of a trace against the last.
+        opened: in the view "modules", the number of the module whose sub-vectors are shown instead,
+            -1 for none.
         rows_by, columns_by: the orders, see `Selection.row_order` and `column_order`. Of a trace
             they are those of its last step.
 
@@ -89,6 +97,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
         **kwargs: Any,
     ):
         self._frames: list[Selection] = []
+        self._start: Selection | None = None
         self._live: LiveModel | None = None
         self._adapter_name = adapter_name
         self._session: TrainingSession | None = None
@@ -194,16 +203,19 @@ class BankHeatmap(Pictured, HeatmapChoice):
             is_new = shown is None or not same_rows(shown, last)
             if is_new:
                 self._send_rows(last)
+            if is_new or self._start is None or len(frames) > 1:
+                self._start = frames[0]
+                self.set_traits(of_start(self._start))
             self._frames = frames
             self.steps, self.recorded = steps, recorded
-            self.set_traits(of_frames(frames))
+            self.set_traits(of_frames(frames, self._start))
             self.frame = len(frames) - 1
             if not (is_new or is_fixed(self.rows_by, self.columns_by)):
                 self._send_order()
             self.follow_choice()
 
     def _send_rows(self, selection: Selection) -> None:
-        self.pinned_row = self.lit_vector = -1
+        self.pinned_row = self.lit_vector = self.opened = -1
         self.selected = []
         self.set_traits(of_rows(selection))
         self._send_order(selection)
@@ -217,7 +229,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
 
     def _clear(self) -> None:
         self.clear_traits()
-        self._frames = []
+        self._frames, self._start = [], None
 
     # --- of a live model
 
@@ -307,12 +319,12 @@ class BankHeatmap(Pictured, HeatmapChoice):
 
     # --- what stays
 
-    def figure(self, kind: FigureKind = "heatmap") -> Figure:
+    def figure(self, kind: FigureKind = "modules") -> Figure:
         """A matplotlib figure for a paper.
 
         Args:
-            kind: "heatmap", "usage", "entropy" or "sharing" of what is shown now; "footprint" (the
-                first step against the last) or "churn" of a trace.
+            kind: "modules", "heatmap", "usage", "entropy" or "sharing" of what is shown now;
+                "footprint" (the first step against the last) or "churn" of a trace.
 
         Raises:
             SelectionError: nothing is shown, or the kind needs a trace and there is none.
@@ -320,7 +332,8 @@ class BankHeatmap(Pictured, HeatmapChoice):
         if self.selection is None:
             raise SelectionError("nothing is shown yet, so there is nothing to draw.")
         steps = list(zip(self.steps, self._frames, strict=False))
-        figure = draw(kind, self.selection, steps)
+        start = None if self.selection is self._start else self._start
+        figure = draw(kind, self.selection, steps, start)
         figure.axes[0].set_title(literal(self.base), loc="right", color=FAINT, fontsize=9)
         return figure
 

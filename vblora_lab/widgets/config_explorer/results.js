@@ -7,6 +7,13 @@ class Results extends Names {
     this.problems.setAttribute("aria-live", "polite");
     this.answer = make(results, "div", "vblora-answer");
     const sizes = this.section("Sizes");
+    this.scale = "linear";
+    sizes.head.setAttribute("role", "group");
+    sizes.head.setAttribute("aria-label", "Scale of the sizes");
+    this.segments(sizes.head, "scale", ["linear", "log"], () => this.scale, (scale) => {
+      this.scale = scale;
+      this.showSizes();
+    });
     this.parameterBars = make(sizes, "div", "vblora-bars");
     this.byteBars = make(sizes, "div", "vblora-bars");
     // An axis has as many labels as there is room for, which is known once the page is laid out.
@@ -104,38 +111,65 @@ class Results extends Names {
 
   showSizes() {
     const view = this.model.get("view");
-    this.showBars(this.parameterBars, view.parameters, "parameters", 10, 100);
-    this.showBars(this.byteBars, view.stored, "bytes", 2, 1024);
+    const show = this.scale === "log" ? this.showDots : this.showBars;
+    show.call(this, this.parameterBars, view.parameters, "parameters", decimal, 10);
+    show.call(this, this.byteBars, view.stored, "bytes", binary, 2);
   }
 
-  /** Bars on a log axis that stays as it is while sliders move: from `low` to the largest value. */
-  showBars(parent, bars, unit, base, low) {
+  /** Bars whose lengths compare the adapters; the base model, which comes last, runs off the axis. */
+  showBars(parent, bars, unit, label, base) {
+    const most = Math.max(...bars.slice(0, -1).map((bar) => bar.value), 1);
+    const end = 1.02 * most;
+    const share = (value) => `${Math.min(100, (100 * value) / end)}%`;
+    parent.replaceChildren();
+    for (const bar of bars) {
+      const mark = make(this.barLine(parent, bar), "i", bar.value > end ? "vblora-beyond" : "");
+      mark.style.width = share(bar.value);
+    }
+    const powers = base === 10 ? (v) => 10 ** Math.floor(Math.log10(v)) : (v) => 2 ** Math.floor(Math.log2(v));
+    const step = powers(most / 2);
+    const marks = Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step);
+    this.showAxis(parent, unit, marks, share, label);
+  }
+
+  /** Dots on a log axis, where a length would mean nothing. The axis stays while sliders move. */
+  showDots(parent, bars, unit, label, base) {
+    const low = base === 10 ? 100 : 1024;
     const values = bars.map((bar) => bar.value).filter((value) => value > 0);
     const from = Math.log(Math.min(low, ...values));
     const to = Math.max(Math.log(Math.max(low * 10, ...values)), from + 1);
     const share = (value) => `${(100 * Math.max(0, Math.log(value) - from)) / (to - from)}%`;
     parent.replaceChildren();
     for (const bar of bars) {
-      const line = make(parent, "div", `vblora-bar${bar.is_chosen ? " vblora-chosen-bar" : ""}`);
-      make(line, "span", "vblora-bar-label", bar.label);
-      const track = make(line, "span", "vblora-track");
-      make(track, "i").style.width = bar.value > 0 ? share(bar.value) : "0";
-      make(line, "span", "vblora-bar-text", bar.text);
+      const track = this.barLine(parent, bar);
+      track.classList.add("vblora-dotted");
+      if (bar.value > 0) make(track, "s").style.left = share(bar.value);
     }
-    const axis = make(parent, "div", "vblora-bar vblora-axis");
-    axis.setAttribute("aria-hidden", "true");
-    make(axis, "span", "vblora-bar-label", `${unit} (log)`);
-    const track = make(axis, "span", "vblora-track");
-    const label = base === 10 ? decimal : binary;
     const step = base === 10 ? 10 : 32;
     const marks = [];
     for (let mark = 1; Math.log(mark) <= to; mark *= step)
       if (Math.log(mark) >= from - 1e-9) marks.push(mark);
+    this.showAxis(parent, `${unit}, × ${step} a tick`, marks, share, label);
+  }
+
+  barLine(parent, bar) {
+    const line = make(parent, "div", `vblora-bar${bar.is_chosen ? " vblora-chosen-bar" : ""}`);
+    make(line, "span", "vblora-bar-label", bar.label);
+    const track = make(line, "span", "vblora-track");
+    make(line, "span", "vblora-bar-text", bar.text);
+    return track;
+  }
+
+  showAxis(parent, unit, marks, share, label) {
+    const axis = make(parent, "div", "vblora-bar vblora-axis");
+    axis.setAttribute("aria-hidden", "true");
+    make(axis, "span", "vblora-bar-label", unit);
+    const track = make(axis, "span", "vblora-track");
     const room = track.clientWidth ? Math.max(1, Math.floor(track.clientWidth / 58)) : 5;
     const every = Math.ceil(marks.length / room);
     marks.forEach((mark, i) => {
       if (i % every) return;
-      const tick = make(track, "b", "", label(mark));
+      const tick = make(track, "b", "", mark ? label(mark) : "0");
       tick.style.left = share(mark);
     });
     make(axis, "span", "vblora-bar-text", "");

@@ -28,6 +28,7 @@ from vblora_lab.planning import rows, views
 from vblora_lab.planning.code import as_code, as_literal
 from vblora_lab.planning.plan import Plan, Target, plan
 from vblora_lab.planning.presets import PRESETS
+from vblora_lab.planning.worth import config_that_pays
 from vblora_lab.plots.plan import plan_figure
 from vblora_lab.tables import readable
 from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
@@ -44,7 +45,7 @@ Explorable = nn.Module | Base | PretrainedConfig | str | Path
 
 
 SCRIPTS = ("helpers", "fields", "names", "results", "cut", "explorer")
-STYLES = ("frame", "form", "results")
+STYLES = ("frame", "form", "sizes", "results")
 
 
 class ConfigExplorer(Pictured, anywidget.AnyWidget):
@@ -53,7 +54,8 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     Args:
         model: a model, adapted or not, on any device; a `Base`; a transformers config, or a name
             or folder for `load_skeleton`: these two are built without weights. Never changed.
-        config: where the form starts; PEFT's class is welcome too.
+        config: where the form starts; PEFT's class is welcome too. If not given, the defaults, as
+            far as they fit the model and are stored in fewer bytes than LoRA.
 
     Raises:
         TypeError: model is none of these.
@@ -81,7 +83,11 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     def __init__(self, model: Explorable, config: PeftConfig | None = None, **kwargs: Any):
         self._model = base_of(_as_model(model))
         self._form_speaks = False
-        start = as_vblora_config(VBLoRAConfig() if config is None else config)
+        start = (
+            config_that_pays(self._model, VBLoRAConfig())
+            if config is None
+            else as_vblora_config(config)
+        )
         self._names = list(own_modules(self._model))
         first = plan(self._model, start)
         super().__init__(**kwargs)
