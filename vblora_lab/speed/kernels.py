@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vblora_lab.errors import UnsupportedError
+from vblora_lab.speed.once import once
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -99,8 +99,7 @@ def fused_admixture(
         add nothing to B A.
     """
     parts = [part for pair in logits for part in pair]
-    result: Tensor = _Admixture.apply(bank, topk, dtype, *parts)  # type: ignore[no-untyped-call]
-    return result
+    return cast(Tensor, _Admixture.apply(bank, topk, dtype, *parts))  # type: ignore[no-untyped-call]
 
 
 class _Admixture(torch.autograd.Function):
@@ -112,44 +111,21 @@ class _Admixture(torch.autograd.Function):
         out, indices, weights = forward(parts[0], offsets, bank, topk, r, dtype)
         ctx.save_for_backward(bank, indices, weights, places)
         ctx.shapes = [part.shape for part in parts]
-        ctx.learned = [each for each in (bank, *parts) if each.requires_grad]  # see `_once`
+        ctx.learned = [each for each in (bank, *parts) if each.requires_grad]  # see `once`
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         bank, indices, weights, places = ctx.saved_tensors
-        logits_need, bank_needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
-        needs = logits_need, bank_needs
+        needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
         with torch.no_grad():
             both = backward(grad, bank, indices, weights, places, *needs)
-        if torch.is_grad_enabled():  # create_graph=True
-            both = _once(both[0], ctx.learned), _once(both[1], ctx.learned)
-        grad_logits, grad_bank = both
+        grad_logits, grad_bank = (once(gradient, ctx.learned) for gradient in both)
         if grad_logits is None:
             return grad_bank, None, None, *(None for _ in ctx.shapes)
         pieces = grad_logits.split([shape[0] * shape[1] for shape in ctx.shapes])
         views = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
         return grad_bank, None, None, *views
-
-
-def _once(gradient: Tensor | None, learned: Sequence[Tensor]) -> Tensor | None:
-    """A gradient whose own gradient is refused, and not taken to be zero."""
-    if gradient is None:
-        return None
-    return cast(Tensor, _Once.apply(gradient, *learned))  # type: ignore[no-untyped-call]
-
-
-class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *learned: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        raise UnsupportedError(
-            "the admixture of VB-LoRA can be differentiated once, not twice: its kernels have no "
-            "second gradients. Take gradients without create_graph=True."
-        )
 
 
 def padded(r: int, dtype: torch.dtype) -> int:

@@ -18,17 +18,33 @@ end its pass after an interrupt (PyTorch runs no hook then).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
 from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.rows import LiveAdapters, RowBatch
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., None])
+
+
+def no_graph_of_its_own(function: AnyFunction) -> AnyFunction:
+    """Mark a function that runs as it is wherever a compiler hasn't begun a graph before it.
+
+    It can be a part of a graph. But where a model breaks its graph early, the compiler would make
+    one of the admixture alone, whose hundreds of results then have to enter the next.
+    """
+    # How the compiler marks such functions itself; tests/speed/test_compiled.py holds it to that.
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    set_code_exec_strategy(cast(Any, function).__code__, skip)
+    return function
 
 
 class MatrixPool:

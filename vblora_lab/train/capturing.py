@@ -14,9 +14,8 @@ from vblora_lab.speed.captured import Batch, CapturedStep
 
 logger = logging.getLogger(__name__)
 
-PAD_TO = (
-    64  # tokens: a batch's length is rounded up to a multiple, so that few lengths are captured
-)
+# Tokens: a batch's length is rounded up to a multiple, so that few lengths are captured.
+PAD_TO = 64
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
@@ -41,19 +40,16 @@ def capture(trainer: AnyTrainer, pad_to: int | None = PAD_TO) -> AnyTrainer:
         ConfigError: it is no Trainer, or pad_to isn't positive; nothing was changed.
     """
     if not isinstance(trainer, Trainer):
-        raise ConfigError(
-            "trainer: must be a transformers.Trainer or made from one, not "
-            f"{type(trainer).__name__}."
-        )
+        kind = type(trainer).__name__
+        raise ConfigError(f"trainer: must be a transformers.Trainer or made from one, not {kind}.")
     if pad_to is not None and pad_to < 1:
         raise ConfigError(f"pad_to={pad_to!r}: must be a positive number of tokens, or None.")
     if isinstance(trainer, Capturing):
         return trainer
     plain = type(trainer)
     trainer.__class__ = type(plain.__name__, (Capturing, plain), {"__module__": plain.__module__})
-    collator: Any = trainer.data_collator
-    if pad_to is not None and getattr(collator, "pad_to_multiple_of", 0) is None:
-        collator.pad_to_multiple_of = pad_to
+    if pad_to is not None and getattr(trainer.data_collator, "pad_to_multiple_of", 0) is None:
+        trainer.data_collator.pad_to_multiple_of = pad_to  # type: ignore[union-attr]
     return trainer
 
 
@@ -95,10 +91,7 @@ class Capturing:
 
         if self._captured is None:
             self._captured = CapturedStep(step, model)
-        for part in (
-            model,
-            self.optimizer,
-        ):  # the Trainer's own step sets modes, but a graph doesn't
+        for part in (model, self.optimizer):  # the Trainer's own step does so, but a graph doesn't
             if not getattr(part, "training", False) and callable(getattr(part, "train", None)):
                 part.train()
         batch: dict[str, Tensor] = self._prepare_inputs(inputs)

@@ -18,8 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
-from vblora_lab.speed.in_graph import no_graph_of_its_own
-from vblora_lab.speed.pool import MatrixPool
+from vblora_lab.speed.pool import MatrixPool, no_graph_of_its_own
 from vblora_lab.tuner import formats, saving, sizes, stored
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.tuner.banks import VectorBanks
@@ -101,7 +100,6 @@ class VBLoRAModel(BaseTuner):
     @no_graph_of_its_own
     def _begin_pass(self, *_: Any) -> None:
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
-            # Whether parts of the model are called again, in the backward pass.
             again = torch.is_grad_enabled() and any(m.gradient_checkpointing for m in self._again)
             self.pool.begin_pass(self.active_adapters, hand_out=not again)
 
