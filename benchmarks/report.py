@@ -131,6 +131,9 @@ def page(about: dict[str, str], records: list[Record], kind: str) -> str:
     parts += why_missed(records)
     units = {
         "training": "milliseconds per training step",
+        "compiled": "milliseconds per training step, torch.compile",
+        "large": "milliseconds per training step with gradient checkpointing, bf16",
+        "mixed": "milliseconds per mixed batch",
         "checkpointing": "milliseconds per training step with gradient checkpointing",
         "generation": "milliseconds per token",
         "admixture": "milliseconds, forward and backward",

@@ -1,163 +1,93 @@
-"""Would a grouped Triton kernel beat two batched products in a mixed batch?
+"""One token for each user: the grouped Triton kernel against two batched products.
 
     python benchmarks/serving_kernel.py
 
-One layer of OPT-1.3b's shape: to the output of a base layer, add for each sample the update of
-its own adapter. `plain` is `speed.rows.add_by_row`; `kernel` does both products in one launch and
-reads each sample's matrices where they lie. Timed as called from Python, and in a CUDA graph of 48
-layers, which leaves the device's time alone. TRITON_INTERPRET=1 checks the kernel on a CPU.
+One layer of OPT-1.3b's shape: to the output of a base layer, add for each sample the update of its
+own adapter. `plain` is `speed.rows.add_by_row`, with matrices in the order of the rows or gathered
+first; `kernel` is `speed.row_kernel`, which reads them where they lie. Timed as called from Python,
+and in a CUDA graph of 48 layers, which leaves the device's time alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import platform
+from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from vblora_lab.speed import row_kernel
 from vblora_lab.speed.rows import add_by_row
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-FEATURES, RANK, LAYERS = (64, 8, 2) if INTERPRETED else (2048, 8, 48)
+FEATURES, RANK, LAYERS, REPEAT = 2048, 8, 48, 20
 
 
-@triton.jit
-def _grouped(  # type: ignore[no-untyped-def]
-    output,
-    x,
-    A,
-    B_T,
-    rows,
-    m,
-    stride_slot,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    STRIDE_R: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-):
-    sample = tl.program_id(0).to(tl.int64)
-    slot = tl.load(rows + sample).to(tl.int64)
-    t = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    r = tl.arange(0, R)
-    inside = (t < m)[:, None]
-    Ax = tl.zeros((BLOCK_M, R), tl.float32)
-    for start in range(0, IN, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        xs = tl.load(x + (sample * m + t[:, None]) * IN + k[None, :], mask=inside, other=0.0)
-        As = tl.load(A + slot * stride_slot + r[:, None] * STRIDE_R + k[None, :])
-        if BLOCK_M == 1:
-            Ax += tl.sum(xs.to(tl.float32) * As.to(tl.float32), axis=1)[None, :]
-        else:
-            Ax += tl.dot(xs, tl.trans(As))
-    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
-    Bs = tl.load(B_T + slot * stride_slot + r[:, None] * STRIDE_R + o[None, :])
-    at = output + (sample * m + t[:, None]) * OUT + o[None, :]
-    before = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    if BLOCK_M == 1:
-        update = tl.sum(tl.trans(Ax) * Bs.to(tl.float32), axis=0)[None, :]
-    else:
-        update = tl.dot(Ax.to(Bs.dtype), Bs)
-    tl.store(at, (before + update).to(output.dtype.element_ty), mask=inside)
+def plain(output: Tensor, x: Tensor, A: Tensor, B_T: Tensor, slots: Tensor | None) -> Tensor:
+    if slots is not None:
+        A, B_T = A.index_select(0, slots), B_T.index_select(0, slots)
+    return add_by_row(output, x, A, B_T)
 
 
-def kernel(output: Tensor, x: Tensor, A: Tensor, B_T: Tensor, rows: Tensor) -> Tensor:
-    """add_by_row(output, x, A[rows], B_T[rows]) in place. Ranks are those of a dot: 16 or more."""
-    n, m, width = x.shape
-    out = output.shape[2]
-    block_m = 1 if m == 1 else 16
-    block_o = 64 if INTERPRETED else 512
-    grid = (n, triton.cdiv(m, block_m), out // block_o)
-    _grouped[grid](
-        output,
-        x,
-        A,
-        B_T,
-        rows,
-        m,
-        A.stride(0),
-        IN=width,
-        OUT=out,
-        STRIDE_R=A.stride(1),
-        R=A.shape[1],
-        BLOCK_M=block_m,
-        BLOCK_K=64 if INTERPRETED else 256,
-        BLOCK_O=block_o,
-    )
-    return output
+WAYS = {"plain": plain, "kernel": row_kernel.add_to_rows}
 
 
-def plain(output: Tensor, x: Tensor, A: Tensor, B_T: Tensor, rows: Tensor | None) -> Tensor:
-    if rows is None:
-        return add_by_row(output, x, A, B_T)
-    return add_by_row(output, x, A.index_select(0, rows), B_T.index_select(0, rows))
-
-
-def seconds(call, repeat: int = 20) -> float:
+def microseconds_a_layer(call: Callable[[], object]) -> float:
     call()
     torch.cuda.synchronize()
     times = []
-    for _ in range(repeat):
+    for _ in range(REPEAT):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return sorted(times)[repeat // 2] * 1e3 / LAYERS
+    return round(1e3 * median(times) / LAYERS, 2)
 
 
-def graph(call):
+def graph_of(call: Callable[[], object]) -> Callable[[], object]:
     call()
     torch.cuda.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         call()
-    return captured.replay
+    return graph.replay
+
+
+@torch.no_grad()
+def measured(samples: int) -> dict[str, object]:
+    generator = torch.Generator("cuda").manual_seed(0)
+    new = partial(torch.randn, device="cuda", dtype=torch.bfloat16, generator=generator)
+    wide = new(samples, RANK, LAYERS * 2 * FEATURES) / FEATURES**0.5
+    parts = wide.split(FEATURES, dim=2)
+    pairs = list(zip(parts[::2], parts[1::2], strict=True))
+    x, outputs = new(samples, 1, FEATURES), [new(samples, 1, FEATURES) for _ in range(LAYERS)]
+    slots = torch.randperm(samples, device="cuda")
+    exact = plain(outputs[0].double(), x.double(), *(p.double() for p in pairs[0]), slots)
+    found = row_kernel.add_to_rows(outputs[0].clone(), x, *pairs[0], slots)
+    error = ((found.double() - exact).norm() / exact.norm()).item()
+    record: dict[str, object] = {"samples": samples, "kernel's relative error": f"{error:.1e}"}
+    for name, way in WAYS.items():
+        for order, index in (("in rows", None), ("in slots", slots)):
+
+            def all_layers(way=way, index=index) -> None:
+                for output, (A, B_T) in zip(outputs, pairs, strict=True):
+                    way(output, x, A, B_T, index)
+
+            record[f"{name}, {order}, us a layer"] = microseconds_a_layer(all_layers)
+            record[f"{name}, {order}, us in a graph"] = microseconds_a_layer(graph_of(all_layers))
+    return record
 
 
 def main() -> None:
-    dtype = torch.float32 if INTERPRETED else torch.bfloat16
-    sizes = (
-        [(3, 1), (2, 20)]
-        if INTERPRETED
-        else [(8, 1), (64, 1), (1024, 1), (8, 32), (64, 32), (64, 256)]
-    )
-    for n, m in sizes:
-        generator = torch.Generator(DEVICE).manual_seed(0)
-        new = partial(torch.randn, device=DEVICE, dtype=dtype, generator=generator)
-        rank = RANK if m == 1 else 16  # what a dot of Triton takes at least
-        stack = new(n, rank, LAYERS * 2 * FEATURES) / FEATURES**0.5
-        parts = stack.split(FEATURES, dim=2)
-        pairs = list(zip(parts[::2], parts[1::2], strict=True))
-        x, outputs = new(n, m, FEATURES), [new(n, m, FEATURES) for _ in range(LAYERS)]
-        rows = torch.randperm(n, device=DEVICE)
-        expected = plain(outputs[0].double(), x.double(), *(p.double() for p in pairs[0]), rows)
-        found = kernel(outputs[0].clone(), x, *pairs[0], rows)
-        error = ((found.double() - expected).norm() / expected.norm()).item()
-        record = {"samples": n, "tokens": m, "kernel's relative error": f"{error:.1e}"}
-        if not INTERPRETED:
-            ways = {
-                "plain, in rows": (plain, None),
-                "plain, gathered": (plain, rows),
-                "kernel": (kernel, rows),
-            }
-            for name, (way, index) in ways.items():
-
-                def call(way=way, index=index, x=x, outputs=outputs, pairs=pairs):
-                    for output, (A, B_T) in zip(outputs, pairs, strict=True):
-                        way(output, x, A, B_T, index)
-
-                record[f"{name}, us a layer"] = round(seconds(call), 2)
-                record[f"{name}, in a graph"] = round(seconds(graph(call)), 2)
-        print(json.dumps(record), flush=True)
+    about = {"device": torch.cuda.get_device_name(), "python": platform.python_version()}
+    print(json.dumps(about | {"torch": torch.__version__, "triton": triton.__version__}))
+    for samples in (8, 64, 1024):
+        print(json.dumps(measured(samples)), flush=True)
 
 
 if __name__ == "__main__":

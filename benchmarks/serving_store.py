@@ -6,12 +6,12 @@ Adapters are of the shape that OPT-125m has with r = 4 on q_proj and v_proj: VB-
 bank of 256 x 256, top 2; LoRA in float32 and float16, as PEFT stores it. Their numbers are random;
 no model is needed. `--lora` folders of LoRA are made, fewer since all are of one size.
 
-`add` is what it takes to have an adapter in its place and on the disk: the first ones in turn with
-LoRA, and the last ones of the store. `fetch` is what it takes to have config and tensors in memory,
-from files that the system has in its cache, in random order and in turn; `find` to look up a name,
-`mixed` to have the matrices A and B too. The store checks an adapter when it is added, and its
-digest when it is read; the folder of a LoRA is opened as PEFT does, unchecked. Sizes are those of
-files, and what they take on the disk (`du`).
+`add` is what it takes to have one more adapter in its place and on the disk, in a store of so many,
+in an empty one, and as a folder of LoRA, in turn. `fetch` is what it takes to have config and
+tensors in memory, from files that the system has in its cache, in random order and in turn; `find`
+to look up a name, `mixed` to have the matrices A and B too. The store checks an adapter when it is
+added, and its digest when it is read; the folder of a LoRA is opened as PEFT does, unchecked. Sizes
+are those of files, and what they take on the disk (`du`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import peft
 import safetensors
@@ -155,16 +156,22 @@ class Loras:
 
 
 class Stored:
-    """The store, and the folders that its adapters come from."""
+    """A store that is filled from folders, and one that is empty."""
 
-    def __init__(self, work: Path, count: int) -> None:
+    def __init__(self, work: Path, count: int, more: int) -> None:
         self.bank = torch.rand(BANK) - 0.5
-        self._sources = make_sources(work / "sources", count, self.bank)
+        self._sources = make_sources(work / "sources", count + more, self.bank)
         self.folder = work / "store"
-        self.store = AdapterStore(self.folder)
+        self.store, self.empty = AdapterStore(self.folder), AdapterStore(work / "empty")
+        with patch("os.fsync", lambda handle: None):  # so that filling it takes minutes only
+            for number in range(count):
+                self.add(f"{number:05}")
 
     def add(self, name: str) -> None:
         self.store.add(self._sources[int(name)], name, bank=self.bank)
+
+    def add_to_empty(self, name: str) -> None:
+        self.empty.add(self._sources[int(name)], name, bank=self.bank)
 
     def fetch(self, name: str) -> dict[str, Tensor]:
         tensors = self.store.read(name).tensors
@@ -181,28 +188,27 @@ class Stored:
 
 def measure(work: Path, count: int, made: int) -> dict[str, object]:
     torch.manual_seed(0)
-    stored = Stored(work, count)
+    stored = Stored(work, count, made)
     loras = {f"lora_{kind}": Loras(work / kind, DTYPES[kind]) for kind in DTYPES}
-    names = [f"{number:05}" for number in range(count)]
-    first = in_turn(
-        {"vblora": stored.add, **{kind: each.add for kind, each in loras.items()}}, names[:made]
-    )
-    rest = [took(partial(stored.add, name)) for name in names[made:]]
+    of_store = sizes(stored.folder, count, count)
     stored.store.close()
     opened = took(stored.open_again)
-    wanted = random.Random(0).choices(names[:made], k=FETCHES)
+    new = [f"{number:05}" for number in range(count, count + made)]
+    adds = {kind: each.add for kind, each in loras.items()}
+    added = in_turn({"vblora": stored.add, "empty": stored.add_to_empty, **adds}, new)
+    wanted = random.Random(0).choices(new, k=FETCHES)
     fetches = {"vblora": stored.fetch, **{kind: each.fetch for kind, each in loras.items()}}
-    in_turn(fetches, names[:made])  # into the system's cache
+    in_turn(fetches, new)  # into the system's cache
     fetched = in_turn(fetches, wanted)
     found: dict[str, dict] = {
-        kind: {"add_ms": first[kind], "fetch_ms": fetched[kind]} for kind in fetches
+        kind: {"add_ms": added[kind], "fetch_ms": fetched[kind]} for kind in fetches
     }
     found["vblora"] |= {
-        "add_last_ms": summary(rest[-made:]) if rest else first["vblora"],
+        "add_to_empty_store_ms": added["empty"],
         "open_ms": opened,
         "find_ms": in_turn({"": lambda name: stored.store[name]}, wanted)[""],
         "mixed_ms": in_turn({"": stored.mix}, wanted[: FETCHES // 4])[""],
-        **sizes(stored.folder, count, count),
+        **of_store,
     }
     for kind, each in loras.items():
         found[kind] |= sizes(each.folder, count, made)
@@ -230,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all that is made")
     parser.add_argument("--adapters", type=int, default=10_000)
-    parser.add_argument("--lora", type=int, default=1000, help="folders of LoRA that are made")
+    parser.add_argument("--lora", type=int, default=500, help="folders of LoRA that are made")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, object] = {"adapters": args.adapters, "lora_folders": args.lora}

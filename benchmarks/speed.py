@@ -32,6 +32,7 @@ import transformers
 from speed_admixture import admixture_alone
 from speed_clock import clean_up, interleaved, milliseconds, peak_memory, waits
 from speed_compiled import compiled
+from speed_large import large, mixed
 from speed_rows import (
     CPU_ROWS,
     CUDA,
@@ -54,7 +55,7 @@ from vblora_lab.bases import share_weights
 from vblora_lab.speed.pool import MatrixPool
 
 RESULTS = Path(__file__).parent / "results"
-# --- sections: each yields records; that of the admixture alone is in speed_admixture.py
+# --- sections: each yields records; others are in speed_admixture.py, _compiled.py and _large.py
 
 
 def training(args: argparse.Namespace) -> Iterator[dict]:
@@ -290,6 +291,8 @@ def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 SECTIONS = {
     "training": training,
     "compiled": compiled,
+    "large": large,
+    "mixed": mixed,
     "checkpointing": checkpointing,
     "profile": profile,
     "growth": growth,

@@ -11,7 +11,14 @@ from typing import Any
 import peft
 import torch
 from torch import nn
-from transformers import AutoConfig, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 import vblora_lab
 from vblora_lab.bases import share_weights
@@ -20,11 +27,29 @@ from vblora_lab.speed.captured import CapturedStep
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-TARGETS = {"qv": ["q_proj", "v_proj"], "all": ALL_LINEAR}
+TARGETS = {
+    "qv": ["q_proj", "v_proj"],
+    "all": ALL_LINEAR,
+    "llama-qv": ["q_proj", "v_proj"],
+    "llama-all": [
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    ],
+}
 MINI_OPT = Path(vblora_lab.__file__).parent / "assets" / "mini-opt"
 OPT_SIZES = {
     "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32},
+}
+
+
+LLAMA_3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
 }
 
 
@@ -67,8 +92,13 @@ CPU_ROWS = [
 ]
 
 
-def base_model(name: str) -> OPTForCausalLM:
+def base_model(name: str) -> PreTrainedModel:
     """A model of the named shape with random weights: bf16 on a GPU, float32 on a CPU."""
+    if name == "llama-3-8b":
+        torch.manual_seed(0)
+        config = LlamaConfig(**LLAMA_3_8B, dtype=torch.bfloat16)
+        with DEVICE:
+            return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).train()
     if name == "mini-opt":
         config = AutoConfig.from_pretrained(MINI_OPT)
     else:

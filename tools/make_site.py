@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -109,8 +110,10 @@ ROOMS = {
             "bases",
             "data",
             "train.session",
+            "train.capturing",
             "train.optimizer",
             "train.probe",
+            "train.capturing",
             "train.compare",
             "train.tune",
             "train.tune_result",
@@ -129,12 +132,21 @@ ROOMS = {
             "inspection.updates",
             "inspection.counterfactual",
         ),
+        ("inspection.chance", "inspection.one_layer"),
     ),
     "widgets": Room(
         "Widgets and figures",
         "Widgets for Jupyter, and the same as figures that stay.",
         ("widgets",),
-        ("plots.run", "plots.bank", "plots.plan", "plots.tune"),
+        (
+            "plots.run",
+            "plots.bank",
+            "plots.modules",
+            "plots.plan",
+            "plots.tune",
+            "plots.sub_vector",
+            "plots.users",
+        ),
     ),
     "course": Room(
         "Course and machine",
@@ -300,6 +312,8 @@ def _entry(name: str) -> str:
         return f".. autoclass:: {name}\n   :members:"
     if inspect.isroutine(value):
         return f".. autofunction:: {name}"
+    if not isinstance(value, Mapping):
+        return f".. autodata:: {name}"
     keys = ", ".join(f"``{key}``" for key in value)
     return f".. autodata:: {name}\n\n   A mapping with the keys {keys}."
 

@@ -69,6 +69,18 @@ def test_a_mixture_is_changed_measured_and_restored(browser, lab, screenshots):
     page.get_by_text("all equal: True").wait_for(timeout=LONG)
     assert "rows by entropy pinned" in page.locator(".jp-Cell").nth(1).inner_text()
 
+    # The map stays as it is when the page is loaded again: here with one module open.
+    rows.select_option("layer")
+    page.get_by_label("show", exact=True).select_option("modules")
+    canvas.focus()
+    for key in ("ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="All modules").wait_for()
+    told = page.locator(".vblora-notice").inner_text()
+    assert told.startswith("layer ") and "sub-vectors, each mixes 2 bank vectors" in told
+
+    # Keys pressed in the map are the map's, so a cell is chosen first.
+    page.locator(".jp-Cell").nth(1).locator(".jp-InputPrompt").first.click()
     # The notebook as it is stored has a picture for readers without a kernel.
     with page.expect_response(
         lambda answer: answer.request.method == "PUT" and path.name in answer.url
@@ -76,4 +88,7 @@ def test_a_mixture_is_changed_measured_and_restored(browser, lab, screenshots):
         page.keyboard.press("Control+s")
     outputs = nbformat.read(path, 4).cells[0].outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    page.reload()
+    page.get_by_role("button", name="All modules").wait_for(timeout=LONG)
+    assert page.locator(".vblora-notice").inner_text() == told
     page.context.close()

@@ -108,6 +108,14 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     assert "of bank vector" in panel.locator(".vblora-readout").nth(1).inner_text()
     page.screenshot(path=screenshots / "4-stopped.png")
 
+    # Controls, loss and map fit into one window.
+    size = page.viewport_size
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    window = page.locator(".jp-WindowedPanel-outer").first.bounding_box()
+    top, views = panel.bounding_box()["y"], panel.locator(".vblora-columns").bounding_box()
+    assert views["y"] + views["height"] - top <= window["height"]
+    page.set_viewport_size(size)
+
     # Training again starts from nothing.
     panel.get_by_role("button", name="Train").click()
     page.get_by_text("▶ training").wait_for()

@@ -598,6 +598,8 @@ def test_an_adapter_without_its_bank_is_exported_with_the_one_that_is_given(
     assert_close(opt_case.output(as_lora(opt_case, tmp_path / "by_command")), expected)
     assert cli.main(["export-lora", *files]) == 2
     assert "was stored without its bank" in capsys.readouterr().err
+    assert cli.main(["export-lora", *files, "--workers", "2"]) == 2
+    assert "--workers: is for many adapters" in capsys.readouterr().err
 
 
 def test_a_bank_that_cannot_be_meant_is_refused_before_anything_is_written(shared, tmp_path):

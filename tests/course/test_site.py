@@ -108,6 +108,14 @@ def test_a_heatmap_becomes_a_page_of_its_own_as_it_is_at_the_end(tmp_path):
     assert ran.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("make", [lab.SubVector, lab.ManyUsers])
+def test_a_widget_that_can_be_a_page_becomes_it(tmp_path, make):
+    html = site_widgets.Form(make(), tmp_path, "x-1").html()
+    assert f'<iframe src="../{tmp_path.name}/x-1.html" title="{make.__name__}"' in html
+    page = (tmp_path / "x-1.html").read_text(encoding="utf-8")
+    assert f"<title>{make.__name__} of x-1</title>" in page and "vbloraHeight" in page
+
+
 def test_other_widgets_become_their_picture(tmp_path):
     explorer = lab.ConfigExplorer("mini-opt")
     html = site_widgets.Form(explorer, tmp_path, "x").html()

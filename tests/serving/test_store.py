@@ -459,7 +459,7 @@ def test_the_command_line(adapters, tmp_path, capsys):
     run("add", place, adapters / "own", "--name", "other")
     assert run("list", place, "--names").out.split() == ["other", *USERS]
     listed = run("list", place).out
-    assert "5 adapters of " in listed and "2 banks" in listed
+    assert "5 adapters, " in listed and "in all, and 2 banks" in listed
     partly = run("add", place, adapters / "own", adapters / "user-0", status=1).out
     assert "user-0: 'user-0' is in the store" in partly and "1 adapter not added" in partly
     assert "Did you mean 'user-" in run("remove", place, "user-0", "user-l", status=2).err

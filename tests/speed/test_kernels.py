@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vblora_lab.admixture import admixture
+from vblora_lab.errors import UnsupportedError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.mixing import mix_all
 
@@ -211,6 +212,22 @@ def test_tables_that_were_made_under_inference_mode_serve_training():
         mix_all(layers, bank, 2, torch.float32)
     got = gradients(layers, bank, mix_all(layers, bank, 2, torch.float32))
     assert all(torch.isfinite(gradient).all() for gradient in got)
+
+
+@with_kernels
+@pytest.mark.parametrize("learned", ["bank", "logits"])
+def test_second_gradients_are_refused_by_name(learned):
+    """And not taken to be zero, as they are where the first ones depend on nothing else."""
+    layers, bank = logits_of_layers(2, [(2, 3)], 10), bank_of(10, 4)
+    one = bank if learned == "bank" else layers[0][0]
+
+    def first():
+        A = mix_all(layers, bank, 3, torch.float32)[0].A
+        return torch.autograd.grad(A.sum(), one, create_graph=True)[0]
+
+    gradient = first()
+    with pytest.raises(UnsupportedError, match="VB-LoRA can be differentiated once"):
+        torch.autograd.grad(gradient.sum(), one)
 
 
 @with_kernels

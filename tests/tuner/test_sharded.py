@@ -14,7 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, scramble
 from vblora_lab.errors import MergeError, TargetError
+from vblora_lab.inspection.reading import read_selection
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.sharded import is_cut, whole
 
 WORLD = 2
 CASE = CASES["opt"]
@@ -88,12 +90,22 @@ def _one_process(rank, folder):
         model.save_pretrained(f"{folder}/again", state_dict=gathered)
     found["output"] = CASE.output(model.eval()).detach()
     found["text"] = model.generate(CASE.inputs()[:, :3], max_new_tokens=4, do_sample=False)
-    whole = get_model_state_dict(model)
-    found["bank"] = whole["base_model.vblora_vector_bank.default"].full_tensor()
+    everything = get_model_state_dict(model)
+    found["bank"] = everything["base_model.vblora_vector_bank.default"].full_tensor()
     try:
         model.merge_adapter()
     except MergeError as error:
         found["merge"] = str(error)
+
+    with whole(model):  # to be read by anything that knows nothing of FSDP
+        found["read"] = read_selection(model).indices
+    found["cut again"] = any(map(is_cut, model.parameters()))
+
+    another = sharded(model_of())
+    stored = load_file(f"{folder}/adapter/adapter_model.safetensors")
+    with lab.using():
+        peft.set_peft_model_state_dict(another, stored)
+    found["loaded"] = CASE.output(another.eval()).detach()
 
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     found["half"] = trained(sharded(model_of(), mp_policy=half), mine)
@@ -113,7 +125,9 @@ def _one_process(rank, folder):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     torch.multiprocessing.spawn(_one_process, (str(folder),), nprocs=WORLD)
-    return folder, [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+    return folder, [
+        torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)
+    ]
 
 
 def assert_alike(ours, theirs, relative=1e-6):
@@ -149,6 +163,15 @@ def test_what_is_saved_is_peft_s_file_and_loads_in_one_process(found):
     for rank in results:
         assert torch.equal(rank["text"], text)
         assert torch.equal(rank["bank"], stored["base_model.vblora_vector_bank"])
+
+
+def test_it_is_read_whole_and_loads_into_a_model_that_is_cut(found):
+    folder, results = found
+    loaded = lab.from_pretrained(CASE.base(), folder / "adapter").eval()
+    for rank in results:
+        assert (rank["read"] == read_selection(loaded).indices).all()
+        assert rank["cut again"]
+        torch.testing.assert_close(rank["loaded"], rank["output"])
 
 
 def test_half_precision_trains_near_it(found):

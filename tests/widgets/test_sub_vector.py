@@ -63,11 +63,30 @@ def test_the_widget_holds_the_layer_that_it_was_given():
     assert widget.layer.loss != layer.loss
 
 
+def test_what_the_browser_sends_arrives():
+    """ipywidgets hands over the buffers of a message as memoryviews."""
+    widget = SubVector()
+    rows = widget.layer.rows.copy()
+    rows[3, 4] = 2.5
+    bank = widget.layer.bank + 1
+    widget.set_state(
+        {
+            "logits": memoryview(rows.tobytes()),
+            "bank": memoryview(bank.tobytes()),
+            "phase": "update",
+        }
+    )
+    np.testing.assert_array_equal(widget.layer.rows, rows)
+    np.testing.assert_array_equal(widget.layer.bank, bank)
+    assert widget.phase == "update"
+
+
 def test_what_it_refuses_changes_nothing():
     widget = SubVector()
     for name, value, error in (
         ("row", 14, SelectionError), ("row", -1, TraitError), ("topk", 11, SelectionError),
-        ("topk", 0, TraitError), ("phase", "backward", TraitError), ("rate", -1.0, TraitError),
+        ("logits", b"1234", SelectionError), ("topk", 0, TraitError),
+        ("phase", "backward", TraitError), ("rate", -1.0, TraitError),
     ):  # fmt: skip
         before = getattr(widget, name)
         with pytest.raises(error):

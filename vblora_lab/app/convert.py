@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab.app.options import at_least
+from vblora_lab.errors import ConfigError
 
 
 def add_to(commands: Any) -> None:
@@ -73,6 +74,8 @@ def _export_lora(args: argparse.Namespace) -> int:
         exported = export_loras(args.adapter, args.out, bank=args.bank, workers=args.workers)
         print(exported)
         return 1 if exported.failed else 0
+    if args.workers is not None:
+        raise ConfigError("--workers: is for many adapters; give --all too, or leave it out.")
     print(f"LoRA adapter in {export_lora(args.adapter, args.out, bank=args.bank)}")
     return 0
 

@@ -33,7 +33,9 @@ def add_to(commands: Any) -> None:
     remove = _action(actions, "remove", _remove, "take adapters out")
     remove.add_argument("names", nargs="+", metavar="NAME")
 
-    check = _action(actions, "check", _check, "read all and say what is damaged; exit status 1")
+    check = _action(
+        actions, "check", _check, "read all and say what is damaged (exit status 1 if anything is)"
+    )
     check.add_argument("--clean", action="store_true", help="delete what belongs to no adapter")
 
     export = _action(actions, "export", _export, "write adapters as LoRA; called again, it goes on")
@@ -83,8 +85,8 @@ def _list(args: argparse.Namespace) -> int:
     banks = {a.bank for a in adapters}
     print(*aligned(rows), sep="\n")
     print(
-        f"{count(len(adapters), 'adapter')} of {readable(sum(a.bytes for a in adapters))}, "
-        f"{count(len(banks), 'bank')}"
+        f"{count(len(adapters), 'adapter')}, {readable(sum(a.bytes for a in adapters))} in all, "
+        f"and {count(len(banks), 'bank')}"
     )
     return 0
 

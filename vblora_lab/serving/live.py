@@ -231,24 +231,24 @@ class LiveAdapters:
             self._leases.discard(lease)
 
     def _take(self, name: str, lease: _Lease) -> None:
-        while True:
-            with self._lock:
-                there = self._memory.use(name)
-                if there is not None:
-                    lease.held[name] = there
-                    return
-                others = self._loading.get(name)
-                loading = self._loading.setdefault(name, Future())
-            if others is not None:
-                others.result()  # another thread loads it, or fails: then it is looked for anew
-                continue
+        while name not in lease.held:
+            mine: Future[None] = Future()
             try:
-                self._load(name, lease)
-                return
-            finally:
                 with self._lock:
-                    del self._loading[name]
-                loading.set_result(None)
+                    there = self._memory.use(name)
+                    if there is not None:
+                        lease.held[name] = there
+                        return
+                    first = self._loading.get(name)
+                    if first is None or first.done():
+                        first = self._loading[name] = mine
+                if first is mine:
+                    self._load(name, lease)
+            finally:
+                mine.set_result(None)  # whatever was raised, nobody waits for this thread
+                if self._loading.get(name) is mine:
+                    self._loading.pop(name, None)
+            first.result()  # another thread loads it, or fails: then it is looked for anew
 
     def _load(self, name: str, lease: _Lease) -> None:
         if self.source is None or name not in self.source:

@@ -8,15 +8,28 @@ of hundreds of pieces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.library import custom_op
 
 from vblora_lab.speed import kernels
 from vblora_lab.speed.order import Order
+
+
+def no_graph_of_its_own(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a function that runs as it is wherever a compiler hasn't begun a graph before it.
+
+    It can be a part of a graph. But where a model breaks its graph early, the compiler would make
+    one of the admixture alone, whose hundreds of results then have to enter the next.
+    """
+    # How the compiler marks such functions itself; tests/speed/test_compiled.py holds it to that.
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    set_code_exec_strategy(function.__code__, skip)
+    return function
 
 
 def mixed_in_graph(parts: Order, bank: Tensor, topk: int, dtype: torch.dtype) -> Tensor:

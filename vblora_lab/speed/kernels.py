@@ -23,11 +23,12 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from vblora_lab.errors import UnsupportedError
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -111,21 +112,44 @@ class _Admixture(torch.autograd.Function):
         out, indices, weights = forward(parts[0], offsets, bank, topk, r, dtype)
         ctx.save_for_backward(bank, indices, weights, places)
         ctx.shapes = [part.shape for part in parts]
+        ctx.learned = [each for each in (bank, *parts) if each.requires_grad]  # see `_once`
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         bank, indices, weights, places = ctx.saved_tensors
         logits_need, bank_needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
-        grad_logits, grad_bank = backward(
-            grad, bank, indices, weights, places, logits_need, bank_needs
-        )
+        needs = logits_need, bank_needs
+        with torch.no_grad():
+            both = backward(grad, bank, indices, weights, places, *needs)
+        if torch.is_grad_enabled():  # create_graph=True
+            both = _once(both[0], ctx.learned), _once(both[1], ctx.learned)
+        grad_logits, grad_bank = both
         if grad_logits is None:
             return grad_bank, None, None, *(None for _ in ctx.shapes)
         pieces = grad_logits.split([shape[0] * shape[1] for shape in ctx.shapes])
         views = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
         return grad_bank, None, None, *views
+
+
+def _once(gradient: Tensor | None, learned: Sequence[Tensor]) -> Tensor | None:
+    """A gradient whose own gradient is refused, and not taken to be zero."""
+    if gradient is None:
+        return None
+    return cast(Tensor, _Once.apply(gradient, *learned))  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *learned: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        raise UnsupportedError(
+            "the admixture of VB-LoRA can be differentiated once, not twice: its kernels have no "
+            "second gradients. Take gradients without create_graph=True."
+        )
 
 
 def padded(r: int, dtype: torch.dtype) -> int:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from vblora_lab.errors import ConfigError
+from vblora_lab.speed import row_kernel
 from vblora_lab.speed.blocks import Place, State, spare_bytes
 from vblora_lab.speed.mixing import autocast_dtype
 
@@ -144,6 +145,8 @@ class RowBatch:
         # calls first) mixes for itself.
         rows = self._rows if self._in_pass else self._mixed([layer])
         A, B_T, slots = rows[layer]
+        if row_kernel.usable(output, x, A, B_T, len(self._names)):
+            return row_kernel.add_to_rows(output, x, A, B_T, slots)
         if slots is not None:
             A, B_T = A.index_select(0, slots), B_T.index_select(0, slots)
         return add_by_row(output, x, A, B_T)

@@ -41,16 +41,19 @@ def capture(trainer: AnyTrainer, pad_to: int | None = PAD_TO) -> AnyTrainer:
         ConfigError: it is no Trainer, or pad_to isn't positive; nothing was changed.
     """
     if not isinstance(trainer, Trainer):
-        kind = type(trainer).__name__
-        raise ConfigError(f"trainer: must be a transformers.Trainer or made from one, not {kind}.")
+        raise ConfigError(
+            "trainer: must be a transformers.Trainer or made from one, not "
+            f"{type(trainer).__name__}."
+        )
     if pad_to is not None and pad_to < 1:
         raise ConfigError(f"pad_to={pad_to!r}: must be a positive number of tokens, or None.")
     if isinstance(trainer, Capturing):
         return trainer
     plain = type(trainer)
     trainer.__class__ = type(plain.__name__, (Capturing, plain), {"__module__": plain.__module__})
-    if pad_to is not None and getattr(trainer.data_collator, "pad_to_multiple_of", 0) is None:
-        trainer.data_collator.pad_to_multiple_of = pad_to  # type: ignore[union-attr]
+    collator: Any = trainer.data_collator
+    if pad_to is not None and getattr(collator, "pad_to_multiple_of", 0) is None:
+        collator.pad_to_multiple_of = pad_to
     return trainer
 
 

@@ -39,7 +39,7 @@ def how_processes_train(environment: Mapping[str, str] = os.environ) -> str:
     if engine == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("distributed_type: DEEPSPEED needs DeepSpeed: pip install deepspeed")
     name = _NAMES[engine](environment)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1:
         return f"1 process ({state.device.type})"
     if engine and state.distributed_type == DistributedType.MULTI_CPU:

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError, UnsupportedError
+from vblora_lab.speed.in_graph import no_graph_of_its_own
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner import formats, saving, sizes, stored
 from vblora_lab.tuner.adapted import adapted_layers
@@ -97,6 +98,7 @@ class VBLoRAModel(BaseTuner):
         with self.pool.held():  # PeftModel does so too; this is for direct calls of the tuner
             return super().forward(*args, **kwargs)
 
+    @no_graph_of_its_own
     def _begin_pass(self, *_: Any) -> None:
         if not mixes_by_layer(self.model, self.vblora_vector_bank):
             # Whether parts of the model are called again, in the backward pass.

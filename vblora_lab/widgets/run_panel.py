@@ -45,7 +45,7 @@ from vblora_lab.widgets.loss_chart import LossChart
 
 SHOW_EVERY = 0.8
 """Seconds between two updates of the screen."""
-LOSS_HEIGHT, MAP_HEIGHT = 170, 340
+LOSS_HEIGHT, MAP_HEIGHT = 168, 336
 """CSS pixels: with the controls, both fit into a window of 1400 by 1000 pixels."""
 
 

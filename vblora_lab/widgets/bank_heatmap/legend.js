@@ -5,7 +5,7 @@ class Legend {
     this.box = box;
     this.weight = this.scale("weight", ["0", "0.25", "0.5", "0.75", "1"]);
     this.chance = this.key("vblora-ramp vblora-chance", "by chance");
-    this.excess = this.scale("standard deviations above", ["3", "6", "9+"]);
+    this.excess = this.scale("standard deviations above", ["", "", ""]);
     this.isNew = this.key("vblora-new", "not at the start", "▲");
     this.times = TIMES.map((text) => this.key("vblora-swatch", text));
     this.none = this.key("vblora-blank", "not chosen");
@@ -39,6 +39,10 @@ class Legend {
     this.weight.hidden = footprint || grouped;
     this.none.hidden = grouped;
     this.chance.hidden = this.excess.hidden = !grouped;
+    const limit = model.get("stands_out"); // colour begins there, and is the same from three times that
+    this.excess.querySelectorAll(".vblora-ramp-values span").forEach((value, i) => {
+      value.textContent = `${(i + 1) * limit}${i === 2 ? "+" : ""}`;
+    });
     this.isNew.hidden = !(grouped && data.ready && modules.changed);
     for (const key of this.start) key.hidden = !marksStart;
     this.times.forEach((key, i) => {

@@ -9,20 +9,8 @@ from vblora_lab.widgets._page import Answers
 from vblora_lab.widgets._source import source
 
 PARTS = (
-    *(
-        "colours",
-        "data",
-        "modules",
-        "legend",
-        "drawing",
-        "map",
-        "controls",
-        "plot",
-        "views",
-        "table",
-    ),
-    "bench",
-    "render",
+    *("colours", "data", "modules", "legend", "drawing", "map"),
+    *("controls", "plot", "views", "table", "bench", "render"),
 )
 SCRIPT = source("canvas.js", *(f"bank_heatmap/{part}.js" for part in PARTS))
 STYLE = source("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")

@@ -145,7 +145,7 @@ function wordsOf(state) {
       "could move a little and nothing would change: theirs is exactly 0. An arrow shows where a step goes.";
   }
   if (state.said) return state.said;
-  if (state.model.get("zoomed_out")) return "The same as rows of a map, darker for more weight. " +
+  if (state.model.get("zoomed_out")) return "The same as rows of a map, stronger for more weight. " +
     "Look down a column: sub-vectors of A and of B take from the same bank vector. Click a row to zoom in.";
   return `The ${indices.length === 1 ? "largest logit chooses" : `${indices.length} largest logits choose`} ` +
     `${indices.length === 1 ? "vector" : "vectors"} ${listed(indices.map(String))}; softmax makes of them ` +

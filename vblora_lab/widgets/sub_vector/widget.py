@@ -26,6 +26,9 @@ SCRIPTS = ("maths", "drawing", "logits", "mixture", "place", "output", "rows", "
 SCRIPT = source("canvas.js", "svg.js", *(f"sub_vector/{part}.js" for part in SCRIPTS))
 STYLE = source("theme.css", "sub_vector/sub_vector.css")
 
+# A browser's bytes arrive as a memoryview, which traitlets doesn't take for bytes.
+FLOATS = {"sync": True, "from_json": lambda value, _widget: bytes(value)}
+
 
 class SubVector(Pictured, anywidget.AnyWidget):
     """One sub-vector of a small layer: drag its logits, train it step by step, zoom out to the map.
@@ -52,13 +55,13 @@ class SubVector(Pictured, anywidget.AnyWidget):
     _css = STYLE
 
     # As the browser changes them, and as it began; float32, little-endian, in rows.
-    logits = traitlets.Bytes().tag(sync=True)  # (N, num_vectors), those of A first
-    bank = traitlets.Bytes().tag(sync=True)  # (num_vectors, vector_length)
-    start_logits = traitlets.Bytes().tag(sync=True)
-    start_bank = traitlets.Bytes().tag(sync=True)
-    x = traitlets.Bytes().tag(sync=True)  # (in_features,)
-    base = traitlets.Bytes().tag(sync=True)  # (out_features,)
-    wanted = traitlets.Bytes().tag(sync=True)  # (out_features,)
+    logits = traitlets.Bytes().tag(**FLOATS)  # (N, num_vectors), those of A first
+    bank = traitlets.Bytes().tag(**FLOATS)  # (num_vectors, vector_length)
+    start_logits = traitlets.Bytes().tag(**FLOATS)
+    start_bank = traitlets.Bytes().tag(**FLOATS)
+    x = traitlets.Bytes().tag(**FLOATS)  # (in_features,)
+    base = traitlets.Bytes().tag(**FLOATS)  # (out_features,)
+    wanted = traitlets.Bytes().tag(**FLOATS)  # (out_features,)
     shape: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
     topk = traitlets.Int(2, min=1).tag(sync=True)
     row = traitlets.Int(0, min=0).tag(sync=True)
@@ -86,6 +89,14 @@ class SubVector(Pictured, anywidget.AnyWidget):
         if proposal["value"] > most:
             raise SelectionError(f"topk={proposal['value']}: the bank has {most} vectors.")
         return int(proposal["value"])
+
+    @traitlets.validate("logits", "bank")
+    def _check_size(self, proposal: Any) -> bytes:
+        name, value = proposal["trait"].name, proposal["value"]
+        expected = (self._start.rows if name == "logits" else self._start.bank).nbytes
+        if len(value) != expected:
+            raise SelectionError(f"{name} has {len(value)} bytes; this layer's have {expected}.")
+        return bytes(value)
 
     @property
     def layer(self) -> OneLayer:
