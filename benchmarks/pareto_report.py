@@ -330,8 +330,8 @@ def agreement_text(plan: Plan, done: Done, folder: Path) -> str:
     return (
         f"\nRuns from one adapter on other orders of the examples: of the sub-vectors that changed "
         f"their choice in both of two runs, {agreed['same']:.1%} changed to the same one; "
-        f"{agreed['chance']:.1%} would by chance. (Both began with the same logits, of which the next "
-        f"largest are the likeliest to be chosen.)\n"
+        f"{agreed['chance']:.1%} would by chance. (Both began with the same logits, of which the "
+        f"next largest are the likeliest to be chosen.)\n"
     )
 
 
