@@ -7,7 +7,9 @@ import importlib.util
 import os
 import sys
 import threading
+import time
 import tomllib
+import weakref
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -195,8 +197,13 @@ def test_only_what_a_killed_process_left_is_deleted(store, served, tmp_path):
         folder.mkdir(parents=True)
         (folder / "notes.txt").write_text("x")
     room = int(1.5 * bytes_of_one(tmp_path, store))
-    ask(StoreResolver(store, tmp_path / "cache", room), served, "user-0")
-    gc.collect()
+    first = StoreResolver(store, tmp_path / "cache", room)
+    ask(first, served, "user-0")
+    gone = weakref.ref(first)
+    del first
+    while gone() is not None:  # its thread lets go of it, and of the folder, soon after its answer
+        gc.collect()
+        time.sleep(0.01)
     ask(StoreResolver(store, tmp_path / "cache", room), served, "user-1")
     assert not left.exists() and (mine / "notes.txt").is_file()
     assert {path.name for path in cache.iterdir()} == {"mine", store["user-1"].digest}
