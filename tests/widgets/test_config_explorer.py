@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from scripted import small_opt
 from torch import nn
@@ -330,8 +331,8 @@ def test_the_figure_says_what_the_plan_says(explorer):
     assert isinstance(figure, Figure)
     bars, stored, modules = figure.axes
     assert bars.get_xscale() == stored.get_xscale() == "log"
-    widths = [patch.get_width() for patch in bars.patches]
-    assert widths == [
+    (dots,) = (drawn for drawn in bars.collections if isinstance(drawn, PathCollection))
+    assert dots.get_offsets()[:, 0].tolist() == [
         explorer.plan.trained_parameters,
         explorer.plan.lora_parameters,
         explorer.plan.base_parameters,
