@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import OPTConfig
 
 from vblora_lab import PRESETS, LearningRates, Trace, TrainingSession, get_peft_model, load_base
-from vblora_lab.train import Replay, Stepped
+from vblora_lab.train import SHORT_RUN_RATES, Replay, Stepped
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.widgets import (
     BankHeatmap,
@@ -26,11 +26,10 @@ from vblora_lab.widgets import (
     SubVector,
     TrainingStudio,
 )
-from vblora_lab.widgets.live import RATES
 
 DATA = Path(__file__).parent / "data"
 RUN, SLOWER, BANK = DATA / "run.trace", DATA / "slower.trace", DATA / "bank.npy"
-SLOW_RATES = LearningRates(bank=RATES.bank / 5, logits=RATES.logits / 5)
+SLOW_RATES = LearningRates(bank=SHORT_RUN_RATES.bank / 5, logits=SHORT_RUN_RATES.logits / 5)
 SHOWN_STEP = 120  # of the run that the studio is in the middle of
 SELECT_EVERY = 10
 
