@@ -90,7 +90,9 @@ def completed_training() -> LiveTraining:
 def training_studio() -> TrainingStudio:
     """In the middle of the run, with the other one under its loss curve."""
     base = load_base("mini-opt", device="cpu")
-    session = TrainingSession(base, live_training().config, steps=200, learning_rates=RATES)
+    session = TrainingSession(
+        base, live_training().config, steps=200, learning_rates=SHORT_RUN_RATES
+    )
     studio = TrainingStudio(session, runs={"lower rates": Trace.load(SLOWER)}, driver="thread")
     studio.overlay.value = ("lower rates",)
     for event in Trace.load(RUN).events:
