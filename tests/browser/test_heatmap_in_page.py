@@ -664,6 +664,7 @@ def test_a_click_opens_a_module_and_there_are_ways_back(open_page):
     page.press("Enter")
     assert page.get("pinned_row") == 23
     back.click()
+    page.settle()
     assert page.get("opened") == -1 and not back.is_visible()
     for leave in ("Backspace", "Escape"):
         page.press("ArrowDown", "Enter")
