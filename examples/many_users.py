@@ -27,7 +27,7 @@ from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 
 import vblora_lab
-from vblora_lab import LearningRates, VBLoRAConfig
+from vblora_lab import SHORT_RUN_RATES, VBLoRAConfig
 from vblora_lab.bases import Base, share_weights
 from vblora_lab.data import Example
 from vblora_lab.data.meaning import format_mr
@@ -110,7 +110,6 @@ def facts_for(count: int, seed: int) -> list[dict[str, str]]:
 # --- training
 
 BATCH = 16
-RATES = LearningRates(bank=1e-2, logits=1e-1)
 
 
 def config() -> VBLoRAConfig:
@@ -133,7 +132,7 @@ def train(
     examples = [Example(format_mr(facts), (style.text(facts),)) for style, facts in pairs]
     rows = arrange(encode_all(base.tokenizer, examples, positions_of(model)), BATCH, steps, seed)
     collate = Collator(base.tokenizer.pad_token_id)
-    optimizer = make_optimizer(model, RATES)
+    optimizer = make_optimizer(model, SHORT_RUN_RATES)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
     model.train()
     for start in range(0, len(rows), BATCH):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import vblora_lab.tuner.peft as lab
-from tests.cases import CASES, assert_unchanged, scramble, state_of
+from tests.cases import CASES, assert_unchanged, calls_of, scramble, state_of
 from vblora_lab.errors import CheckpointError, ConfigError, TargetError
 from vblora_lab.serving import live_choices
 from vblora_lab.serving.live import LiveAdapters
@@ -287,22 +286,6 @@ def test_a_load_that_breaks_off_leaves_things_as_they_were(users, served, error,
 
 
 # --- the price of one more
-
-
-def calls_of(call: Callable[[], object]) -> int:
-    """How many functions a call calls: the same however busy the machine is."""
-    count = 0
-
-    def seen(_frame, event, _argument):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(seen)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def test_adding_swapping_and_dropping_cost_the_same_with_1000_there(users, served):

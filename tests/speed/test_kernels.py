@@ -1,39 +1,25 @@
 """The Triton kernels against the reference in float64: on a GPU, or interpreted on a CPU."""
 
-import os
-import re
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests.speed.interpreted import (
+    DEVICE,
+    INTERPRETED,
+    in_another_process,
+    passed_interpreted,
+    with_kernels,
+)
 from vblora_lab.admixture import admixture
 from vblora_lab.errors import UnsupportedError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.mixing import mix_all
 
-CUDA = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if CUDA and not INTERPRETED else "cpu"
-with_kernels = pytest.mark.skipif(
-    not CUDA and not INTERPRETED, reason="run interpreted, by test_all_of_this_file_interpreted"
-)
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernels run in this process")
+@in_another_process
 def test_all_of_this_file_interpreted():
-    pytest.importorskip("triton", reason="Triton isn't installed; it has no build for this system")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 10
+    assert passed_interpreted(__file__) >= 10
 
 
 def logits_of_layers(r, tiles, num_vectors, seed=0):

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests.speed.interpreted import (
+    DEVICE,
+    in_another_process,
+    passed_interpreted,
+    with_kernels,
+)
 from vblora_lab.speed import row_kernel
 from vblora_lab.speed.rows import RowBatch, RowLayer, add_by_row
 
-CUDA = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if CUDA and not INTERPRETED else "cpu")
-with_kernel = pytest.mark.skipif(
-    not CUDA and not INTERPRETED, reason="run interpreted, by test_all_of_this_file_interpreted"
-)
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(CUDA or INTERPRETED, reason="the kernel runs in this process")
+@in_another_process
 def test_all_of_this_file_interpreted():
-    pytest.importorskip("triton", reason="Triton isn't installed; it has no build for this system")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 10
+    assert passed_interpreted(__file__) >= 10
 
 
 def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -44,7 +29,7 @@ def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 SIZES = [(256, 512, 8), (300, 40, 3), (64, 700, 1), (520, 1030, 16)]
 
 
-@with_kernel
+@with_kernels
 @pytest.mark.parametrize(("size_in", "size_out", "r"), SIZES)
 @pytest.mark.parametrize("in_slots", [False, True])
 @torch.no_grad()
@@ -62,7 +47,7 @@ def test_it_is_the_reference(size_in, size_out, r, in_slots):
     assert (found.double() - exact).norm() < 0.005 * exact.norm()  # one rounding to 8 bits
 
 
-@with_kernel
+@with_kernels
 @torch.no_grad()
 def test_what_it_does_not_take():
     x, output, A, B_T = new(2, 1, 32), new(2, 1, 16), new(2, 4, 32), new(2, 4, 16)
@@ -87,7 +72,7 @@ class Group:
         return new(2, 4, 48, dtype=dtype)
 
 
-@with_kernel
+@with_kernels
 @torch.no_grad()
 def test_a_batch_uses_it_for_single_rows(monkeypatch):
     batch = RowBatch(["b", None, "a"], [Group()], {"q": RowLayer(32, 16, DEVICE, torch.bfloat16)})

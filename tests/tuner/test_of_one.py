@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -10,27 +9,11 @@ import pytest
 import torch
 
 import vblora_lab.tuner.peft as lab
-from tests.cases import CASES, scramble
+from tests.cases import CASES, calls_of, scramble
 from vblora_lab.tuner import injection, model, of_one
 from vblora_lab.tuner.config import VBLoRAConfig
 
 OPT = CASES["opt"]
-
-
-def calls_of(call: Callable[[], object]) -> int:
-    """How many functions a call calls: the same however busy the machine is."""
-    count = 0
-
-    def seen(_frame, event, _argument):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(seen)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def config(**changes) -> VBLoRAConfig:

@@ -116,3 +116,27 @@ function say(readout, text, spoken) {
   readout.setAttribute("aria-live", spoken ? "polite" : "off");
   readout.textContent = text;
 }
+
+/** Where a key leads from the point `at` of 0 to `last`, -1 for none; undefined if it leads nowhere. */
+function pointByKey(key, at, last) {
+  return {
+    ArrowLeft: at < 0 ? last : Math.max(0, at - 1),
+    ArrowRight: at < 0 ? 0 : Math.min(last, at + 1),
+    Home: 0, End: last, Escape: -1,
+  }[key];
+}
+
+/** Let a chart hear pointer, keys and its model; returns a function that ends it. */
+function listen(chart, model, watched, changed) {
+  for (const trait of watched) model.on(`change:${trait}`, changed);
+  chart.canvas.addEventListener("pointermove", (event) => chart.hover(event));
+  chart.canvas.addEventListener("pointerleave", () => chart.leave());
+  chart.canvas.addEventListener("blur", () => chart.leave());
+  chart.canvas.addEventListener("keydown", (event) => chart.key(event));
+  const stop = onAppearance(chart.stage, chart.redraw);
+  chart.redraw();
+  return () => {
+    stop();
+    for (const trait of watched) model.off(`change:${trait}`, changed);
+  };
+}

@@ -274,15 +274,12 @@ class Front {
   key(event) {
     const last = this.trials.length - 1;
     if (last < 0 || event.altKey || event.metaKey || event.ctrlKey) return;
-    const to = {
-      ArrowLeft: this.at < 0 ? last : Math.max(0, this.at - 1),
-      ArrowRight: this.at < 0 ? 0 : Math.min(last, this.at + 1),
-      Home: 0, End: last, Escape: -1, Enter: this.at, " ": this.at,
-    }[event.key];
+    const chooses = event.key === "Enter" || event.key === " ";
+    const to = chooses ? this.at : pointByKey(event.key, this.at, last);
     if (to === undefined) return;
     event.preventDefault();
     event.stopPropagation();
-    if (event.key === "Enter" || event.key === " ") return this.choose(this.at);
+    if (chooses) return this.choose(this.at);
     this.at = to;
     this.asked = true;
     this.redraw();
@@ -298,18 +295,8 @@ function render({ model, el }) {
   const chart = new Front(model, el);
   const changed = () => { chart.read(); chart.redraw(); };
   const watched = ["trials", "budget", "chosen", "height"];
-  for (const trait of watched) model.on(`change:${trait}`, changed);
-  chart.canvas.addEventListener("pointermove", (event) => chart.hover(event));
-  chart.canvas.addEventListener("pointerleave", () => chart.leave());
-  chart.canvas.addEventListener("blur", () => chart.leave());
   chart.canvas.addEventListener("click", (event) => chart.choose(chart.nearest(event)));
-  chart.canvas.addEventListener("keydown", (event) => chart.key(event));
-  const stop = onAppearance(chart.stage, chart.redraw);
-  chart.redraw();
-  return () => {
-    stop();
-    for (const trait of watched) model.off(`change:${trait}`, changed);
-  };
+  return listen(chart, model, watched, changed);
 }
 
 export default { render };

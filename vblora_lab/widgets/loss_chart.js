@@ -309,11 +309,7 @@ class Chart {
 
   key(event) {
     const last = this.count - 1;
-    const to = {
-      ArrowLeft: this.at < 0 ? last : Math.max(0, this.at - 1),
-      ArrowRight: this.at < 0 ? 0 : Math.min(last, this.at + 1),
-      Home: 0, End: last, Escape: -1,
-    }[event.key];
+    const to = pointByKey(event.key, this.at, last);
     if (to === undefined || last < 0 || event.altKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation();
@@ -333,17 +329,7 @@ function render({ model, el }) {
   const changed = () => { chart.decode(); chart.redraw(); };
   const watched = ["closed", "opened", "evaluations", "total_steps", "height", "smooth_over",
     "other_names", "other_lengths", "other_points"];
-  for (const trait of watched) model.on(`change:${trait}`, changed);
-  chart.canvas.addEventListener("pointermove", (event) => chart.hover(event));
-  chart.canvas.addEventListener("pointerleave", () => chart.leave());
-  chart.canvas.addEventListener("blur", () => chart.leave());
-  chart.canvas.addEventListener("keydown", (event) => chart.key(event));
-  const stop = onAppearance(chart.stage, chart.redraw);
-  chart.redraw();
-  return () => {
-    stop();
-    for (const trait of watched) model.off(`change:${trait}`, changed);
-  };
+  return listen(chart, model, watched, changed);
 }
 
 export default { render };
