@@ -67,7 +67,7 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
 def heading(plan: Plan, done: Done) -> str:
     setting = plan.setting
     runs = [run for entry in plan.entries for run in outcomes(plan, entry, done)]
-    devices = ", ".join(sorted({run["device"] for run in runs}))
+    devices = ", ".join(sorted({run["device"] for run in runs if "device" in run}))
     return (
         f"## {setting.base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; "
         f"{devices}. Loss: nats per token on validation examples, mean ± standard deviation over "
@@ -240,11 +240,13 @@ def leaders_text(points: Sequence[Point]) -> str:
             alone = "" if point.losses.others else ALONE
             told.append(f"{label(point)}{alone} from {short(point.size)}")
         leader = point if ahead or leader is None else leader
+    alone = f" {ALONE} is for losses of the seed that chose the learning rates, alone."
+    alone = "" if all(point.losses.others for point in points) else alone
     return (
-        f"Lowest loss in 8 bits: {', '.join(told)}. Against LoRA alone, VB-LoRA is ahead up to "
-        f"{short(level_with_lora(points))}. Two runs that differ in their seed alone are "
+        f"Lowest loss in 8 bits: {', '.join(told)}. Against LoRA alone, VB-LoRA is ahead "
+        f"{ranges_text(ahead_of_lora(points))}. Two runs that differ in their seed alone are "
         f"{by_seed(points):.3f} apart (root of the mean square over all methods): less counts as "
-        f"level here. {ALONE} is for losses of the seed that chose the learning rates, alone.\n"
+        f"level here.{alone}\n"
     )
 
 
@@ -253,15 +255,31 @@ def by_seed(points: Iterable[Point]) -> float:
     return noise(points) * math.sqrt(2)
 
 
-def level_with_lora(points: Sequence[Point]) -> int:
-    """The size from which the best LoRA is as good as the best VB-LoRA within the same size."""
+def ahead_of_lora(points: Sequence[Point]) -> list[tuple[int, int | None]]:
+    """Ranges of size in which the best VB-LoRA is ahead of the best LoRA, by more than a seed is.
+
+    The end is the size from which LoRA is level; None where it never is.
+    """
+    ranges: list[tuple[int, int | None]] = []
     for size in sorted(point.size for point in points):
         ours, theirs = (
             best(p for p in points if p.size <= size and p.group == group) for group in GROUPS[:2]
         )
-        if ours and theirs and theirs.losses.mean <= ours.losses.mean + by_seed(points):
-            return size
-    return max(point.size for point in points)
+        gap = by_seed(points)
+        ahead = ours and (not theirs or theirs.losses.mean > ours.losses.mean + gap)
+        is_open = bool(ranges) and ranges[-1][1] is None
+        if ahead and not is_open:
+            ranges.append((size, None))
+        elif is_open and not ahead:
+            ranges[-1] = (ranges[-1][0], size)
+    return ranges
+
+
+def ranges_text(ranges: Sequence[tuple[int, int | None]]) -> str:
+    """from 1.1 kB to 6.3 kB and from 11 kB"""
+    return " and ".join(
+        f"from {short(start)}" + (f" to {short(end)}" if end else "") for start, end in ranges
+    )
 
 
 def label(point: Point) -> str:
