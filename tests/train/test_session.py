@@ -84,8 +84,8 @@ def test_the_learning_rates_warm_up_and_fall_linearly(finished):
     rates = [e.learning_rates for e in finished[2] if isinstance(e, Stepped)]
     # 6% of 6 steps is 1 step of warm-up (rounded up): 0, then linearly from the peak to 0
     expected = np.array([0, 5, 4, 3, 2, 1]) / 5
-    assert [r["bank"] for r in rates] == pytest.approx(1e-3 * expected)
-    assert [r["logits"] for r in rates] == pytest.approx(1e-2 * expected)
+    assert [r["bank"] for r in rates] == pytest.approx(1e-2 * expected)
+    assert [r["logits"] for r in rates] == pytest.approx(1e-1 * expected)
 
 
 def test_training_is_that_of_a_plain_loop(base, task, config):
@@ -103,12 +103,12 @@ def test_training_is_that_of_a_plain_loop(base, task, config):
     bank = [p for n, p in model.named_parameters() if "vector_bank" in n and p.requires_grad]
     logits = [p for n, p in model.named_parameters() if "logits" in n]
     optimizer = torch.optim.AdamW(
-        [{"params": bank, "lr": 1e-3}, {"params": logits, "lr": 1e-2}], weight_decay=0.0
+        [{"params": bank, "lr": 1e-2}, {"params": logits, "lr": 1e-1}], weight_decay=0.0
     )
     batch = Collator(base.tokenizer.pad_token_id)(encode_all(base.tokenizer, one_batch, 512))
     losses = []
     for factor in (0, 1, 3 / 4, 2 / 4, 1 / 4):
-        for group, peak in zip(optimizer.param_groups, (1e-3, 1e-2), strict=True):
+        for group, peak in zip(optimizer.param_groups, (1e-2, 1e-1), strict=True):
             group["lr"] = factor * peak
         loss = model(**batch).loss
         loss.backward()
