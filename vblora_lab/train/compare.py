@@ -136,8 +136,8 @@ def compare(
             order. The configs are not changed.
         config: of VB-LoRA; LoRA gets its rank and targets. For methods given by name.
         steps, batch_size, seed, eval_examples: as for `TrainingSession`.
-        learning_rates: peak rates by method, those of `rates_of` by default. A fair comparison gives
-            each method its best.
+        learning_rates: peak rates by method, by default those of `rates_of`. A fair comparison
+            gives each method its best.
         test_examples: held-out MRs to write texts for, for BLEU and slot errors; 0 for neither.
         runs: where to keep each method's run, under the method's name: its trace and settings while
             it trains, so that even a killed process leaves what was on screen; then adapter and
