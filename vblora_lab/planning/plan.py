@@ -21,6 +21,7 @@ from vblora_lab.planning.worth import dearer_than_lora
 from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.modules import base_of
+from vblora_lab.tuner.precision import FLOAT16, INT8
 from vblora_lab.tuner.problems import Problem, vector_lengths
 from vblora_lab.tuner.targets import TargetMatch, match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
@@ -83,6 +84,10 @@ def plan(
         + sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
         for only in (False, True)
     )
+    float16, int8 = (
+        others.stored_bytes + sizes.bytes_saved_in(config, features, save_in)
+        for save_in in (FLOAT16, INT8)
+    )
     memory = _memory(model, others, adapter=(bank + logits) * float_bytes)
     activations = _activations(model, config, batch_size, length, fits=not found.problems)
     return Plan(
@@ -99,6 +104,8 @@ def plan(
         other_parameters=other_parameters,
         full_bytes=full,
         topk_bytes=topk,
+        float16_bytes=float16,
+        int8_bytes=int8,
         other_bytes=others.stored_bytes,
         lora_parameters=sizes.lora_parameters(features, config.r) + other_parameters,
         lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
