@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from pareto_plan import RUNGS, Done, Entry, Plan
-from pareto_trial import PRECISIONS
 
 from vblora_lab.course.curves import quality_at_each_size
 from vblora_lab.course.measured import (
@@ -32,6 +31,7 @@ from vblora_lab.course.measured import (
     curve,
     noise,
 )
+from vblora_lab.tuner.precision import PRECISIONS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- by benchmarks/pareto.py report: -->\n", "<!-- until here -->"

@@ -1,9 +1,9 @@
 """One trial: a method at given rates and a seed, trained once and measured as it would be stored.
 
 What is stored is measured three times: as float32, as float16 and in 8 bits. Rounding happens after
-training, nothing is trained again. 8 bits are whole numbers with one float16 scale for each 64 of
-them (the largest magnitude is 127). Of VB-LoRA, the bank and the top-k weights are rounded, and
-indices are kept as they are.
+training, nothing is trained again; it is that of `vblora_lab.tuner.precision`. Of VB-LoRA, what is
+measured is what `save_adapter` writes: the bank is rounded, in 8 bits the top-k weights too (PEFT
+loads those in float32 alone), and indices are kept as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from pareto_changes import ChangedSession
 from torch import Tensor, nn
 
 from vblora_lab import VBLoRAConfig
-from vblora_lab.admixture import choose
 from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.errors import DivergedError
@@ -37,12 +36,12 @@ from vblora_lab.train import measure
 from vblora_lab.train.batches import Row
 from vblora_lab.train.methods import trained_parameters
 from vblora_lab.train.prompts import IGNORED, Collator
+from vblora_lab.tuner import formats
 from vblora_lab.tuner.adapted import adapted_layers
-from vblora_lab.tuner.formats import index_dtype
-from vblora_lab.tuner.frozen import NEVER
+from vblora_lab.tuner.eight_bits import BANK_IN_EIGHT_BITS, from_eight_bits, to_eight_bits
+from vblora_lab.tuner.precision import PRECISIONS, bytes_of, rounded
+from vblora_lab.tuner.saving import full_state_dict
 
-PRECISIONS = ("float32", "float16", "int8")
-BLOCK = 64  # numbers that share a scale in 8 bits
 KINDS: dict[str, Callable[..., peft.PeftConfig]] = {
     "VB-LoRA": VBLoRAConfig,
     "LoRA": peft.LoraConfig,
@@ -165,61 +164,43 @@ def stored_as(model: nn.Module, precision: str) -> Iterator[tuple[int, int]]:
     """
     layers = adapted_layers(model, "default")
     trained = [p for p in model.parameters() if p.requires_grad]
-    changed = [next(iter(layers.values())).bank("default")] if layers else trained
+    bank = [next(iter(layers.values())).bank("default")] if layers else []
     logits = [each for layer in layers.values() for each in layer.logits("default")]
-    before = [p.detach().clone() for p in (*changed, *logits)]
+    changed = [*bank, *logits] if layers else trained
+    before = [p.detach().clone() for p in changed]
     try:
         with torch.no_grad():
-            first = sum(_round(p, precision) for p in changed)
-            rest = _round_choices(layers, precision) if layers else 0
-        yield (first, rest) if layers else (0, first)
+            yield _round_adapter(model, precision) if layers else (0, _round(trained, precision))
     finally:
         with torch.no_grad():
-            for p, value in zip((*changed, *logits), before, strict=True):
+            for p, value in zip(changed, before, strict=True):
                 p.copy_(value)
 
 
-def _round(p: Tensor, precision: str) -> int:
-    """Round a tensor in place, and say how many bytes it takes."""
-    p.copy_(rounded(p, precision))
-    return bytes_of(p.numel(), precision)
+def _round(parameters: Iterable[Tensor], precision: str) -> int:
+    """Round parameters in place, and say how many bytes they take."""
+    taken = 0
+    for p in parameters:
+        p.copy_(rounded(p, precision))
+        taken += bytes_of(p.numel(), precision)
+    return taken
 
 
-def bytes_of(numbers: int, precision: str) -> int:
-    """What so many numbers take."""
+def _round_adapter(model: nn.Module, precision: str) -> tuple[int, int]:
+    """Give VB-LoRA the numbers that its file in the top-k format would; bytes of (bank, rest)."""
+    config = model.peft_config["default"]
+    ours = full_state_dict(model)
+    tensors = formats.packed({key: p.cpu() for key, p in ours.items()}, config.topk)
     if precision == "int8":
-        return numbers + 2 * math.ceil(numbers / BLOCK)
-    return numbers * {"float32": 4, "float16": 2}[precision]
-
-
-def rounded(values: Tensor, precision: str) -> Tensor:
-    """Float32 values as they come back from a file of this precision."""
-    if precision == "float32":
-        return values
-    if precision == "float16":
-        return values.half().float()
-    flat = values.flatten()
-    blocks = torch.cat([flat, flat.new_zeros(-len(flat) % BLOCK)]).view(-1, BLOCK)
-    scale = (blocks.abs().amax(1, keepdim=True) / 127).half().float()
-    codes = (blocks / scale.clamp_min(1e-12)).round().clamp(-127, 127)
-    return (codes * scale).flatten()[: len(flat)].view_as(values)
-
-
-def _round_choices(layers: Mapping[str, Any], precision: str) -> int:
-    """Round the weights of all choices, all but the last of each, which is what is left to 1."""
-    logits = [each for layer in layers.values() for each in layer.logits("default")]
-    first = next(iter(layers.values()))
-    topk, vectors = first.topk["default"], logits[0].shape[-1]
-    picked = [choose(each.view(-1, vectors), topk) for each in logits]
-    shares = rounded(torch.cat([weights[:, :-1] for _, weights in picked]), precision)
-    sizes = [len(indices) for indices, _ in picked]
-    for each, (indices, _), part in zip(logits, picked, shares.split(sizes), strict=True):
-        weights = torch.cat([part, 1 - part.sum(1, keepdim=True)], 1).clamp_min(1e-12)
-        rows = each.view(-1, vectors)
-        rows.fill_(NEVER)
-        rows.scatter_(1, indices, weights.log())
-    index_bytes = sum(sizes) * topk * index_dtype(vectors).itemsize
-    return index_bytes + bytes_of(shares.numel(), precision)
+        file, header = to_eight_bits(tensors)
+        tensors = from_eight_bits(file, header, "the file")
+        bank = sum(file[name].nbytes for name in BANK_IN_EIGHT_BITS)
+    else:
+        file = tensors = formats.in_dtype(tensors, precision, config.topk)
+        bank = file[formats.BANK_KEY].nbytes
+    for key, tensor in formats.unpacked(tensors, config.num_vectors).items():
+        ours[key].copy_(tensor)
+    return bank, sum(tensor.nbytes for tensor in file.values()) - bank
 
 
 def chosen(session: ChangedSession, trial: Trial, keep: Path) -> dict[str, Any]:

@@ -87,6 +87,7 @@ ROOMS = {
             "convert.export",
             "convert.many",
             "convert.compress",
+            "convert.save",
         ),
     ),
     "serving": Room(

@@ -9,6 +9,7 @@ from .convert.compress import compress_lora as compress_lora
 from .convert.export import export_lora as export_lora
 from .convert.many import Exported as Exported
 from .convert.many import export_loras as export_loras
+from .convert.save import save_adapter as save_adapter
 from .course import check as check
 from .course import hint as hint
 from .course import solution as solution

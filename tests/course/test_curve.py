@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vblora_lab as lab
+from vblora_lab.bases import share_weights
 from vblora_lab.course import measured
-from vblora_lab.train.methods import stored_bytes
+from vblora_lab.tuner.precision import PRECISIONS, bytes_of, rounded
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -89,42 +92,53 @@ def test_what_was_measured_is_known_today(pareto, done):
 # --- what is stored
 
 
-def test_eight_bits_are_whole_numbers_with_a_scale_for_each_block(pareto):
-    trial = pareto["trial"]
-    values = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    rounded = trial.rounded(values, "int8").numpy().ravel()
-    for start in range(0, values.numel(), trial.BLOCK):
-        block = values.numpy().ravel()[start : start + trial.BLOCK]
-        scale = np.float16(np.abs(block).max() / 127).astype(np.float32)
-        codes = rounded[start : start + trial.BLOCK] / scale
-        np.testing.assert_allclose(codes, np.round(codes), atol=1e-3)
-        assert np.abs(codes).max() < 127.5
-        assert np.abs(codes * scale - block).max() <= 0.51 * scale + np.abs(block).max() * 1e-3
-    assert trial.bytes_of(150, "int8") == 150 + 3 * 2  # 64, 64 and 22 numbers
-    assert trial.bytes_of(150, "float16") == 300
-    assert not trial.rounded(torch.zeros(5), "int8").any()
-
-
-def test_bytes_are_those_of_the_file_and_the_model_comes_back(pareto):
+def test_what_is_measured_is_the_file_and_the_model_comes_back(pareto, tmp_path):
     config = lab.VBLoRAConfig(
         r=2, num_vectors=16, vector_length=64, target_modules=["q_proj"],
         save_only_topk_weights=True, task_type="CAUSAL_LM",
     )  # fmt: skip
-    model = lab.get_peft_model(lab.load_base("mini-opt", device="cpu").model, config)
+    base = lab.load_base("mini-opt", device="cpu").model
+    model = lab.get_peft_model(share_weights(base), config).eval()
     tokens = torch.arange(3, 23)[None]
     before = {name: p.clone() for name, p in model.named_parameters()}
-    with torch.no_grad():
-        exact = model(tokens).logits
-        for precision, off in (("float32", 1e-4), ("float16", 1e-2), ("int8", 0.1)):
-            with pareto["trial"].stored_as(model, precision) as (bank, rest):
-                assert torch.allclose(model(tokens).logits, exact, atol=off)
-            if precision == "float32":
-                assert bank == 4 * 16 * 64 and bank + rest == stored_bytes(model)
-            else:
-                assert bank < 2.1 * 16 * 64
-            for name, p in model.named_parameters():
-                assert torch.equal(p, before[name])
-    model.unload()
+    for precision in PRECISIONS:
+        folder = lab.save_adapter(model, tmp_path / precision, precision)
+        stored = load_file(next(folder.glob("*.safetensors")))
+        loaded = lab.from_pretrained(share_weights(base), folder)
+        with torch.no_grad(), pareto["trial"].stored_as(model, precision) as (bank, rest):
+            assert torch.equal(model(tokens).logits, loaded(tokens).logits)
+        assert bank + rest == sum(tensor.nbytes for tensor in stored.values())
+        assert bank == sum(tensor.nbytes for key, tensor in stored.items() if "bank" in key)
+        for name, p in model.named_parameters():
+            assert torch.equal(p, before[name])
+
+
+def test_other_methods_are_rounded_by_the_same_rule(pareto):
+    base = lab.load_base("mini-opt", device="cpu").model
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(share_weights(base), lora)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    for precision in PRECISIONS:
+        with pareto["trial"].stored_as(model, precision) as (bank, rest):
+            sizes = [bytes_of(p.numel(), precision) for p in trained.values()]
+            assert (bank, rest) == (0, sum(sizes))
+            for name, p in trained.items():
+                assert torch.equal(p, rounded(before[name], precision))
+        assert all(torch.equal(p, before[name]) for name, p in trained.items())
+
+
+def test_bytes_that_were_measured_are_those_of_the_formula(done):
+    """Of all VB-LoRA in all linear layers of mini-OPT, from its config and its sizes."""
+    base = lab.load_base("mini-opt", device="cpu").model
+    for row in done.values():
+        if (row["base"], row["kind"]) == ("mini-opt", "VB-LoRA") and len(row.get("bytes", "")) == 3:
+            planned = lab.plan(base, lab.VBLoRAConfig(**row["fields"]))
+            sizes = [sum(row["bytes"][precision].values()) for precision in PRECISIONS]
+            assert sizes == [planned.topk_bytes, planned.float16_bytes, planned.int8_bytes]
+            break
+    else:
+        raise AssertionError("nothing to compare")
 
 
 # --- what the course and README show

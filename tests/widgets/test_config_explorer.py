@@ -75,6 +75,8 @@ def test_a_form_becomes_config_plan_and_view(explorer):
     assert values == [
         explorer.plan.full_bytes,
         explorer.plan.topk_bytes,
+        explorer.plan.float16_bytes,
+        explorer.plan.int8_bytes,
         explorer.plan.lora_bytes,
         explorer.plan.memory.weights,
     ]

@@ -1,4 +1,4 @@
-"""``vblora-lab export-lora`` and ``compress-lora``: to LoRA and back, as folders."""
+"""``vblora-lab export-lora``, ``compress-lora``, ``save-adapter``: other forms of an adapter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from vblora_lab.app.options import at_least
 from vblora_lab.errors import ConfigError
+from vblora_lab.tables import readable
 
 
 def add_to(commands: Any) -> None:
-    """Add both commands to the subparsers of `argparse`."""
+    """Add the commands to the subparsers of `argparse`."""
     export = commands.add_parser(
         "export-lora",
         help="write a VB-LoRA adapter as a LoRA adapter with the same update",
@@ -47,6 +48,26 @@ def add_to(commands: Any) -> None:
     )
     compress.add_argument("--seed", type=at_least(0), default=0, help="draws the first bank")
     compress.set_defaults(run=_compress_lora)
+    _add_save_adapter(commands)
+
+
+def _add_save_adapter(commands: Any) -> None:
+    save = commands.add_parser(
+        "save-adapter",
+        help="write a VB-LoRA adapter in float16 or 8 bits, or back in float32",
+        description="Write a stored VB-LoRA adapter in another precision. PEFT reads float16 and "
+        "float32; 8 bits are for vblora_lab alone. The base model isn't needed.",
+    )
+    save.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter")
+    save.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    save.add_argument(
+        "--save-in",
+        default="float32",
+        metavar="PRECISION",
+        help="float32 (the default), float16 or int8",
+    )
+    save.add_argument("--only-topk", action="store_true", help="leave out what training needs")
+    save.set_defaults(run=_save_adapter)
 
 
 def add_bank_option(parser: argparse.ArgumentParser) -> None:
@@ -93,4 +114,13 @@ def _compress_lora(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     print(f"{result}\nVB-LoRA adapter in {args.out}")
+    return 0
+
+
+def _save_adapter(args: argparse.Namespace) -> int:
+    from vblora_lab.convert.save import save_adapter
+
+    save_adapter(args.adapter, args.out, args.save_in, only_topk=args.only_topk)
+    size = sum(file.stat().st_size for file in args.out.glob("*.safetensors"))
+    print(f"VB-LoRA adapter in {args.out}, weights of {readable(size)} ({size:,} bytes)")
     return 0

@@ -24,6 +24,7 @@ from vblora_lab.files import sha256_of
 from vblora_lab.tuner import folders, formats
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, check_bank_fits, find_bank, read_fingerprint
 from vblora_lab.tuner.config import ALL_LINEAR, VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.eight_bits import INT8_NAME
 from vblora_lab.tuner.formats import BANK_KEY, LAYER_PREFIX, LOGITS
 from vblora_lab.tuner.loading import Bank, given_bank
 from vblora_lab.tuner.peft import using
@@ -81,7 +82,7 @@ def is_vblora_key(key: str) -> bool:
 
 def read_model(model: nn.Module, adapter_name: str) -> tuple[VBLoRAConfig, dict[str, Tensor]]:
     """The config and all that a file with all logits would hold, from a PeftModel."""
-    model = _peft_model(model, adapter_name)
+    model = peft_model(model, adapter_name)
     config = as_vblora_config(model.peft_config[adapter_name])
     with using():
         tensors = get_peft_model_state_dict(model, adapter_name=adapter_name)
@@ -97,7 +98,8 @@ def read_model(model: nn.Module, adapter_name: str) -> tuple[VBLoRAConfig, dict[
     return config, tensors
 
 
-def _peft_model(model: nn.Module, adapter_name: str) -> PeftModel:
+def peft_model(model: nn.Module, adapter_name: str) -> PeftModel:
+    """The PeftModel that this is, if it has an adapter of that name."""
     model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     if not isinstance(model, PeftModel):
         raise CheckpointError(
@@ -137,11 +139,22 @@ def read_folder(
         check_bank_fits(config, tensors[BANK_KEY], "its bank")
     elif bank is not None:
         raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
+    check_stored(config, tensors, str(folder))
+    return config, tensors
+
+
+def check_stored(config: VBLoRAConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise `CheckpointError` unless these tensors are what a config stores for some model.
+
+    Args:
+        config: of a VB-LoRA adapter.
+        tensors: of its file, in either format; the bank may be missing.
+        where: names the file in the message.
+    """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     features = features_of(shapes, config.vector_length)
     others = {key: tensor for key, tensor in tensors.items() if "vblora_" not in key}
-    formats.check_tensors(tensors, config, features, others, (), str(folder))
-    return config, tensors
+    formats.check_tensors(tensors, config, features, others, (), where)
 
 
 def _bank_beside(folder: Path, bank: Bank | None, known: Callable[[str], Tensor | None]) -> Tensor:
@@ -161,10 +174,10 @@ def _bank_beside(folder: Path, bank: Bank | None, known: Callable[[str], Tensor 
 def folder_digest(folder: Path) -> str:
     """The SHA-256 of what is in an adapter's folder, and so of which bank it needs.
 
-    It is that of the lines "NAME SHA256" of the files that are there of config, weights and
-    `vblora_bank.json`. Raises `OSError`.
+    It is that of the lines "NAME SHA256" of the files that are there of config, weights (PEFT's, or
+    in 8 bits) and `vblora_bank.json`. Raises `OSError`.
     """
-    names = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME)
+    names = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, INT8_NAME, FINGERPRINT_NAME)
     there = [folder / name for name in names if (folder / name).is_file()]
     lines = "".join(f"{path.name} {sha256_of(path)}\n" for path in there)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -209,7 +222,7 @@ def read_lora(
 ) -> tuple[LoraConfig, dict[str, Factors], dict[str, Tensor]]:
     """Config, (A, scaling * B) by module, and the other tensors of a LoRA adapter."""
     if isinstance(source, nn.Module):
-        model = _peft_model(source, adapter_name)
+        model = peft_model(source, adapter_name)
         config = model.peft_config[adapter_name]
         where = f"adapter {adapter_name!r}"
         _check_is_lora(config, where)

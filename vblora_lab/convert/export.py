@@ -21,7 +21,7 @@ from vblora_lab.convert.adapters import (
     subfolder,
     vblora_factors,
 )
-from vblora_lab.convert.places import free_folder, write_adapter
+from vblora_lab.convert.places import MADE_OF, free_folder, write_adapter
 from vblora_lab.errors import ConfigError
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import LAYER_PREFIX
@@ -49,7 +49,7 @@ def export_lora(
 
     Args:
         source: a PeftModel with a VB-LoRA adapter, this package's or PEFT's own, merged or not; or
-            the folder of a stored adapter of either format.
+            the folder of a stored adapter of either format, of any precision.
         path: the folder to write. One that holds an earlier export is replaced; it is written
             completely or not at all.
         adapter_name: which adapter of the model; of a folder, "default" is the folder itself and
@@ -87,7 +87,7 @@ def write_lora(
         folder: to write.
         config: of the VB-LoRA adapter.
         tensors: its bank, its logits in either format, and what is stored beside them.
-        made_of: see `write_adapter`.
+        made_of: the digest of what it is converted from, if that has one.
     """
     factors = vblora_factors(tensors, config)
     result = {key: tensor for key, tensor in tensors.items() if not is_vblora_key(key)}
@@ -101,4 +101,4 @@ def write_lora(
         bias=config.bias.replace("vblora_only", "lora_only"),  # type: ignore[arg-type]
         **shared_fields(config, factors),
     )
-    write_adapter(folder, lora_config, result, made_of)
+    write_adapter(folder, lora_config, result, {MADE_OF: made_of} if made_of else {})

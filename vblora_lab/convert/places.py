@@ -15,8 +15,10 @@ from torch import Tensor
 from vblora_lab.errors import CheckpointError
 from vblora_lab.files import whole_folder
 from vblora_lab.tuner import folders
+from vblora_lab.tuner.banks import FINGERPRINT_NAME, write_fingerprint
+from vblora_lab.tuner.eight_bits import INT8_NAME
 
-MADE_OF = "vblora_sha256"  # in the header of a safetensors file
+MADE_OF = "vblora_sha256"  # the digest of what an adapter was converted from, in the file's header
 
 
 def is_made_of(folder: Path, digest: str) -> bool:
@@ -33,7 +35,8 @@ def free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
     folder = Path(os.path.realpath(path))
     if folder.is_dir():
         found = {file.name for file in folder.iterdir()}
-        strangers = found - {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
+        own = {INT8_NAME, FINGERPRINT_NAME} if peft_type == PeftType.VBLORA else set()
+        strangers = found - {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, *own}
         if strangers:
             raise CheckpointError(
                 f"{path} holds other files ({', '.join(sorted(strangers)[:3])}); give a new folder."
@@ -52,7 +55,13 @@ def free_folder(path: str | os.PathLike[str], peft_type: PeftType) -> Path:
 
 
 def write_adapter(
-    folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], made_of: str = ""
+    folder: Path,
+    config: PeftConfig,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str] | None = None,
+    *,
+    name: str = SAFETENSORS_WEIGHTS_NAME,
+    bank: str | None = None,
 ) -> None:
     """Write an adapter's folder completely or not at all.
 
@@ -60,13 +69,16 @@ def write_adapter(
         folder: to write.
         config: of the adapter.
         tensors: of its file.
-        made_of: the digest of what it was converted from, if that has one. It goes into the header
-            of the file, which loaders pass over.
+        header: what the file says beside them.
+        name: of the file.
+        bank: the fingerprint of the bank that the adapter needs, if it is stored without.
     """
-    metadata = {"format": "pt"} | ({MADE_OF: made_of} if made_of else {})
+    metadata = {"format": "pt", **(header or {})}
     with whole_folder(folder) as scratch:
         # safetensors takes no tensors that share memory, as tied weights do.
         separate = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
         separate = {key: tensor.contiguous() for key, tensor in separate.items()}
-        save_file(separate, scratch / SAFETENSORS_WEIGHTS_NAME, metadata=metadata)
+        save_file(separate, scratch / name, metadata=metadata)
+        if bank is not None:
+            write_fingerprint(scratch, bank)
         config.save_pretrained(str(scratch))

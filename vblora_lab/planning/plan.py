@@ -21,10 +21,12 @@ from vblora_lab.planning.worth import dearer_than_lora
 from vblora_lab.tuner import sizes
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.modules import base_of
+from vblora_lab.tuner.precision import FLOAT16, INT8
 from vblora_lab.tuner.problems import Problem, vector_lengths
 from vblora_lab.tuner.targets import TargetMatch, match_targets
 from vblora_lab.tuner.wrapped import LinearLayer, adapter_dtype, in_out_features
 
+Features = list[tuple[int, int]]
 OF_CONFIG = ("r", "num_vectors", "vector_length", "topk", "save_only_topk_weights")
 ADAMW_STATES = 2  # AdamW keeps two running means per trained parameter, in its dtype
 
@@ -78,11 +80,7 @@ def plan(
     logits = sizes.count_sub_vectors(config, features) * config.num_vectors
     others = others_of(model, config, found.targets.values())
     other_parameters = sum(p.numel() for p in others.trained)
-    full, topk = (
-        others.stored_bytes
-        + sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
-        for only in (False, True)
-    )
+    stored = _stored_bytes(config, features, float_bytes)
     memory = _memory(model, others, adapter=(bank + logits) * float_bytes)
     activations = _activations(model, config, batch_size, length, fits=not found.problems)
     return Plan(
@@ -97,13 +95,27 @@ def plan(
         bank_parameters=bank,
         logits_parameters=logits,
         other_parameters=other_parameters,
-        full_bytes=full,
-        topk_bytes=topk,
+        **{form: others.stored_bytes + of_vblora for form, of_vblora in stored.items()},
         other_bytes=others.stored_bytes,
         lora_parameters=sizes.lora_parameters(features, config.r) + other_parameters,
         lora_bytes=sizes.lora_stored_bytes(features, config.r) + others.stored_bytes,
         memory=Memory(**memory, **activations),
     )
+
+
+def _stored_bytes(config: VBLoRAConfig, features: Features, float_bytes: int) -> dict[str, Any]:
+    """Bytes of bank and logits in each stored form, by the names of the plan's fields."""
+    full, topk = (
+        sizes.vblora_stored_bytes(config, features, only_topk=only, float_bytes=float_bytes)
+        for only in (False, True)
+    )
+    float16, int8 = (sizes.bytes_saved_in(config, features, form) for form in (FLOAT16, INT8))
+    return {
+        "full_bytes": full,
+        "topk_bytes": topk,
+        "float16_bytes": float16,
+        "int8_bytes": int8,
+    }
 
 
 def _checked_base(model: nn.Module) -> nn.Module:
@@ -146,7 +158,7 @@ def _activations(
     return {"batch": (batch_size, length), "activations": count}
 
 
-def _dearer(found: TargetMatch, features: list[tuple[int, int]], float_bytes: int) -> list[Problem]:
+def _dearer(found: TargetMatch, features: Features, float_bytes: int) -> list[Problem]:
     return [] if found.problems else dearer_than_lora(found.config, features, float_bytes)
 
 

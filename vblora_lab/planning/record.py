@@ -91,7 +91,8 @@ class PlanRecord:
         bank_parameters, logits_parameters: trained by VB-LoRA.
         other_parameters: trained besides, by any method: biases and modules_to_save.
         full_bytes, topk_bytes: of the tensors of the stored adapter, in either format.
-        other_bytes: the part of both that biases and modules_to_save take, and the base weight of
+        float16_bytes, int8_bytes: of the top-k format in fewer bits, see `save_adapter`.
+        other_bytes: the part of these that biases and modules_to_save take, and the base weight of
             an output head that is adapted by its name, which PEFT stores.
         lora_parameters, lora_bytes: the same for LoRA of rank r on the same modules, with the same
             other parameters; stored in float32.
@@ -115,6 +116,8 @@ class PlanRecord:
     other_parameters: int
     full_bytes: int
     topk_bytes: int
+    float16_bytes: int
+    int8_bytes: int
     other_bytes: int
     lora_parameters: int
     lora_bytes: int

@@ -56,11 +56,13 @@ def parameter_bars(plan: PlanRecord) -> list[Bar]:
 
 
 def byte_bars(plan: PlanRecord) -> list[Bar]:
-    """Bytes: of the stored adapter in both formats, of a stored LoRA, and of the base weights."""
+    """Bytes of the stored adapter in each form, of a stored LoRA, and of the base weights."""
     only_topk = plan.save_only_topk_weights
     values = [
         ("stored, all logits", plan.full_bytes, not only_topk),
         ("stored, top-k only", plan.topk_bytes, only_topk),
+        ("top-k in float16", plan.float16_bytes, False),
+        ("top-k in 8 bits", plan.int8_bytes, False),
         (f"stored LoRA r={plan.r}", plan.lora_bytes, False),
         ("base weights", plan.memory.weights, False),
     ]

@@ -156,6 +156,8 @@ def size_rows(plan: PlanRecord) -> Rows:
             in_bytes(plan.lora_bytes),
         ),
         ("stored, top-k only" + mark.get(True, ""), in_bytes(plan.topk_bytes), ""),
+        ("  in float16", in_bytes(plan.float16_bytes), ""),
+        ("  in 8 bits", in_bytes(plan.int8_bytes), ""),
     ]
     return rows
 

@@ -226,7 +226,7 @@ class AdapterStore:
             config, tensors = read_folder(folder, bank, partial(self._bank_in, index))
             its_bank = self._put_bank(index, tensors.pop(BANK_KEY))
             digest = self._files.put_adapter(
-                (folder / CONFIG_NAME).read_bytes(), weights_file(folder, tensors), its_bank
+                (folder / CONFIG_NAME).read_bytes(), weights_file(folder), its_bank
             )
             size = sum(f.stat().st_size for f in self._files.place(ADAPTERS, digest).iterdir())
             row = Row(name, digest, its_bank, size, config.base_model_name_or_path)

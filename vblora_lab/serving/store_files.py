@@ -21,13 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from vblora_lab.convert.adapters import folder_digest
 from vblora_lab.files import force_to_disk, put_in_place
+from vblora_lab.tuner import folders
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, fingerprint_file
+from vblora_lab.tuner.eight_bits import BANK_IN_EIGHT_BITS, INT8_NAME
 from vblora_lab.tuner.formats import BANK_KEY
 
 ADAPTERS, BANKS, NEW = "adapters", "banks", "new"
@@ -47,12 +48,12 @@ class StoreFiles:
         """The folder of an adapter or bank, there or not."""
         return self.root / kind / digest[:2] / digest
 
-    def put_adapter(self, config: bytes, weights: bytes, bank: str) -> str:
+    def put_adapter(self, config: bytes, weights: tuple[str, bytes], bank: str) -> str:
         """Write an adapter.
 
         Args:
             config: its adapter_config.json.
-            weights: its adapter_model.safetensors, without the bank.
+            weights: name and content of its file of weights, without the bank.
             bank: the fingerprint of that.
 
         Returns:
@@ -60,7 +61,7 @@ class StoreFiles:
         """
         with self._scratch() as new:
             (new / CONFIG_NAME).write_bytes(config)
-            (new / SAFETENSORS_WEIGHTS_NAME).write_bytes(weights)
+            (new / weights[0]).write_bytes(weights[1])
             (new / FINGERPRINT_NAME).write_bytes(fingerprint_file(bank))
             digest = folder_digest(new)
             if folder_digest(self.place(ADAPTERS, digest)) != digest:  # else the same is there
@@ -125,19 +126,21 @@ class StoreFiles:
         return {path.name for path in (self.root / kind).glob("??/*")}
 
 
-def weights_file(folder: Path, tensors: Mapping[str, Tensor]) -> bytes:
-    """The file of an adapter's weights for a store: as it is, unless a bank is in it.
+def weights_file(folder: Path) -> tuple[str, bytes]:
+    """Name and content of the file of an adapter's weights: as it is, unless a bank is in it.
 
     Args:
         folder: of the adapter.
-        tensors: of its file, without the bank.
     """
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    with safe_open(path, framework="pt") as file:
-        is_as_needed = tensors.keys() == set(file.keys())
-    return path.read_bytes() if is_as_needed else _saved(tensors)
+    in_eight_bits = folders.is_in_eight_bits(folder)
+    path = folder / (INT8_NAME if in_eight_bits else SAFETENSORS_WEIGHTS_NAME)
+    tensors, header = folders.read_coded(path)
+    bank = BANK_IN_EIGHT_BITS if in_eight_bits else {BANK_KEY}
+    needed = {key: tensor for key, tensor in tensors.items() if key not in bank}
+    is_as_needed = needed.keys() == tensors.keys()
+    return path.name, path.read_bytes() if is_as_needed else _saved(needed, header)
 
 
-def _saved(tensors: Mapping[str, Tensor]) -> bytes:
+def _saved(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> bytes:
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    return save(plain, metadata={"format": "pt"})
+    return save(plain, metadata={"format": "pt", **(header or {})})

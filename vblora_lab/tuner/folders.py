@@ -1,16 +1,22 @@
-"""A folder with a stored adapter: read and checked, whatever may be wrong with it."""
+"""A folder with a stored adapter: read and checked, whatever may be wrong with it.
+
+Its weights are in PEFT's file, or in one of 8 bits (see `eight_bits`), which is read as PEFT's.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from vblora_lab.errors import CheckpointError, ConfigError
 from vblora_lab.files import whole_file
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.eight_bits import INT8_NAME, from_eight_bits
 
 
 def read_fields(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def read_config(folder: str | os.PathLike[str]) -> VBLoRAConfig:
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors in an adapter folder, by key.
+    """The tensors in an adapter folder, by PEFT's keys; those of 8 bits in float32.
 
     Raises:
         CheckpointError: there is no safetensors file, or it is damaged. Pickled weights are never
@@ -69,12 +76,11 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     pickled = Path(folder) / WEIGHTS_NAME
     if path.is_file():
-        try:
+        with _readable(path):
             return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is damaged or no safetensors file ({error}); copy it again."
-            ) from error
+    if is_in_eight_bits(folder):
+        path = Path(folder) / INT8_NAME
+        return from_eight_bits(*read_coded(path), where=str(path))
     if pickled.is_file():
         raise CheckpointError(
             f"{pickled} is a pickle, which can run any code when it is read. If you trust it, "
@@ -85,6 +91,52 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         f"{folder} has a config but no weights: {SAFETENSORS_WEIGHTS_NAME} is missing. (Pickled "
         f"weights, {WEIGHTS_NAME}, are neither downloaded nor read.)"
     )
+
+
+def is_in_eight_bits(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has weights in 8 bits, and none that PEFT reads."""
+    here = Path(folder)
+    return (here / INT8_NAME).is_file() and not (here / SAFETENSORS_WEIGHTS_NAME).is_file()
+
+
+def read_coded(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file as they are, and what its header says beside them.
+
+    Raises `CheckpointError` for a damaged file.
+    """
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in sorted(file.keys())}, file.metadata() or {}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}); copy it again."
+        ) from error
+
+
+@contextmanager
+def as_peft_stores(folder: str | os.PathLike[str], subfolder: str = "") -> Iterator[str]:
+    """A folder that PEFT can load from: the same, or one for a while if this is in 8 bits.
+
+    Args:
+        folder: of an adapter, or whatever else PEFT may be given in its place.
+        subfolder: of the folder, in which the adapter is.
+    """
+    own = Path(folder) / subfolder
+    if not is_in_eight_bits(own):
+        yield os.fspath(folder)
+        return
+    tensors = read_tensors(own)
+    with tempfile.TemporaryDirectory() as scratch:
+        inner = Path(scratch) / subfolder
+        inner.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(own / CONFIG_NAME, inner / CONFIG_NAME)
+        rewrite(inner / SAFETENSORS_WEIGHTS_NAME, tensors)
+        yield scratch
 
 
 def read_to_rewrite(path: Path) -> dict[str, Tensor]:

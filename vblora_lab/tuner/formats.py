@@ -16,6 +16,7 @@ logarithm of the weights, and -inf where nothing was stored: softmax gives the w
 training can't go on from there.
 
 Weights are float32 whatever the adapter's dtype: PEFT rebuilds logits in float32 and can't mix.
+Bank and logits may be float16 (`in_dtype`). For a file in 8 bits, see `eight_bits`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 from vblora_lab.admixture import choose
 from vblora_lab.errors import CheckpointError
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.precision import DTYPES, FLOAT16, check_range
 
 BANK_KEY = "base_model.vblora_vector_bank"
 LAYER_PREFIX = "base_model.model."
@@ -60,13 +62,22 @@ def pack(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
         (..., topk - 1) float32.
     """
     indices, weights = choose(logits.float(), topk)
-    weights = weights[..., :-1].clone()
-    if topk > 2:
-        # Rounding can bring the sum of several weights above 1. PEFT would then take the logarithm
-        # of a negative last weight, and its whole model would be NaN; the largest weight gives way.
-        most = 1 - topk * torch.finfo(torch.float32).eps
+    return indices.to(index_dtype(logits.shape[-1])), within_one(weights[..., :-1])
+
+
+def within_one(weights: Tensor) -> Tensor:
+    """Weights (..., topk - 1), the largest first, of a sum that leaves no less than 0 to the last.
+
+    Rounding can bring their sum above 1. PEFT would then take the logarithm of a negative last
+    weight, and its whole model would be NaN; the largest weight gives way.
+    """
+    weights = weights.clone()
+    topk = weights.shape[-1] + 1
+    if topk > 1:
+        # Sums of several are themselves rounded.
+        most = 1 - topk * torch.finfo(torch.float32).eps if topk > 2 else 1.0
         weights[..., 0] -= (weights.sum(-1) - most).clamp_min(0)
-    return indices.to(index_dtype(logits.shape[-1])), weights
+    return weights
 
 
 def unpack(indices: Tensor, weights: Tensor, num_vectors: int, where: str = "the file") -> Tensor:
@@ -136,6 +147,42 @@ def packed(state_dict: Mapping[str, Tensor], topk: int) -> dict[str, Tensor]:
         else:
             result[key] = tensor
     return result
+
+
+def in_dtype(state_dict: Mapping[str, Tensor], save_in: str, topk: int) -> dict[str, Tensor]:
+    """A state dict of either format with bank and logits in another dtype, as PEFT loads them.
+
+    Args:
+        state_dict: of an adapter.
+        save_in: "float32" or "float16"; weights stay in float32, others as they are.
+        topk: how many vectors are chosen; rounding changes no choice.
+
+    Raises:
+        CheckpointError: a number is beyond what that dtype holds.
+    """
+    result = dict(state_dict)
+    for key, tensor in state_dict.items():
+        if key == BANK_KEY or key.endswith(LOGITS):
+            check_range(tensor, save_in, key)
+            result[key] = tensor.to(DTYPES[save_in])
+            if key != BANK_KEY and save_in == FLOAT16:
+                result[key] = _with_the_same_choice(result[key], choose(tensor.float(), topk)[0])
+        elif key.endswith(WEIGHTS):
+            result[key] = tensor.float()
+    return result
+
+
+def _with_the_same_choice(logits: Tensor, indices: Tensor) -> Tensor:
+    """Logits in float16 whose largest are those that were before they were rounded.
+
+    Args:
+        logits: (..., num_vectors) float16.
+        indices: (..., topk), those that were the largest.
+    """
+    chosen = logits.gather(-1, indices)
+    least = chosen.float().amin(-1, keepdim=True)
+    below = (least - (least.abs() * 2**-10).clamp_min(2**-24)).half()  # the next number, or nearly
+    return torch.minimum(logits, below).scatter(-1, indices, chosen)
 
 
 def unpacked(state_dict: Mapping[str, Tensor], num_vectors: int) -> dict[str, Tensor]:

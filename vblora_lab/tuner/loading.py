@@ -23,6 +23,7 @@ from vblora_lab.tuner.adapted import adapted_layers, features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, bank_of_folder
 from vblora_lab.tuner.beside import Beside, beside_adapted, beside_base
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.eight_bits import INT8_NAME
 from vblora_lab.tuner.targets import resolve
 
 # --- where it is
@@ -47,7 +48,7 @@ def local_folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> str:
         isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
     )
     if not folder.exists() and looks_like_hub_id:
-        files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, FINGERPRINT_NAME]
+        files = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, INT8_NAME, FINGERPRINT_NAME]
         wanted = [f"{subfolder}/{file}" if subfolder else file for file in files]
         try:
             folder = Path(snapshot_download(str(path), allow_patterns=wanted, **hub))

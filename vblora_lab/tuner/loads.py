@@ -3,14 +3,15 @@
 PEFT injects an adapter, then reads its file: if that fails, an adapter of random numbers stays in
 the model. When it saves one, its config says for a moment that it is for inference. While PEFT uses
 this package's classes (see `seam`), these functions stand in for PeftModel's methods; adapters of
-other methods go through them untouched.
+other methods go through them untouched. They read files in 8 bits too.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 
 from vblora_lab.errors import CheckpointError
+from vblora_lab.tuner.folders import as_peft_stores
 from vblora_lab.tuner.injection import restored_on_error
 from vblora_lab.tuner.layer import VBLoRALayer
 from vblora_lab.tuner.model import VBLoRAModel
@@ -39,8 +41,8 @@ def from_pretrained(
 ) -> PeftModel:
     if not isinstance(model, nn.Module):
         return _from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
-    with restored_on_error(model, adapter_name):
-        return _from_pretrained(cls, model, model_id, adapter_name, *args, **kwargs)
+    with restored_on_error(model, adapter_name), _as_peft_stores(model_id, kwargs) as stored:
+        return _from_pretrained(cls, model, stored, adapter_name, *args, **kwargs)
 
 
 @functools.wraps(_load_adapter)
@@ -51,14 +53,20 @@ def load_adapter(
         return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     is_there = adapter_name in self.peft_config
     safe = numbers_restored_on_error if is_there else restored_on_error
-    with safe(self.base_model.model, adapter_name):
+    with safe(self.base_model.model, adapter_name), _as_peft_stores(model_id, kwargs) as stored:
         try:
-            return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+            return _load_adapter(self, stored, adapter_name, *args, **kwargs)
         except KeyError as error:  # PEFT's, for what modules_to_save names
             raise CheckpointError(
                 f"{model_id} doesn't fit this model: {error.args[0]} is missing. Was it made with "
                 "another config?"
             ) from error
+
+
+def _as_peft_stores(model_id: Any, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
+    if not isinstance(model_id, (str, os.PathLike)):
+        return nullcontext(model_id)  # PEFT says what is wrong with it
+    return as_peft_stores(model_id, kwargs.get("subfolder") or "")
 
 
 @functools.wraps(_save_pretrained)

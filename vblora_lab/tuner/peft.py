@@ -18,6 +18,7 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from torch import Tensor, nn
 
 from vblora_lab.errors import ConfigError, TargetError
+from vblora_lab.tuner import folders
 from vblora_lab.tuner.banks import VectorBanks, check_bank_fits, find_bank
 from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
 from vblora_lab.tuner.injection import check_adapter_name, restored_on_error
@@ -211,7 +212,12 @@ def from_pretrained(
         check_bank_fits(config, found, "its bank")
     elif bank is not None:
         raise ConfigError(f"bank: {folder} has a bank of its own; leave bank= out.")
-    with using(), restored_on_error(base, adapter_name), _without_known_warning():
+    with (
+        folders.as_peft_stores(folder) as folder,
+        using(),
+        restored_on_error(base, adapter_name),
+        _without_known_warning(),
+    ):
         if found is not None:
             model = _injected(model, config, adapter_name, kwargs)
             _use_bank(model, adapter_name, found, freeze_bank=True)

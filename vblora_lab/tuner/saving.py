@@ -21,6 +21,7 @@ from vblora_lab.tuner.adapted import features
 from vblora_lab.tuner.banks import FINGERPRINT_NAME, VectorBanks, write_fingerprint
 from vblora_lab.tuner.base_names import with_public_base
 from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.eight_bits import INT8_NAME
 from vblora_lab.tuner.layer import VBLoRALayer
 
 
@@ -82,7 +83,8 @@ def complete_folder(
         return config
     config = with_public_base(config, folder, adapter_name)
     going_on = folders.is_training_checkpoint(folder, adapter_name)
-    (folder / FINGERPRINT_NAME).unlink(missing_ok=True)  # of what was stored here before
+    for of_before in (FINGERPRINT_NAME, INT8_NAME):  # of what was stored here before
+        (folder / of_before).unlink(missing_ok=True)
     if (
         going_on
         and config.save_only_topk_weights

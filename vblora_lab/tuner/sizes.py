@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.formats import index_dtype
+from vblora_lab.tuner.precision import DTYPES, INT8, bytes_of
 
 FLOAT32_BYTES = 4
 
@@ -63,6 +64,24 @@ def vblora_stored_bytes(
     each = sub_vector_bytes(config, only_topk, float_bytes)
     bank = bank_bytes(config, float_bytes) if with_bank else 0
     return bank + count_sub_vectors(config, features) * each
+
+
+def bytes_saved_in(config: VBLoRAConfig, features: Features, save_in: str) -> int:
+    """Bytes of the tensors that `save_adapter` writes of an adapter in the top-k format.
+
+    Args:
+        config: of the adapter.
+        features: of the adapted layers.
+        save_in: "float32", "float16" or "int8".
+    """
+    features = list(features)
+    if save_in != INT8:
+        float_bytes = DTYPES[save_in].itemsize
+        return vblora_stored_bytes(config, features, only_topk=True, float_bytes=float_bytes)
+    count = count_sub_vectors(config, features)
+    indices = count * config.topk * index_dtype(config.num_vectors).itemsize
+    weights = bytes_of(count * (config.topk - 1), INT8)
+    return indices + weights + bytes_of(config.num_vectors * config.vector_length, INT8)
 
 
 def lora_parameters(features: Features, r: int) -> int:
