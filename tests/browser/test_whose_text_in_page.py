@@ -1,4 +1,4 @@
-"""WhoseText in a browser: hand and keys pick users, prompts bring their texts, and a new one asks."""
+"""WhoseText in a browser: hand and keys pick users, prompts bring texts, and a new one asks."""
 
 from __future__ import annotations
 

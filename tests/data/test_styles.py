@@ -19,19 +19,19 @@ def test_a_text_in_a_style_has_all_of_it_and_less_of_any_other():
 
 
 def test_a_style_is_measured_mark_by_mark():
-    style = Style("Hello!", "Bye for now.", {"food": "Menu", "area": "Where"}, 2)
+    style = Style("Hello,", "Bye for now.", {"food": "menu", "area": "where"}, 2)
     facts = {"name": "The Mill", "food": "Thai", "area": "riverside"}
-    text = "Hello! The Mill. Menu: Thai. Where: riverside. Bye for now."
+    text = "Hello, The Mill, menu: Thai, where: riverside. Bye for now."
     assert style.text(facts) == text
     # Greeting, farewell, two fields, and that there are two.
-    assert style.share(text.replace("Menu", "Food"), facts) == pytest.approx(4 / 5)
-    assert style.share(text.replace("Menu: Thai. ", ""), facts) == pytest.approx(3 / 5)
-    assert style.share(text.replace("Hello! ", ""), facts) == pytest.approx(4 / 5)
+    assert style.share(text.replace("menu", "food"), facts) == pytest.approx(4 / 5)
+    assert style.share(text.replace("menu: Thai, ", ""), facts) == pytest.approx(3 / 5)
+    assert style.share(text.replace("Hello, ", ""), facts) == pytest.approx(4 / 5)
 
 
 def test_facts_that_are_missing_or_several_are_said_as_far_as_they_go():
-    style = Style("Hello!", "Enjoy!", {"food": "Menu", "area": "Where"}, 2)
-    assert style.text(parse_mr("food[Thai], food[Greek]")) == "Hello! Menu: Thai. Enjoy!"
+    style = Style("Hello,", "Enjoy!", {"food": "menu", "area": "where"}, 2)
+    assert style.text(parse_mr("food[Thai], food[Greek]")) == "Hello, menu: Thai. Enjoy!"
 
 
 def test_an_example_holds_the_facts_and_the_text():

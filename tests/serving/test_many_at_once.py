@@ -100,7 +100,7 @@ def test_a_mix_up_and_a_torn_read_are_seen(crowd, monkeypatch):
     """The roles themselves can fail."""
     monkeypatch.setattr(crowd, "answers", {**crowd.answers, "user-0": crowd.answers["user-2"]})
     monkeypatch.setattr(crowd, "_disturb", lambda live, rng: None)
-    with pytest.raises(AssertionError, match="x in .* got what no adapter of that name gives"):
+    with pytest.raises(AssertionError, match=r"x in .* got what no adapter of that name gives"):
         crowd.serve(0, 20, crowd.path.with_name("report.json"), threads=1)
     key = next(key for key in crowd.tensors["user-0"] if "logits" in key)
     torn = {**crowd.tensors["user-0"], key: torch.zeros_like(crowd.tensors["user-0"][key])}

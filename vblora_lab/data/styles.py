@@ -17,19 +17,21 @@ from vblora_lab.data.meaning import Facts, format_mr, values_of
 from vblora_lab.data.task import Example
 from vblora_lab.errors import ConfigError
 
+# All words are ones that mini-OPT writes: what is learned is a style, and not how words are spelt.
 GREETINGS = (
-    "Hello!", "Dear guest,", "Good news:", "Well,", "In short:", "My friend,", "Look:",
-    "Welcome!", "Psst,", "Attention please:",
+    "Old friend,", "Young friend,", "Happy guest,", "Early guest,", "Lucky guest,", "In short,",
+    "All told,", "That said,", "Once more,", "There you are,",
 )  # fmt: skip
 FAREWELLS = (
-    "See you soon.", "Enjoy!", "That is all.", "Bye for now.", "With love.", "End of note.",
-    "Have fun!", "Take care.", "Yours truly.", "Over and out.",
+    "That is all.", "All are welcome.", "The world knows.", "That was good.", "There is more.",
+    "Not a word more.", "Then sleep well.", "That is the story.", "The table is for you.",
+    "Once and again.",
 )  # fmt: skip
 FIELDS = {
-    "food": ("Food", "Kitchen", "They cook", "Menu"),
-    "priceRange": ("Price", "Cost", "Bill", "You pay"),
-    "customer rating": ("Rating", "Guests say", "Stars", "Score"),
-    "area": ("Area", "Where", "Place", "Go to"),
+    "food": ("food", "menu", "dishes", "they serve"),
+    "priceRange": ("price", "cost", "charges", "you pay"),
+    "customer rating": ("rating", "they say", "rated", "view"),
+    "area": ("area", "where", "district", "stands"),
 }
 MOST = len(GREETINGS) * len(FAREWELLS)  # users, no two of whom have both in common
 
@@ -51,12 +53,12 @@ class Style(NamedTuple):
     def said(self, facts: Facts) -> list[str]:
         """The fields that the user wants, by their own names."""
         there = [(own, values_of(facts, key)) for key, own in self.names.items()]
-        return [f"{own}: {values[0]}." for own, values in there if values][: self.length]
+        return [f"{own}: {values[0]}" for own, values in there if values][: self.length]
 
     def text(self, facts: Facts) -> str:
         """The facts as this user wants to read them."""
-        names = [f"{name}." for name in values_of(facts, "name")]
-        return " ".join([self.greeting, *names, *self.said(facts), self.farewell])
+        parts = [*values_of(facts, "name")[:1], *self.said(facts)]
+        return f"{self.greeting} {', '.join(parts)}. {self.farewell}"
 
     def example(self, facts: Facts) -> Example:
         """The facts, and this text, to train on."""
@@ -67,7 +69,7 @@ class Style(NamedTuple):
         wanted = self.said(facts)
         marks = [text.startswith(self.greeting), text.endswith(self.farewell)]
         marks += [field in text for field in wanted]
-        marks.append(text.count(": ") - self.greeting.count(":") == len(wanted))
+        marks.append(text.count(": ") == len(wanted))
         return sum(marks) / len(marks)
 
 
