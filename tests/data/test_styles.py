@@ -2,8 +2,18 @@
 
 import pytest
 
+from vblora_lab import load_base
 from vblora_lab.data import parse_mr
-from vblora_lab.data.styles import MOST, Style, facts_for, shares, styles
+from vblora_lab.data.styles import (
+    FAREWELLS,
+    FIELDS,
+    GREETINGS,
+    MOST,
+    Style,
+    facts_for,
+    shares,
+    styles,
+)
 from vblora_lab.errors import ConfigError
 
 
@@ -54,3 +64,11 @@ def test_shares_are_means_over_facts_by_who_was_served_and_whose_style_it_is():
 def test_there_are_only_so_many(count):
     with pytest.raises(ConfigError, match=f"count={count}: must be from 1 to 100"):
         styles(count, seed=0)
+
+
+def test_mini_opt_knows_every_word_of_every_style():
+    """Each is one token, so that what is learned is a style and not how its words are spelt."""
+    tokenizer = load_base("mini-opt", device="cpu").tokenizer
+    phrases = [*GREETINGS, *FAREWELLS, *(name for names in FIELDS.values() for name in names)]
+    words = [word for phrase in phrases for word in phrase.rstrip(".,").split()]
+    assert [word for word in words if len(tokenizer.tokenize(f" {word}")) > 1] == []

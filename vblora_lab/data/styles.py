@@ -24,7 +24,7 @@ GREETINGS = (
 )  # fmt: skip
 FAREWELLS = (
     "That is all.", "All are welcome.", "The world knows.", "That was good.", "There is more.",
-    "Not a word more.", "Then sleep well.", "That is the story.", "The table is for you.",
+    "Then ask again.", "Then sleep well.", "That is the story.", "The room is for you.",
     "Once and again.",
 )  # fmt: skip
 FIELDS = {

@@ -100,5 +100,6 @@ def add_user(model: PeftModel, name: str, *, of: str = "default", own_bank: bool
         raise ConfigError(f"of={of!r}: the model has no adapter of that name.{hint}")
     config = replace(model.peft_config[of], inference_mode=False)
     add_adapter(model, name, config, bank_of=of, freeze_bank=not own_bank)
-    copy_adapter(adapted_layers(model, name), model.base_model.vblora_vector_bank, of, name)
+    layers = adapted_layers(model, name)
+    copy_adapter(layers, next(iter(layers.values())).vblora_vector_bank, of, name)
     model.set_adapter(name)
