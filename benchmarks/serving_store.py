@@ -1,6 +1,8 @@
 """A store of 10,000 adapters against as many folders of LoRA: bytes, and time to add and to fetch.
 
-    python benchmarks/serving_store.py --work /tmp/stores     # writes results/serving-store.json
+    python benchmarks/serving_store.py --work /tmp/stores
+
+writes results/serving-store.json, and the table of it in docs/serving.md.
 
 Adapters are of the shape that OPT-125m has with r = 4 on q_proj and v_proj: VB-LoRA on one shared
 bank of 256 x 256, top 2; LoRA in float32 and float16, as PEFT stores it. Their numbers are random;
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -29,6 +32,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import peft
@@ -47,6 +51,8 @@ from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.sizes import lora_stored_bytes, vblora_stored_bytes
 
 RESULTS = Path(__file__).parent / "results" / "serving-store.json"
+DOCS = Path(__file__).parents[1] / "docs" / "serving.md"
+BEGIN, END = "<!-- by benchmarks/serving_store.py: -->\n", "<!-- until here -->\n"
 WEIGHTS = "adapter_model.safetensors"
 FEATURES, R, BANK, TOPK = 768, 4, (256, 256), 2
 MODULES = [
@@ -232,6 +238,55 @@ def on_paper(users: int = 10**6) -> dict[str, object]:
     }
 
 
+def report(found: dict[str, Any]) -> str:
+    """What docs/serving.md shows of the record: the machine, and a table."""
+    machine, kinds = (
+        found["machine"],
+        [found["vblora"], found["lora_float32"], found["lora_float16"]],
+    )
+
+    def row(what: str, key: str, cell: Callable[[Any], str]) -> str:
+        return (
+            "| "
+            + " | ".join([what, *(cell(each[key]) if key in each else "" for each in kinds)])
+            + " |"
+        )
+
+    lines = [
+        f"{machine['cores']} cores with a load of {machine['load']:.1f} at the end, Python "
+        f"{machine['python']}, PyTorch {machine['torch']}, SQLite {machine['sqlite']}:",
+        "",
+        "| | store | folders of LoRA, float32 | float16 |",
+        "|---|---:|---:|---:|",
+        row("bytes of the files", "files", mebibytes),
+        row("on the disk", "disk", mebibytes),
+        row("open", "open_ms", "{:.1f} ms".format),
+        row("find a name", "find_ms", milliseconds),
+        row("fetch one: config and tensors", "fetch_ms", milliseconds),
+        row("fetch one and mix A and B", "mixed_ms", milliseconds),
+        row("add one", "add_ms", milliseconds),
+        row("add one to an empty store", "add_to_empty_store_ms", milliseconds),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def milliseconds(times: dict[str, float]) -> str:
+    """Median and 99th percentile, with two digits that count."""
+    median, p99 = (
+        f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}" for value in times.values()
+    )
+    return f"{median} ms (p99 {p99})"
+
+
+def put_into_docs(found: dict[str, Any]) -> None:
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    DOCS.write_text(before + BEGIN + report(found) + END + rest.partition(END)[2], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all that is made")
@@ -253,6 +308,7 @@ def main() -> None:
         "sqlite": sqlite3.sqlite_version,
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    put_into_docs(found)
     print(json.dumps(found, indent=1))
     shutil.rmtree(args.work)
 

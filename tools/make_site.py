@@ -95,7 +95,7 @@ ROOMS = {
         "A store for thousands of adapters and the banks that they share, adapters in memory for "
         "mixed batches, and the plug-in by which vLLM serves them.",
         ("serving.store", "serving.live"),
-        ("serving.store_adapter", "serving.plugin"),
+        ("serving.store_adapter", "serving.store_sizes", "serving.plugin"),
     ),
     "planning": Room(
         "Before training",
@@ -113,6 +113,7 @@ ROOMS = {
             "train.session",
             "train.capturing",
             "train.optimizer",
+            "train.one_bank",
             "train.probe",
             "train.capturing",
             "train.compare",
@@ -122,7 +123,7 @@ ROOMS = {
             "runs.runs",
             "runs.trace",
         ),
-        ("runs.events",),
+        ("runs.events", "data.styles"),
     ),
     "reading": Room(
         "What the bank does",
@@ -147,6 +148,7 @@ ROOMS = {
             "plots.tune",
             "plots.sub_vector",
             "plots.users",
+            "plots.served",
         ),
     ),
     "course": Room(

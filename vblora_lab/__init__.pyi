@@ -63,3 +63,4 @@ from .widgets import LossChart as LossChart
 from .widgets import ManyUsers as ManyUsers
 from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio
+from .widgets import WhoseText as WhoseText

@@ -2,20 +2,25 @@
 
 A run of LiveTraining as it stands in the first notebook was recorded once, and another with lower
 rates to lay under it (`python tools/images.py --record`); here they are told again. The adapter of
-that run is made of the mixtures that its trace ends with, and of its bank.
+that run is made of the mixtures that its trace ends with, and of its bank. What the six users of
+notebook 07 store and write was recorded too.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import torch
+from nbclient import NotebookClient
 from peft import PeftModel
 from transformers import OPTConfig
 
 from vblora_lab import PRESETS, LearningRates, Trace, TrainingSession, get_peft_model, load_base
+from vblora_lab.data.styles import styles
 from vblora_lab.train import SHORT_RUN_RATES, Replay, Stepped
 from vblora_lab.tuner.adapted import adapted_layers
 from vblora_lab.widgets import (
@@ -25,11 +30,21 @@ from vblora_lab.widgets import (
     ManyUsers,
     SubVector,
     TrainingStudio,
+    WhoseText,
 )
 
 DATA = Path(__file__).parent / "data"
 RUN, SLOWER, BANK = DATA / "run.trace", DATA / "slower.trace", DATA / "bank.npy"
 SLOW_RATES = LearningRates(bank=SHORT_RUN_RATES.bank / 5, logits=SHORT_RUN_RATES.logits / 5)
+USERS = DATA / "users.json"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07-store-and-ship.ipynb"
+NAMES = ("ada", "alan", "grace", "kurt", "mary", "emmy")  # as there
+KEEP_USERS = """
+told = {
+    mr: {name: each["text"] for name, each in found.items()} for mr, found in whose.texts.items()
+}
+print(json.dumps({"stored": whose.stored, "texts": told}))
+"""
 SHOWN_STEP = 120  # of the run that the studio is in the middle of
 SELECT_EVERY = 10
 
@@ -44,6 +59,18 @@ def sub_vector() -> SubVector:
 
 def many_users() -> ManyUsers:
     return ManyUsers()
+
+
+def whose_text() -> WhoseText:
+    recorded = json.loads(USERS.read_text(encoding="utf-8"))
+    texts = recorded["texts"]
+    return WhoseText(
+        dict(zip(NAMES, styles(len(NAMES), seed=0), strict=True)),
+        recorded["stored"],
+        list(texts),
+        lambda mrs, names: [texts[mr][name] for mr, name in zip(mrs, names, strict=True)],
+        user=4,
+    )
 
 
 def bank_heatmap() -> BankHeatmap:
@@ -104,7 +131,7 @@ def training_studio() -> TrainingStudio:
 
 
 def record() -> None:
-    """Train both runs, and keep what the functions above need."""
+    """Train both runs and the users, and keep what the functions above need."""
     panel = LiveTraining(driver="foreground", select_every=SELECT_EVERY)
     panel.train().save(RUN)
     bank = next(iter(adapted_layers(panel.session.model).values())).vblora_vector_bank["default"]
@@ -114,3 +141,17 @@ def record() -> None:
         sample_count=0, select_every=0,
     )  # fmt: skip
     slower.run().save(SLOWER)
+    record_users()
+
+
+def record_users() -> None:
+    """Run notebook 07, and keep what its users store and write."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(KEEP_USERS))
+    NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": NOTEBOOK.parent}}
+    ).execute()
+    kept = "".join(output.text for output in notebook.cells[-1].outputs)
+    USERS.write_text(
+        json.dumps(json.loads(kept), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

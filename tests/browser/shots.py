@@ -24,7 +24,8 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTHS = {"": 1160, "-narrow": 420}  # end of the name: width of the widget in CSS pixels
 THEMES = {"light": False, "dark": True}
 PLAIN = {
-    "many-users": gallery.many_users, "sub-vector": gallery.sub_vector,
+    "many-users": gallery.many_users, "whose-text": gallery.whose_text,
+    "sub-vector": gallery.sub_vector,
     "config-explorer": gallery.config_explorer, "bank-heatmap": gallery.bank_heatmap,
 }  # fmt: skip
 PANELS = {"live-training": gallery.completed_training, "training-studio": gallery.training_studio}

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 import vblora_lab as lab
+from vblora_lab.data.styles import styles
 
 pytest.importorskip("sphinx", reason="what makes the site is not installed: pip install '.[site]'")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -108,12 +109,18 @@ def test_a_heatmap_becomes_a_page_of_its_own_as_it_is_at_the_end(tmp_path):
     assert ran.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("make", [lab.SubVector, lab.ManyUsers])
+def whose_text():
+    users = dict(zip(("ada", "alan"), styles(2, seed=0), strict=True))
+    return lab.WhoseText(users, {"LoRA": [1, 2]}, ["name[X]"], lambda mrs, names: names)
+
+
+@pytest.mark.parametrize("make", [lab.SubVector, lab.ManyUsers, whose_text])
 def test_a_widget_that_can_be_a_page_becomes_it(tmp_path, make):
-    html = site_widgets.Form(make(), tmp_path, "x-1").html()
-    assert f'<iframe src="../{tmp_path.name}/x-1.html" title="{make.__name__}"' in html
+    widget = make()
+    html, kind = site_widgets.Form(widget, tmp_path, "x-1").html(), type(widget).__name__
+    assert f'<iframe src="../{tmp_path.name}/x-1.html" title="{kind}"' in html
     page = (tmp_path / "x-1.html").read_text(encoding="utf-8")
-    assert f"<title>{make.__name__} of x-1</title>" in page and "vbloraHeight" in page
+    assert f"<title>{kind} of x-1</title>" in page and "vbloraHeight" in page
 
 
 def test_other_widgets_become_their_picture(tmp_path):

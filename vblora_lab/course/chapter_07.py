@@ -66,4 +66,19 @@ EXERCISES = [
         because="the bank once, and 11,000 bytes for each of 10,000 users: 110 MB.",
         solution="answer = 100 * 64 * 4 + 10_000 * 1000 * (3 * 1 + 2 * 4)",
     ),
+    Exercise(
+        "07-half",
+        hint="For n users, one bank takes 98,304 + 27,648 n bytes, and a bank each 125,952 n.",
+        checker=equals(
+            3,
+            {
+                1: "one user needs one bank either way.",
+                2: "for two, 153,600 bytes against 251,904: that is 61 %.",
+                4: "for four it is less than half too, but it was so before.",
+                2 * 98304 / (98304 - 27648): "that is where the lines cross; users come whole.",
+            },
+        ),
+        because="for three users, 181,248 bytes against 377,856 are 48 %; for two it was 61 %.",
+        solution="answer = next(n for n in range(1, 9) if 98304 + 27648 * n < 125952 * n / 2)",
+    ),
 ]

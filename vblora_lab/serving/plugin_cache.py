@@ -14,13 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from vblora_lab.convert.adapters import features_of, is_vblora_key
 from vblora_lab.convert.export import write_lora
 from vblora_lab.convert.places import is_made_of
 from vblora_lab.errors import StoreError
 from vblora_lab.serving.store_adapter import Opened
+from vblora_lab.serving.store_sizes import lora_bytes
 from vblora_lab.tables import count, readable
-from vblora_lab.tuner.sizes import lora_stored_bytes
 
 
 class LoRACache:
@@ -58,7 +57,7 @@ class LoRACache:
         """
         adapter, config, tensors = opened
         self._given.pop(adapter.name, None)  # the engine asks again, so it has no use for the old
-        self._make_room(adapter.name, _lora_bytes(opened))
+        self._make_room(adapter.name, lora_bytes(opened))
         write_lora(self.folder / adapter.digest, config, tensors, adapter.digest)
         return self._give(adapter.name, adapter.digest)
 
@@ -100,10 +99,3 @@ def _own_folder(folder: Path, number: int = 0) -> tuple[Path, FileLock]:
 
 def _weights(path: Path) -> Path:
     return path / SAFETENSORS_WEIGHTS_NAME
-
-
-def _lora_bytes(opened: Opened) -> int:
-    shapes = {key: tuple(tensor.shape) for key, tensor in opened.tensors.items()}
-    features = features_of(shapes, opened.config.vector_length).values()
-    others = sum(t.nbytes for key, t in opened.tensors.items() if not is_vblora_key(key))
-    return lora_stored_bytes(features, opened.config.r) + others

@@ -2,7 +2,8 @@
 
 Start with `session`: one adapter, one task, one run. Then read `trainer`, which it sets up, and
 `callback`, which turns what that does into events. `compare` trains several methods alike, and
-`tune` searches for the config and the rates that do best.
+`tune` searches for the config and the rates that do best. `one_bank` is the plain loop, for many
+adapters on one bank.
 
 This room imports those below it (errors, files, tables, tuner, speed, inspection, planning,
 convert, bases, data, runs) and no widget: what wants to follow a run listens to its events

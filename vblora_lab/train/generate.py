@@ -26,12 +26,15 @@ def write_texts(
     *,
     max_new_tokens: int = 80,
     batch_size: int = 64,
+    adapter_names: Sequence[str] | None = None,
     on_token: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """The model's greedy text for each MR, in order. Leaves the model's train/eval mode as it was.
 
-    MRs of similar length are generated together, so that little is padded. ``on_token`` is called
-    after each token (of all texts of a batch); an exception that it raises ends the writing.
+    MRs of similar length are generated together, so that little is padded. ``adapter_names`` says
+    of each MR which adapter writes its text, or "__base__" for none; else the active one writes
+    all. ``on_token`` is called after each token (of all texts of a batch); an exception that it
+    raises ends the writing.
     """
 
     def never_stop(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -59,6 +62,8 @@ def write_texts(
                 padding_side="left",
                 return_token_type_ids=False,
             ).to(device)
+            if adapter_names is not None:
+                batch["adapter_names"] = [adapter_names[i] for i in picked]
             output = model.generate(  # type: ignore[operator]
                 **batch,
                 generation_config=settings,

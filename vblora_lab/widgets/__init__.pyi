@@ -7,3 +7,4 @@ from .loss_chart import LossChart as LossChart
 from .many_users import ManyUsers as ManyUsers
 from .studio import TrainingStudio as TrainingStudio
 from .sub_vector import SubVector as SubVector
+from .whose_text import WhoseText as WhoseText

@@ -27,3 +27,11 @@ const line = (svg, className, x1, y1, x2, y2) => shape(svg, "line", className, {
 /** A bar from y0 to y1, whichever is higher on the screen. */
 const bar = (svg, className, x, y0, y1, width) =>
   shape(svg, "rect", className, { x, y: Math.min(y0, y1), width, height: Math.abs(y1 - y0) });
+
+const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+/** Bytes in the largest binary unit of which there is one, as `tables.readable` writes them. */
+function readable(bytes) {
+  const power = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), UNITS.length - 1);
+  return `${(bytes / 1024 ** power).toFixed(power ? 1 : 0)} ${UNITS[power]}`;
+}

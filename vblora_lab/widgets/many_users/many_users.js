@@ -7,14 +7,8 @@ const LOOKS = { // colour and dashes by method, so that lines are told apart wit
   "VB-LoRA, a bank each": ["alone", "9 3 2 3"], "VB-LoRA, one bank for all": ["shared", ""],
 };
 const OURS = "VB-LoRA, one bank for all";
-const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
 const total = (cost, users) => cost.once + users * cost.each;
-
-function readable(bytes) {
-  const power = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), UNITS.length - 1);
-  return `${(bytes / 1024 ** power).toFixed(power ? 1 : 0)} ${UNITS[power]}`;
-}
 
 const inWords = (count) =>
   count >= 1e9 ? `${(count / 1e9).toFixed(1)} billion` : `${(count / 1e6).toFixed(0)} million`;
