@@ -70,7 +70,7 @@ class TrainingSession(SteerableRun):
         base: a `Base`, or a name or path for `load_base`. Its model is not changed: the session
             adapts a second model over the same weights.
         config: what to inject; checked before anything else happens.
-        task: a `Task`, or a name or CSV path for `load_task`.
+        task: a `Task`, or a name or path for `load_task`.
         steps, batch_size: optimizer steps, and pairs of MR and text per step (of all processes).
         learning_rates: peak rates; linear schedule with a warm-up of 6% of the steps.
         seed: draws the adapter and the order of the examples. Two sessions with the same
