@@ -32,6 +32,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -174,13 +175,12 @@ def groups(model: torch.nn.Module, rate: float) -> list[dict[str, Any]]:
 
 
 def parts(folder: Path) -> dict[str, int]:
-    """As `itemised`; for LoRA, what isn't the head is the matrices."""
+    """As `itemised`; LoRA has matrices in place of bank, indices and weights."""
     sizes = itemised(folder)
-    if sizes["bank"]:
-        return sizes
-    names = ("head", "names and shapes", "all of the file")
-    lora = sizes["all of the file"] - sum(sizes[name] for name in names[:2])
-    return {"matrices": lora} | {name: sizes[name] for name in names}
+    stored = load_file(folder / "adapter_model.safetensors")
+    matrices = sum(tensor.nbytes for name, tensor in stored.items() if ".lora_" in name)
+    sizes["head"] -= matrices
+    return {"matrices": matrices, **sizes}
 
 
 def head_alone(base: Base, rows: Rows, penalty: float) -> dict[str, Any]:

@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     rows = read_rows(args.data) if args.data else about_families(args.seed)
     data = split(rows, args.seed)
-    print(
-        f"{len(data.train):,} texts to train on, {len(data.test):,} to test:", Counter(data.labels)
-    )
+    print(f"{len(data.train):,} texts to train on, {len(data.test):,} to test, with the labels")
+    print(", ".join(f"{label!r}: {count}" for label, count in Counter(data.labels).most_common()))
 
     base = load_classifier(args.model, data.names, seed=args.seed, download=args.download)
     torch.manual_seed(args.seed)
@@ -62,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     losses = train(model, base, data.train, optimizer=make_optimizer(model, RATES), args=args)
     print(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at step {len(losses)}")
-    print(
-        f"accuracy {accuracy(model, base, data.test):.1%}; always the most frequent label: ", end=""
-    )
-    print(f"{data.most_frequent:.1%}")
+    print(f"always the most frequent label: {data.most_frequent:.1%} are right")
+    print(f"the classifier: {accuracy(model, base, data.test):.1%} are right")
 
     model.save_pretrained(args.out)
     for part, size in itemised(args.out).items():
