@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import platform
 import random
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--held-out", type=int, default=400, help="to validate; as many to test")
     run.add_argument("--steps", type=int, default=100)
     run.add_argument("--batch-size", type=int, default=16)
+    run.add_argument("--rates", type=float, nargs="+", default=RATES, help="of adapters")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--out", type=Path, default=FOUND)
     run.set_defaults(do=run_all)
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_all(args: argparse.Namespace) -> None:
     """The search of each method, then its other seeds."""
     for method in METHODS:
-        ladder = PENALTIES if METHODS[method] is None else RATES
+        ladder = PENALTIES if METHODS[method] is None else args.rates
         searched = [one(args, method, rate, args.seeds[0]) for rate in ladder]
         best = max(searched, key=lambda row: row["validation accuracy"])["rate"]
         for seed in args.seeds[1:]:
@@ -104,25 +106,10 @@ def one(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[s
         if asked.items() <= row.items():
             return row
     started = time.perf_counter()
-    training, validation, test = texts_of(args, seed)
-    base = load_classifier(MINILM, LABELS, seed=seed)
-    torch.manual_seed(seed)
-    if METHODS[method] is None:
-        found = head_alone(base, training, rate)
-        model: torch.nn.Module = base.model
-    else:
-        model = adapted(base, method)
-        settings = argparse.Namespace(steps=args.steps, batch_size=args.batch_size, seed=seed)
-        optimizer = torch.optim.AdamW(groups(model, rate), weight_decay=0.0)
-        losses = train(model, base, training, optimizer=optimizer, args=settings)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            found = {"last loss": losses[-1], "bytes": parts(Path(folder))}
+    measure = head_alone if METHODS[method] is None else with_adapter
     row = {
         **asked,
-        **found,
-        "validation accuracy": accuracy(model, base, validation),
-        "test accuracy": accuracy(model, base, test),
+        **measure(args, method, rate, seed),
         "seconds": round(time.perf_counter() - started, 1),
         "device": device_name(),
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, peft)},
@@ -131,6 +118,26 @@ def one(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[s
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row), flush=True)
     return row
+
+
+def with_adapter(args: argparse.Namespace, method: str, rate: float, seed: int) -> dict[str, Any]:
+    """Train adapter and head in steps."""
+    training, validation, test = texts_of(args, seed)
+    base = load_classifier(MINILM, LABELS, seed=seed)
+    torch.manual_seed(seed)
+    model = adapted(base, method)
+    settings = argparse.Namespace(steps=args.steps, batch_size=args.batch_size, seed=seed)
+    optimizer = torch.optim.AdamW(groups(model, rate), weight_decay=0.0)
+    losses = train(model, base, training, optimizer=optimizer, args=settings)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        sizes = parts(Path(folder))
+    return {
+        "last loss": losses[-1],
+        "bytes": sizes,
+        "validation accuracy": accuracy(model, base, validation),
+        "test accuracy": accuracy(model, base, test),
+    }
 
 
 def texts_of(args: argparse.Namespace, seed: int) -> tuple[Rows, Rows, Rows]:
@@ -183,17 +190,10 @@ def parts(folder: Path) -> dict[str, int]:
     return {"matrices": matrices, **sizes}
 
 
-def head_alone(base: Base, rows: Rows, penalty: float) -> dict[str, Any]:
+def head_alone(args: argparse.Namespace, _: str, penalty: float, seed: int) -> dict[str, Any]:
     """Set the head to the optimum of a penalised logistic regression on what comes into it."""
-    head = base.model.classifier
-    features: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, given: features.append(given[0].detach()))
-    try:
-        accuracy(base.model, base, rows)  # in evaluation mode, so without dropout
-    finally:
-        hook.remove()
-    x = torch.cat(features)
-    y = torch.tensor([base.model.config.label2id[label] for _, label in rows], device=x.device)
+    (x, y), validation, test = features_of(args.train, args.test, args.texts, args.held_out, seed)
+    head = torch.nn.Linear(x.shape[1], len(LABELS), device=x.device)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
@@ -203,9 +203,36 @@ def head_alone(base: Base, rows: Rows, penalty: float) -> dict[str, Any]:
         value.backward()
         return value
 
-    last = float(optimizer.step(loss))
+    optimizer.step(loss)
     size = sum(p.nbytes for p in head.parameters())
-    return {"last loss": last, "bytes": {"head": size, "all of the file": size}}
+    return {
+        "last loss": float(loss().detach()),
+        "bytes": {"head": size, "all of the file": size},
+        "validation accuracy": share_found(head, *validation),
+        "test accuracy": share_found(head, *test),
+    }
+
+
+def share_found(head: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((head(x).argmax(-1) == y).float().mean())
+
+
+@functools.cache
+def features_of(
+    train: Path, test: Path, texts: int, held_out: int, seed: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each split, what comes into the head (texts, width), and the labels' numbers (texts,)."""
+    asked = argparse.Namespace(train=train, test=test, texts=texts, held_out=held_out)
+    base = load_classifier(MINILM, LABELS)
+    found: list[torch.Tensor] = []
+    base.model.classifier.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    splits = []
+    for rows in texts_of(asked, seed):
+        found.clear()
+        accuracy(base.model, base, rows)  # in evaluation mode, so without dropout
+        numbers = [base.model.config.label2id[label] for _, label in rows]
+        splits.append((torch.cat(found), torch.tensor(numbers, device=base.model.device)))
+    return splits
 
 
 def device_name() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -37,6 +38,25 @@ def test_an_instruction_has_no_slots_to_get_wrong(tmp_path):
     assert example.facts == {} and slot_errors(task.domain, {}, "Thai food, cheap") == ()
     assert math.isnan(slot_error_rate(task.domain, [{}, {}], ["a", "b"]))
     assert example != Example(example.mr, example.references)  # which would be asked with an arrow
+
+
+LINE = re.compile(
+    r"task \| who: \S.* \| what: \S.* \| when: \S.*|meeting \| what: \S.* \| where: \S.* \| when: "
+    r"\S.*|expense \| who: \S.* \| what: \S.* \| amount: \d+ EUR"
+)
+
+
+def test_the_office_s_messages_are_all_filed_in_its_form_and_none_is_in_two_splits():
+    task = load_task("office")
+    splits = (task.train, task.validation, task.test)
+    assert [len(split) for split in splits] == [120, 15, 30]
+    examples = [example for split in splits for example in split]
+    assert len({example.mr for example in examples}) == 165
+    for example in examples:
+        (line,) = example.references
+        assert LINE.fullmatch(line), line
+        amount = re.search(r"\d+ EUR$", line)
+        assert amount is None or amount[0] in example.mr
 
 
 BAD = {

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vblora_lab.data.grammar import Domain
-from vblora_lab.data.task import Example
+from vblora_lab.data.task import Example, Task
 from vblora_lab.data.text_file import read_text, shown
 from vblora_lab.errors import DataError
 
+OFFICE = Path(__file__).resolve().parents[1] / "assets" / "office"
 KEYS = ("prompt", "completion")
 NOT_CSV = ". For a task in the E2E format, this is JSON, and not CSV; write it as CSV: first mr,ref"
 
@@ -54,6 +55,19 @@ def read_instructions(path: str | Path) -> tuple[Instruction, ...]:
             prompt, completion = _read_line(line, f"{file}, line {number}")
             answers.setdefault(prompt, []).append(completion)
     return tuple(Instruction(prompt, tuple(texts)) for prompt, texts in answers.items())
+
+
+def office() -> Task:
+    """The shipped task: messages, each with the one line that an office files it as.
+
+    120 to train on, 15 to validate and 30 to test; "expense | who: Tom | what: lamp | amount: 9
+    EUR" is such a line, and a task or a meeting has other fields.
+    """
+    splits = {
+        split: read_instructions(OFFICE / f"{split}.jsonl")
+        for split in ("train", "validation", "test")
+    }
+    return Task("office", NO_SLOTS, **splits)
 
 
 def _read_line(line: str, place: str) -> tuple[str, str]:

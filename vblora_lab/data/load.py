@@ -7,7 +7,7 @@ from pathlib import Path
 from vblora_lab.data.csv_file import read_csv
 from vblora_lab.data.domains import DOMAINS, RESTAURANTS, get_domain
 from vblora_lab.data.e2e import load_e2e
-from vblora_lab.data.instructions import NO_SLOTS, read_instructions
+from vblora_lab.data.instructions import NO_SLOTS, office, read_instructions
 from vblora_lab.data.task import Task, make_task, split_examples
 from vblora_lab.data.text_file import is_there, shown
 from vblora_lab.errors import DataError
@@ -16,7 +16,8 @@ from vblora_lab.errors import DataError
 def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
     """A task by domain name ("restaurants", "hotels", "museums", "films") or from a file.
 
-    "e2e" is the data set of the E2E challenge, from the hub or its cache. A CSV file is in its
+    "e2e" is the data set of the E2E challenge, from the hub or its cache, and "office" a small set
+    of instructions. A CSV file is in its
     format (`read_csv`); a file that ends in .jsonl holds instructions (`read_instructions`).
 
     seed: draws the generated task, or how the file's examples are split. Raises `DataError` for an
@@ -25,6 +26,8 @@ def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
     """
     if str(name) in DOMAINS:
         return make_task(get_domain(str(name)), seed=seed)
+    if str(name) == "office":
+        return office()
     if str(name) == "e2e":
         return load_e2e()
     path = Path(name)
@@ -34,6 +37,6 @@ def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
         return split_examples(path.stem, RESTAURANTS, read_csv(path), seed=seed)
     raise DataError(
         f"no task is called {shown(name)!r}, and there is no such CSV file; "
-        f"choose one of {sorted(DOMAINS)}, 'e2e' (from the hub), or the path of a CSV file with "
-        "the columns mr and ref, or of a .jsonl file with the keys prompt and completion"
+        f"choose one of {sorted([*DOMAINS, 'office'])}, 'e2e' (from the hub), or the path of a CSV "
+        "file with the columns mr and ref, or of a .jsonl file with the keys prompt and completion"
     )
