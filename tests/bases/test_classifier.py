@@ -5,7 +5,7 @@ import torch
 from huggingface_hub import constants
 
 from vblora_lab.bases import MINI_OPT, OPT_125M_RANDOM, load_base, load_classifier
-from vblora_lab.errors import BaseModelError
+from vblora_lab.errors import BaseModelError, ConfigError
 
 LABELS = ["bad", "fair", "good"]
 
@@ -28,6 +28,17 @@ def test_the_body_is_the_shipped_one_and_the_head_is_drawn_from_the_seed(base):
     assert torch.equal(again, base.model.score.weight) and not torch.equal(other, again)
 
 
+def test_a_head_for_other_labels_is_not_taken_over(base, tmp_path):
+    base.model.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    same = load_classifier(tmp_path, ["x", "y", "z"], device="cpu").model
+    assert torch.equal(same.score.weight, base.model.score.weight)
+    other = load_classifier(tmp_path, ["no", "yes"], device="cpu").model
+    assert other.score.weight.shape == (2, base.model.config.hidden_size)
+    weight = "model.decoder.layers.0.fc1.weight"
+    assert torch.equal(other.get_parameter(weight), base.model.get_parameter(weight))
+
+
 def test_the_callers_random_numbers_go_on(base):
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -48,7 +59,7 @@ def test_a_text_gets_the_same_logits_alone_and_in_a_batch(base):
 
 @pytest.mark.parametrize("labels", [[], ["one"], ["a", "b", "a"], [1, "1"]])
 def test_labels_that_tell_nothing_apart_are_refused(labels):
-    with pytest.raises(BaseModelError, match="must be two or more names, each of them once"):
+    with pytest.raises(ConfigError, match="must be two or more names, each of them once"):
         load_classifier(MINI_OPT, labels)
 
 

@@ -125,7 +125,7 @@ def test_each_part_of_a_method_has_its_rate_and_each_file_its_parts(bench, encod
         model = bench.adapted(base, method)
         rates = {id(p): g["lr"] for g in bench.groups(model, 0.5) for p in g["params"]}
         for name, parameter in model.named_parameters():
-            expected = 0.5 if "lora_" in name or "bank" in name else 5.0
+            expected = 0.5 if ".lora_" in name or "bank" in name else 5.0
             if "classifier" in name:
                 expected = bench.HEAD_RATE
             assert rates.get(id(parameter)) == (expected if parameter.requires_grad else None), name

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from vblora_lab.bases.load import Base, folder_of, on_device, read
 from vblora_lab.bases.names import MINI_OPT, MINILM, OPT_125M_RANDOM
-from vblora_lab.errors import BaseModelError
+from vblora_lab.errors import BaseModelError, ConfigError
 
 
 def load_classifier(
@@ -23,8 +23,8 @@ def load_classifier(
 ) -> Base:
     """Load a model with a head that tells texts apart, ready for an adapter of task type SEQ_CLS.
 
-    The head is new: nothing knows these labels yet. What else the architecture has and the file
-    lacks is new too, and drawn from the seed.
+    The head is new, as nothing knows these labels yet, unless the checkpoint has one for as many
+    labels. What else the architecture has and the file lacks is new too, and drawn from the seed.
 
     Args:
         name: a hub name such as "bert-base-uncased", a local folder, "minilm-l6" (an encoder,
@@ -39,11 +39,12 @@ def load_classifier(
         at its last token, so its config says which token is padding.
 
     Raises:
-        BaseModelError: labels are too few or the same, or the model can't be loaded.
+        ConfigError: labels are fewer than two, or one is there twice.
+        BaseModelError: the model can't be loaded; the message says what to do.
     """
     names = [str(label) for label in labels]
     if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise BaseModelError(f"labels={names!r} must be two or more names, each of them once")
+        raise ConfigError(f"labels={names!r} must be two or more names, each of them once")
     if str(name) == OPT_125M_RANDOM:
         raise BaseModelError(
             f"{name!r} has random weights, from which no head can tell texts apart; "

@@ -150,6 +150,7 @@ def _kind_of(labels: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
     return AutoModelForSequenceClassification, {
         "id2label": numbers,
         "label2id": {label: i for i, label in numbers.items()},
+        "ignore_mismatched_sizes": True,  # a head for more or fewer labels is not taken over
     }
 
 

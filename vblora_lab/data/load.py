@@ -16,9 +16,9 @@ from vblora_lab.errors import DataError
 def load_task(name: str | Path = "restaurants", *, seed: int = 0) -> Task:
     """A task by domain name ("restaurants", "hotels", "museums", "films") or from a file.
 
-    "e2e" is the data set of the E2E challenge, from the hub or its cache, and "office" a small set
-    of instructions. A CSV file is in its
-    format (`read_csv`); a file that ends in .jsonl holds instructions (`read_instructions`).
+    "office" is a small set of instructions that ships too, and "e2e" the data set of the E2E
+    challenge, from the hub or its cache. A CSV file is in its format (`read_csv`); a file that ends
+    in .jsonl holds instructions (`read_instructions`).
 
     seed: draws the generated task, or how the file's examples are split. Raises `DataError` for an
     unknown name, for a file that can't be read as what it should be, and where the hub is out of
