@@ -4,6 +4,7 @@ from .app.demo import run_demo as run_demo
 from .app.doctor import doctor as doctor
 from .bases import Base as Base
 from .bases import load_base as load_base
+from .bases import load_classifier as load_classifier
 from .convert.compress import Compression as Compression
 from .convert.compress import compress_lora as compress_lora
 from .convert.export import export_lora as export_lora

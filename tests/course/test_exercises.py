@@ -196,6 +196,28 @@ MISTAKES = [
     ("10-resume", 137, "of step 100 is whole"),
     ("10-resume", 87, "newer checkpoint"),
     ("10-processes", 64, "share it"),
+    ("12-head", 1152, "a bias too"),
+    ("12-head", 4620, "that is bytes"),
+    ("12-most-frequent", 1 / 3, "guessing"),
+    ("12-most-frequent", 260, "between 0 and 1"),
+    ("12-roberta", 592_899, "each takes 4 bytes"),
+    ("12-roberta", 9_228, "the second layer alone"),
+    ("12-roberta", 2_368_512, "both layers have biases"),
+    ("13-loss", 71, "needn't learn to ask"),
+    ("13-loss", 18, "or it never stops"),
+    ("13-passes", 240, "repeated ones"),
+    ("13-passes", 30, "one pass takes"),
+    ("13-fields", lambda line: line.split(" | "), "gives a list"),
+    (
+        "13-fields",
+        lambda line: dict(p.split(":")[:2] for p in line.split(" | ")[1:]),
+        "it should be",
+    ),
+    (
+        "13-fields",
+        lambda line: {p.split(": ")[0]: p.split(": ")[-1] for p in line.split(" | ")},
+        "is no field",
+    ),
 ]
 
 

@@ -9,10 +9,16 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    T5Config,
+    T5ForSequenceClassification,
 )
 
 import vblora_lab as lab
@@ -49,6 +55,51 @@ def test_a_new_head_that_nobody_trains_is_said():
     assert plan.fits and "neither trained nor stored" in plan.cautions[0].message
     assert "neither trained nor stored" in " ".join(str(plan).split())
     assert "neither trained nor stored" in plan._repr_html_()
+
+
+def test_a_part_beside_the_head_that_peft_does_not_store_is_said_and_matters(tmp_path):
+    """Each process draws DeBERTa's pooler anew, so one file would mean something else there."""
+
+    def deberta(seed):
+        torch.manual_seed(0)
+        model = DebertaV2ForSequenceClassification(DebertaV2Config(**SIZES))
+        torch.manual_seed(seed)  # what a checkpoint of the body alone would leave to chance
+        for name in ("pooler", "classifier"):
+            for parameter in getattr(model, name).parameters():
+                nn.init.normal_(parameter)
+        return model.eval()
+
+    tokens = torch.arange(12).view(2, 6)
+    of_task = config(["query_proj"], task_type="SEQ_CLS", save_only_topk_weights=True)
+    with pytest.warns(UserWarning, match="'pooler' of this Deberta.*another one where the adapter"):
+        lab.get_peft_model(deberta(1), of_task)
+    caution = lab.plan(deberta(1), of_task).cautions[0]
+    assert caution.suggestion == ["pooler"]
+    for more, is_same in ([], False), (caution.suggestion, True):
+        own = config(["query_proj"], task_type="SEQ_CLS", modules_to_save=more or None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if more else "ignore")
+            model = lab.get_peft_model(deberta(1), own).eval()
+        model.save_pretrained(tmp_path / str(is_same))
+        theirs = peft.PeftModel.from_pretrained(deberta(2), tmp_path / str(is_same)).eval()
+        with torch.no_grad():
+            assert torch.allclose(theirs(tokens).logits, model(tokens).logits) is is_same
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", None])
+def test_heads_of_another_name_are_said_and_those_that_peft_finds_by_their_ending_are_not(
+    task_type,
+):
+    t5 = T5ForSequenceClassification(
+        T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=40)
+    )
+    caution = lab.plan(t5, config(["q"], task_type=task_type)).cautions[0]
+    assert caution.suggestion == ["classification_head"]
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "vocab_size": 40}
+    distilbert = DistilBertForSequenceClassification(DistilBertConfig(**sizes))
+    cautions = lab.plan(distilbert, config(["q_lin"], task_type=task_type)).cautions
+    about_heads = [caution for caution in cautions if caution.field == "modules_to_save"]
+    assert len(about_heads) == (0 if task_type else 2)  # PEFT takes pre_classifier for a classifier
 
 
 @pytest.mark.parametrize("fields", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["classifier"]}])

@@ -4,6 +4,7 @@ import pytest
 from scripted import sample
 
 from vblora_lab.errors import ConfigError
+from vblora_lab.runs.events import Sample
 from vblora_lab.widgets import readout
 
 
@@ -25,6 +26,15 @@ def test_samples_mark_errors_in_words_and_escape_what_models_write():
     assert "✓ every slot is right" in html
     assert "name[Blue Spice]<br>food[&lt;Thai&gt;]" in html
     assert "After 30 steps" in html
+
+
+def test_an_instruction_is_shown_whole_and_nothing_is_said_of_slots():
+    asked, wanted = "File this: the lamp, 9 EUR [paid]], please.", "expense | amount: 9 EUR"
+    before = [Sample(asked, wanted, "Sure! A lamp.", ())]
+    html = readout.samples(before, [Sample(asked, wanted, wanted, ())], 30)
+    assert asked in html and "every slot" not in html
+    assert html.count("✓ word for word") == 1
+    assert "✓" not in readout.samples(before, before, 30)
 
 
 def test_samples_before_the_second_set():

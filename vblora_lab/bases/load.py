@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.bases.hub import cached_folder, check_hub, progress_bars, what_to_do
-from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM, SMOLLM2
+from vblora_lab.bases.minilm import minilm_folder
+from vblora_lab.bases.names import ASSETS, MINI_OPT, MINILM, OPT_125M_RANDOM, SMOLLM2
 from vblora_lab.bases.skeleton import opt_125m_config
 from vblora_lab.bases.smollm2 import smollm2_folder
 from vblora_lab.errors import BaseModelError
 
 
 class Base(NamedTuple):
-    """A causal language model, pretrained as a rule, and its tokenizer (which pads on the left)."""
+    """A causal language model, pretrained as a rule, and its tokenizer (which pads on the left).
+
+    From `load_classifier` it is a model with a head for labels, and pads on the right.
+    """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -71,44 +81,84 @@ def load_base(
         MissingExtraError: "smollm2-135m" is loaded for the first time, without the package gguf.
         BaseModelError: it is not on this machine and can't be fetched; the message says what to do.
     """
+    if str(name) == MINILM:
+        raise BaseModelError(
+            f"{MINILM!r} is an encoder, which writes no texts; put a head on it with "
+            f"load_classifier({MINILM!r}, labels), or use load_base({SMOLLM2!r})"
+        )
+    is_random = str(name) == OPT_125M_RANDOM
+    base = _random_opt_125m() if is_random else read(folder_of(name, download))
+    if base.tokenizer.pad_token is None:
+        base.tokenizer.pad_token = base.tokenizer.eos_token
+    return on_device(base, device, dtype)
+
+
+def folder_of(name: str | Path, download: bool | None) -> str:
+    """Where a known model lies; any other name as it is. Fetches and raises as `load_base`."""
     where = str(name)
     if where == MINI_OPT:
-        where = str(ASSETS / MINI_OPT)
-    elif where == SMOLLM2:
-        where = str(smollm2_folder(download))
-    model, tokenizer = _random_opt_125m() if where == OPT_125M_RANDOM else _read(where)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.eval()
+        return str(ASSETS / MINI_OPT)
+    if where == SMOLLM2:
+        return str(smollm2_folder(download))
+    return str(minilm_folder(download)) if where == MINILM else where
+
+
+def on_device(
+    base: Base, device: str | torch.device | None, dtype: torch.dtype = torch.float32
+) -> Base:
+    """The base in evaluation mode, on a device; a CUDA device where there is one, by default."""
+    base.model.eval()
     # Weights are read as they are stored and converted one by one: never two models in memory.
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.to(device, dtype)  # type: ignore[arg-type]
-    return Base(model, tokenizer)
+    base.model.to(device, dtype)  # type: ignore[arg-type]
+    return base
 
 
-def _read(where: str) -> tuple[PreTrainedModel, Tokenizer]:
-    """A model, in the dtype in which it is stored, and its tokenizer."""
+def read(where: str, labels: Sequence[str] | None = None) -> Base:
+    """A model, in the dtype in which it is stored, and its tokenizer.
+
+    Args:
+        where: a folder or a hub name.
+        labels: for a new head that tells these apart, in place of that of a language model.
+
+    Raises:
+        BaseModelError: it can't be loaded; the message says what to do.
+    """
+    kind, options = _kind_of(labels)
     # A cached model is read from its folder: by its name, the hub would still be asked for things.
     folder = Path(where) if Path(where).is_dir() else cached_folder(where)
     try:
         if folder is None:
             check_hub(where)
         with progress_bars(folder is None):
-            model = AutoModelForCausalLM.from_pretrained(
-                folder or where, dtype="auto", weights_only=True
+            model = kind.from_pretrained(
+                folder or where, dtype="auto", weights_only=True, **options
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder or where, padding_side="left")
+            side = "left" if labels is None else "right"
+            tokenizer = AutoTokenizer.from_pretrained(folder or where, padding_side=side)
     except (OSError, ValueError, UnpicklingError) as error:
-        raise BaseModelError(what_to_do(where)) from error
+        raise BaseModelError(what_to_do(where, is_classifier=labels is not None)) from error
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = where
-    return model, tokenizer
+    return Base(model, tokenizer)
 
 
-def _random_opt_125m() -> tuple[PreTrainedModel, Tokenizer]:
+def _kind_of(labels: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+    """The class of transformers that loads a model, and what it must be told."""
+    if labels is None:
+        return AutoModelForCausalLM, {}
+    numbers = dict(enumerate(labels))
+    return AutoModelForSequenceClassification, {
+        "id2label": numbers,
+        "label2id": {label: i for i, label in numbers.items()},
+        "ignore_mismatched_sizes": True,  # a head for more or fewer labels is not taken over
+    }
+
+
+def _random_opt_125m() -> Base:
     """The same random weights every time."""
-    _, tokenizer = _read(str(ASSETS / MINI_OPT))
+    tokenizer = read(str(ASSETS / MINI_OPT)).tokenizer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.OPTForCausalLM(opt_125m_config(tokenizer))
     model.name_or_path = OPT_125M_RANDOM
-    return model, tokenizer
+    return Base(model, tokenizer)

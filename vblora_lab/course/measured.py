@@ -1,4 +1,4 @@
-"""What `benchmarks/quality.py` and `benchmarks/pareto.py` measured, as it ships for the course."""
+"""What the benchmarks measured, as it ships for the course."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "assets" / "course"
 QUALITY, CURVE, CONTROLS, CHANGES = (
     FOLDER / f"{name}.csv" for name in ("quality", "curve", "controls", "changes")
 )
+CLASSIFIER, INSTRUCTIONS = (FOLDER / f"{name}.csv" for name in ("classifier", "instructions"))
 
 
 def quality(file: Path = QUALITY) -> Repeats:
@@ -40,6 +41,17 @@ def quality(file: Path = QUALITY) -> Repeats:
             results.setdefault(row["method"], []).append(result)
             steps.add(int(row["steps"]))
     return Repeats(results, {"base": "mini-opt", "task": "restaurants", "steps": max(steps)})
+
+
+def classifier(file: Path = CLASSIFIER) -> list[dict[str, str]]:
+    """What `benchmarks/classifier.py` measured of MiniLM: a row for each method, as written."""
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def instructions(file: Path = INSTRUCTIONS) -> list[dict[str, str]]:
+    """What `benchmarks/instructions.py` measured of SmolLM2-135M: a row for each seed."""
+    return classifier(file)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,15 @@ def parse_mr(mr: str) -> dict[str, str | tuple[str, ...]]:
     return {slot: v[0] if len(v) == 1 else tuple(v) for slot, v in found.items()}
 
 
+def is_mr(text: str) -> bool:
+    """Whether a text is a meaning representation, as `parse_mr` reads it."""
+    try:
+        parse_mr(text)
+    except DataError:
+        return False
+    return True
+
+
 def format_mr(slots: Facts) -> str:
     """Write slots as one MR; the inverse of `parse_mr`. Values of one slot stand side by side."""
     return ", ".join(f"{slot}[{value}]" for slot, value in pairs_of(slots))

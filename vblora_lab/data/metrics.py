@@ -7,6 +7,7 @@ Values are found by the domain's regular expressions (`Value.mentions` and `Valu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -43,12 +44,14 @@ def slot_errors(domain: Domain, facts: Facts, text: str) -> tuple[str, ...]:
 def slot_error_rate(domain: Domain, facts: Sequence[Facts], texts: Sequence[str]) -> float:
     """Slot errors per slot over a set; 0 is perfect, and more than 1 is possible.
 
-    A slot with several values counts once for each.
+    A slot with several values counts once for each. NaN where there are no slots at all, as of
+    instructions.
     """
+    slots = sum(len(pairs_of(one)) for one in facts)
     errors = sum(
         len(slot_errors(domain, one, text)) for one, text in zip(facts, texts, strict=True)
     )
-    return errors / sum(len(pairs_of(one)) for one in facts)
+    return errors / slots if slots else math.nan
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:

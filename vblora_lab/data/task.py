@@ -1,4 +1,7 @@
-"""A data-to-text task: pairs of a meaning representation and what to say, in three splits."""
+"""A task: pairs of what a model is given and what it is to say, in three splits.
+
+Data to text: a meaning representation is given. `data.instructions` has tasks that ask otherwise.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +90,8 @@ def split_examples(
     """Split by meaning representation: a tenth (at least 1) to validation, as many to test."""
     if len(examples) < 3:
         raise DataError(
-            f"{name}: {len(examples)} different meaning representations are too few to split "
-            "into train, validation and test; give at least 3"
+            f"{name}: {len(examples)} different meaning representations or prompts are too few to "
+            "split into train, validation and test; give at least 3"
         )
     shuffled = random.Random(seed).sample(list(examples), len(examples))
     held_out = min(max(1, len(shuffled) // 10), HELD_OUT)

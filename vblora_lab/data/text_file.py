@@ -1,4 +1,4 @@
-"""The text of a file that should be CSV, or a sentence that says what the file is instead."""
+"""The text of a file of data, or a sentence that says what the file is instead."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, *, csv: bool = True) -> str:
     """The text of a UTF-8 file, without its byte order mark.
 
-    Raises `DataError`, which names the file, where there is no text to be had: no such file, a path
-    that can't be one, an empty file, a workbook, another encoding, or JSON.
+    csv: whether it should be CSV; else it should be JSON lines. Raises `DataError`, which names the
+    file, where there is no text to be had: no such file, a path that can't be one, an empty file, a
+    workbook, another encoding, or JSON instead of CSV.
     """
     try:
         data = Path(path).read_bytes()
@@ -51,15 +52,16 @@ def read_text(path: str | Path) -> str:
     for signature, kind in _WORKBOOKS.items():
         if data.startswith(signature):
             raise DataError(
-                f"{shown(path)}: this is {kind}, and not CSV; open it in a spreadsheet program and "
-                "save the sheet as 'CSV UTF-8', with the columns mr and ref"
+                f"{shown(path)}: this is {kind}, and not {'CSV' if csv else 'JSON lines'}; open it "
+                "in a spreadsheet program and save the sheet as 'CSV UTF-8', with the columns mr "
+                "and ref"
             )
     text = _decode(data, path)
     if not text.strip():
-        raise DataError(
-            f"{shown(path)}: the file is empty; the E2E format has the columns mr and ref"
-        )
-    if _JSON.match(text):
+        wanted = "the E2E format has the columns" if csv else "instructions have the keys"
+        parts = "mr and ref" if csv else "prompt and completion"
+        raise DataError(f"{shown(path)}: the file is empty; {wanted} {parts}")
+    if csv and _JSON.match(text):
         raise DataError(
             f"{shown(path)}: this is JSON, and not CSV; write it as CSV, with a first line mr,ref "
             "and one line for each text"

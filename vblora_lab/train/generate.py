@@ -1,4 +1,4 @@
-"""Greedy generation for meaning representations, and samples with their slot errors."""
+"""Greedy generation for what examples ask, and samples with their slot errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -14,7 +15,7 @@ from vblora_lab.data import Example
 from vblora_lab.data.grammar import Domain
 from vblora_lab.data.metrics import bleu, slot_error_rate, slot_errors
 from vblora_lab.runs.events import Sample
-from vblora_lab.train.prompts import prompt
+from vblora_lab.train.prompts import prompt_ids
 from vblora_lab.tuner.sharded import is_cut_over_processes
 
 
@@ -22,7 +23,7 @@ from vblora_lab.tuner.sharded import is_cut_over_processes
 def write_texts(
     model: PreTrainedModel | PeftModel,
     tokenizer: Tokenizer,
-    mrs: Sequence[str],
+    mrs: Sequence[str | Example],
     *,
     max_new_tokens: int = 80,
     batch_size: int = 64,
@@ -31,10 +32,10 @@ def write_texts(
 ) -> list[str]:
     """The model's greedy text for each MR, in order. Leaves the model's train/eval mode as it was.
 
-    MRs of similar length are generated together, so that little is padded. ``adapter_names`` says
-    of each MR which adapter writes its text, or "__base__" for none; else the active one writes
-    all. ``on_token`` is called after each token (of all texts of a batch); an exception that it
-    raises ends the writing.
+    An example is asked as `prompt_ids` says, so an instruction in a chat. Those of similar length
+    are generated together, so that little is padded. ``adapter_names`` says of each which adapter
+    writes its text, or "__base__" for none; else the active one writes all. ``on_token`` is called
+    after each token (of all texts of a batch); an exception that it raises ends the writing.
     """
 
     def never_stop(tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -48,20 +49,15 @@ def write_texts(
         eos_token_id=tokenizer.eos_token_id,
     )
     device = next(model.parameters()).device
-    order = sorted(range(len(mrs)), key=lambda i: len(mrs[i]))
+    starts = [torch.tensor(prompt_ids(tokenizer, asked)) for asked in mrs]
+    order = sorted(range(len(mrs)), key=lambda i: len(starts[i]))
     texts = [""] * len(mrs)
     was_training = model.training
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompt(mrs[i]) for i in picked],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                return_token_type_ids=False,
-            ).to(device)
+            batch = _on_the_left([starts[i] for i in picked], tokenizer.pad_token_id, device)
             if adapter_names is not None:
                 batch["adapter_names"] = [adapter_names[i] for i in picked]
             output = model.generate(  # type: ignore[operator]
@@ -78,6 +74,21 @@ def write_texts(
     return texts
 
 
+def _on_the_left(
+    rows: Sequence[torch.Tensor], pad_token_id: int, device: torch.device
+) -> dict[str, Any]:
+    """Rows of tokens, padded on the left: two int64 tensors (batch, length)."""
+
+    def padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+        left = pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")
+        return left.to(device)
+
+    return {
+        "input_ids": padded(rows, pad_token_id),
+        "attention_mask": padded([torch.ones_like(row) for row in rows], 0),
+    }
+
+
 def measure(
     model: PreTrainedModel | PeftModel,
     tokenizer: Tokenizer,
@@ -85,7 +96,7 @@ def measure(
     examples: Sequence[Example],
 ) -> dict[str, float]:
     """Write a text for each example; returns ``slot_error_rate`` and ``bleu`` (0 to 100) of all."""
-    texts = write_texts(model, tokenizer, [example.mr for example in examples])
+    texts = write_texts(model, tokenizer, examples)
     return {
         "slot_error_rate": slot_error_rate(domain, [example.facts for example in examples], texts),
         "bleu": bleu(texts, [example.references for example in examples]),
@@ -100,7 +111,7 @@ def write_samples(
     on_token: Callable[[], None] = lambda: None,
 ) -> tuple[Sample, ...]:
     """Write a text for each example, and note what it gets wrong. on_token: as `write_texts`."""
-    texts = write_texts(model, tokenizer, [example.mr for example in examples], on_token=on_token)
+    texts = write_texts(model, tokenizer, examples, on_token=on_token)
     return tuple(
         Sample(e.mr, e.references[0], text, slot_errors(domain, e.facts, text))
         for e, text in zip(examples, texts, strict=True)

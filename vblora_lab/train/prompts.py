@@ -1,4 +1,4 @@
-"""From examples to tensors: ``MR -> text``, with the loss on the text alone."""
+"""From examples to tensors: ``MR -> text``, or turns of a chat, with the loss on the text alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from vblora_lab.data import Example
+from vblora_lab.data import Example, Instruction
 from vblora_lab.errors import DataError
 
 SEPARATOR = " ->"
@@ -22,28 +22,84 @@ def prompt(mr: str) -> str:
     return mr + SEPARATOR
 
 
-def encode(tokenizer: Tokenizer, mr: str, reference: str, max_length: int) -> dict[str, list[int]]:
+def prompt_ids(tokenizer: Tokenizer, asked: str | Example) -> list[int]:
+    """The tokens that a model is given before it writes.
+
+    Args:
+        tokenizer: of the model.
+        asked: an MR, or an example. An `Instruction` is a turn of a chat, as the tokenizer's chat
+            template writes it, up to where the answer begins. A tokenizer without a template is of
+            a model that was never taught to chat: it gets the instruction and an arrow.
+    """
+    text = asked if isinstance(asked, str) else asked.mr
+    if not _is_chat(tokenizer, asked):
+        return list(tokenizer(prompt(text))["input_ids"])
+    return list(tokenizer(_as_turns(tokenizer, text), add_special_tokens=False)["input_ids"])
+
+
+def encode(
+    tokenizer: Tokenizer, asked: str | Example, reference: str, max_length: int
+) -> dict[str, list[int]]:
     """One training row: ``input_ids`` and ``labels``, in which the prompt is `IGNORED`.
 
-    Raises `DataError` where the row is longer than the model's ``max_length`` positions.
+    Args:
+        tokenizer, asked: as for `prompt_ids`.
+        reference: what is to be written, up to the end token.
+        max_length: positions that the model has.
+
+    Raises:
+        DataError: the row is longer, or the chat template writes a question otherwise once it is
+            answered, so that it can't be said where the answer begins.
     """
-    start = tokenizer(prompt(mr))["input_ids"]
-    rest = tokenizer(" " + reference, add_special_tokens=False)["input_ids"]
-    rest = [*rest, tokenizer.eos_token_id]
+    start = prompt_ids(tokenizer, asked)
+    said = (
+        " " + reference if not _is_chat(tokenizer, asked) else _answer(tokenizer, asked, reference)
+    )
+    rest = tokenizer(said, add_special_tokens=False)["input_ids"]
+    if rest[-1:] != [tokenizer.eos_token_id]:  # the end of a turn is another token with some
+        rest = [*rest, tokenizer.eos_token_id]
     if len(start) + len(rest) > max_length:
+        text = asked if isinstance(asked, str) else asked.mr
         raise DataError(
             f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
-            f"positions; shorten or drop {mr!r}"
+            f"positions; shorten or drop {text!r}"
         )
     return {"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest}
+
+
+def _is_chat(tokenizer: Tokenizer, asked: str | Example) -> bool:
+    return isinstance(asked, Instruction) and bool(tokenizer.chat_template)
+
+
+def _as_turns(tokenizer: Tokenizer, question: str, answer: str | None = None) -> str:
+    """A question in the chat template, with its answer, or up to where that begins."""
+    turns = [{"role": "user", "content": question}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return str(
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+    )
+
+
+def _answer(tokenizer: Tokenizer, asked: Example, reference: str) -> str:
+    """What the template writes of an answer: its text and the end of the turn."""
+    start = _as_turns(tokenizer, asked.mr)
+    whole = _as_turns(tokenizer, asked.mr, reference)
+    if not whole.startswith(start):
+        raise DataError(
+            "the tokenizer's chat_template writes a question otherwise once it is answered, so the "
+            f"answer can't be told from it: {whole[:400]!r} doesn't begin with {start[:400]!r}; "
+            "set tokenizer.chat_template to one that adds the answer at the end"
+        )
+    return whole[len(start) :].rstrip()
 
 
 def encode_all(
     tokenizer: Tokenizer, examples: Sequence[Example], max_length: int
 ) -> list[dict[str, list[int]]]:
-    """One row for every pair of a meaning representation and a reference."""
+    """One row for every pair of an example and a reference of it."""
     return [
-        encode(tokenizer, example.mr, reference, max_length)
+        encode(tokenizer, example, reference, max_length)
         for example in examples
         for reference in example.references
     ]

@@ -70,7 +70,7 @@ class TrainingSession(SteerableRun):
         base: a `Base`, or a name or path for `load_base`. Its model is not changed: the session
             adapts a second model over the same weights.
         config: what to inject; checked before anything else happens.
-        task: a `Task`, or a name or CSV path for `load_task`.
+        task: a `Task`, or a name or path for `load_task`.
         steps, batch_size: optimizer steps, and pairs of MR and text per step (of all processes).
         learning_rates: peaks of a linear schedule with 6% warm-up; by default `suited_rates`.
         seed: draws the adapter and the order of the examples. Two sessions with the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from peft import TaskType
 from torch import nn
@@ -19,7 +19,7 @@ TASK_OF_CLASS = {  # by the ending of a model's class: its head is new, and has 
 
 
 def untrained_heads(model: nn.Module, config: VBLoRAConfig) -> list[Problem]:
-    """The head of a model for classification, if it is neither trained nor stored.
+    """The head of a model for classification, or a part of it, that is neither trained nor stored.
 
     Args:
         model: the base model, adapted already or not.
@@ -32,13 +32,42 @@ def untrained_heads(model: nn.Module, config: VBLoRAConfig) -> list[Problem]:
     saved = modules_to_save(model, config)
     heads = [name for name, _ in model.named_children() if name in HEADS_OF_TASKS[task]]
     left = [name for name in heads if name not in saved]
-    if not left:
-        return []
-    message = (
-        f"modules_to_save: {left[0]!r} of this {kind} is neither trained nor stored. Set "
-        f"task_type={task.value!r}, which adds it, or modules_to_save={left!r}."
+    problems = [_other_parts(model, config, task, [*heads, *saved])]
+    if left:
+        message = (
+            f"modules_to_save: {left[0]!r} of this {kind} is neither trained nor stored. Set "
+            f"task_type={task.value!r}, which adds it, or modules_to_save={left!r}."
+        )
+        wanted = [*(config.modules_to_save or []), *left]
+        problems.insert(0, Problem("modules_to_save", message, wanted))
+    return [problem for problem in problems if problem is not None]
+
+
+def _other_parts(
+    model: nn.Module, config: VBLoRAConfig, task: TaskType, known: Collection[str]
+) -> Problem | None:
+    """What else beside the body may be new: DeBERTa's pooler, T5's and BART's heads.
+
+    known: names of the heads, and of what is trained and stored.
+    """
+    body = getattr(model, "base_model_prefix", "")
+    others = [
+        name
+        for name, child in model.named_children()
+        if name not in (body, *known) and next(child.parameters(), None) is not None
+    ]
+    if not body or not hasattr(model, body) or not others:
+        return None
+    added = HEADS_OF_TASKS[task] if config.task_type == task else ()
+    wanted = [*(name for name in config.modules_to_save or [] if name not in added), *others]
+    return Problem(
+        "modules_to_save",
+        f"modules_to_save: {others[0]!r} of this {type(model).__name__} is neither trained nor "
+        f"stored, and PEFT adds no such part for task_type={task.value!r}. In a checkpoint that "
+        "wasn't made for this task it is drawn at random, and another one where the adapter is "
+        f"loaded. Set modules_to_save={wanted!r}.",
+        wanted,
     )
-    return [Problem("modules_to_save", message, [*(config.modules_to_save or []), *left])]
 
 
 def experts_left_out(named: Mapping[str, nn.Module]) -> list[Problem]:

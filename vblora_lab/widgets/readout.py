@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vblora_lab.data.meaning import is_mr
 from vblora_lab.errors import VBLoRAError
 from vblora_lab.tables import Html, for_stylesheet
 
@@ -109,16 +110,29 @@ def samples(before: Sequence[Sample], after: Sequence[Sample], after_step: int |
 
 
 def _slots(mr: str) -> Html:
-    """A meaning representation, one slot on a line."""
+    """A meaning representation, one slot on a line; an instruction as it is."""
+    if not is_mr(mr):
+        return Html(escape(mr))
     return Html("<br>".join(f"{escape(slot)}]" for slot in mr.rstrip("] ").split("], ")))
 
 
 def _said(sample: Sample) -> Html:
     text = escape(sample.text) or '<span class="vblora-wait">(nothing)</span>'
     if not sample.slot_errors:
-        return Html(f'{text}<div class="vblora-right">✓ every slot is right</div>')
+        return Html(text + _praise(sample))
     errors = "".join(f"<li>✕ {escape(error)}</li>" for error in sample.slot_errors)
     return Html(f'{text}<ul class="vblora-wrong">{errors}</ul>')
+
+
+def _praise(sample: Sample) -> str:
+    """Of an instruction, which has no slots, only the very words can be told to be right."""
+    if is_mr(sample.mr):
+        praise = "every slot is right"
+    elif sample.text == sample.reference:
+        praise = "word for word"
+    else:
+        return ""
+    return f'<div class="vblora-right">✓ {praise}</div>'
 
 
 def duration(seconds: float) -> str:
