@@ -88,7 +88,7 @@ def test_prompts_and_the_other_user_are_chosen(whose, shown):
     opened.page.get_by_label("another user").select_option(str(len(names) - 1))
     opened.settle()
     assert cards(opened) == expected(shown, prompt, names[0], "__base__", names[-1])
-    cells = opened.page.locator(".vblora-whose-number").all_inner_texts()
+    cells = opened.page.locator(".vblora-whose-number").all_text_contents()
     rows = [shown.texts[prompt][name]["shares"] for name in [*names, "__base__"]]
     assert cells == [f"{share:.2f}" for row in rows for share in row]
 

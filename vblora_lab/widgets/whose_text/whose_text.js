@@ -2,6 +2,7 @@
 // the marks of both users' styles. All texts of a prompt come with the widget; a new prompt asks the kernel.
 
 const BASE = "__base__";
+let fields = 0; // so that each label has a control of its own
 
 class WhoseTextView {
   constructor(model, el) {
@@ -57,13 +58,10 @@ class WhoseTextView {
   // ---- controls -------------------------------------------------------------------------------
 
   buildPrompt(form) {
-    const field = make(form, "label", "vblora-whose-field");
-    make(field, "span", "", "facts");
-    this.facts = make(field, "select");
+    this.facts = this.field(form, "facts", "select");
     this.facts.addEventListener("change", () => this.set("prompt", this.facts.value));
-    this.own = make(form, "label", "vblora-whose-field vblora-whose-own");
-    make(this.own, "span", "", "or your own");
-    this.input = make(this.own, "input");
+    this.input = this.field(form, "or your own", "input");
+    this.own = this.input.parentElement;
     Object.assign(this.input, { type: "text", placeholder: "name[Blue Spice], food[Thai], area[riverside]", spellcheck: false });
     this.go = make(form, "button", "vblora-whose-button", "Write");
     this.problem = make(form, "span", "vblora-whose-problem");
@@ -72,6 +70,14 @@ class WhoseTextView {
       event.preventDefault();
       if (this.input.value.trim()) this.model.send({ write: this.input.value });
     });
+  }
+
+  field(parent, text, tag) {
+    const field = make(parent, "div", "vblora-whose-field");
+    const label = make(field, "label", "", text);
+    const control = make(field, tag);
+    label.htmlFor = control.id = `${PREFIX}-${fields++}`;
+    return control;
   }
 
   card(parent, kind) {
