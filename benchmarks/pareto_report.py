@@ -21,11 +21,13 @@ from pareto_trial import PRECISIONS
 
 from vblora_lab.course.curves import quality_at_each_size
 from vblora_lab.course.measured import (
+    CHANGES,
     CONTROLS,
     CURVE,
     Control,
     Losses,
     Point,
+    changes,
     controls,
     curve,
     noise,
@@ -46,6 +48,7 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
     """Write everything: into ``folder``, into the package, and the table of README.md."""
     parts = ["# Stored bytes against loss\n\nBy `benchmarks/pareto.py`, which says what is done.\n"]
     write_rows(CURVE, [row for plan in plans.values() for row in curve_rows(plan, done)])
+    write_rows(CHANGES, [row for plan in plans.values() for row in change_rows(plan, done)])
     write_rows(CONTROLS, [row for plan in plans.values() for row in control_rows(plan, done)])
     for base, plan in plans.items():
         eight = curve(base)
@@ -56,7 +59,7 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
                 eight, f"{base} on {plan.setting.task}, numbers stored in 8 bits"
             )
             figure.savefig(folder / f"pareto-{base}.png", dpi=144)
-        parts += [controls_table(plan, done, folder), changes_table(plan, done)]
+        parts += [controls_table(plan, done, folder), changes_table(plan)]
     text = "\n".join(part for part in parts if part)
     (folder / "pareto.md").write_text(text, encoding="utf-8")
     readme = in_readme(README.read_text(encoding="utf-8"), curve(README_BASE))
@@ -67,7 +70,7 @@ def write(plans: Mapping[str, Plan], done: Done, folder: Path) -> None:
 def heading(plan: Plan, done: Done) -> str:
     setting = plan.setting
     runs = [run for entry in plan.entries for run in outcomes(plan, entry, done)]
-    devices = ", ".join(sorted({run["device"] for run in runs}))
+    devices = ", ".join(sorted({run["device"] for run in runs if "device" in run}))
     return (
         f"## {setting.base}\n\n{setting.task}, {setting.steps} steps of {setting.batch_size}; "
         f"{devices}. Loss: nats per token on validation examples, mean ± standard deviation over "
@@ -162,6 +165,10 @@ def spread(values: Sequence[float | None], digits: int = 3, scale: float = 1.0) 
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
+def signed(values: Sequence[float]) -> str:
+    return ("+" if statistics.mean(values) > 0 else "") + spread(values)
+
+
 def curve_table(plan: Plan, done: Done) -> str:
     by_name: dict[str, dict[int, Point]] = {}
     for bits in BITS.values():
@@ -240,11 +247,13 @@ def leaders_text(points: Sequence[Point]) -> str:
             alone = "" if point.losses.others else ALONE
             told.append(f"{label(point)}{alone} from {short(point.size)}")
         leader = point if ahead or leader is None else leader
+    alone = f" {ALONE} is for losses of the seed that chose the learning rates, alone."
+    alone = "" if all(point.losses.others for point in points) else alone
     return (
-        f"Lowest loss in 8 bits: {', '.join(told)}. Against LoRA alone, VB-LoRA is ahead up to "
-        f"{short(level_with_lora(points))}. Two runs that differ in their seed alone are "
+        f"Lowest loss in 8 bits: {', '.join(told)}. Against LoRA alone, VB-LoRA is ahead "
+        f"{ranges_text(ahead_of_lora(points))}. Two runs that differ in their seed alone are "
         f"{by_seed(points):.3f} apart (root of the mean square over all methods): less counts as "
-        f"level here. {ALONE} is for losses of the seed that chose the learning rates, alone.\n"
+        f"level here.{alone}\n"
     )
 
 
@@ -253,15 +262,31 @@ def by_seed(points: Iterable[Point]) -> float:
     return noise(points) * math.sqrt(2)
 
 
-def level_with_lora(points: Sequence[Point]) -> int:
-    """The size from which the best LoRA is as good as the best VB-LoRA within the same size."""
+def ahead_of_lora(points: Sequence[Point]) -> list[tuple[int, int | None]]:
+    """Ranges of size in which the best VB-LoRA is ahead of the best LoRA, by more than a seed is.
+
+    The end is the size from which LoRA is level; None where it never is.
+    """
+    ranges: list[tuple[int, int | None]] = []
     for size in sorted(point.size for point in points):
         ours, theirs = (
             best(p for p in points if p.size <= size and p.group == group) for group in GROUPS[:2]
         )
-        if ours and theirs and theirs.losses.mean <= ours.losses.mean + by_seed(points):
-            return size
-    return max(point.size for point in points)
+        gap = by_seed(points)
+        ahead = ours and (not theirs or theirs.losses.mean > ours.losses.mean + gap)
+        is_open = bool(ranges) and ranges[-1][1] is None
+        if ahead and not is_open:
+            ranges.append((size, None))
+        elif is_open and not ahead:
+            ranges[-1] = (ranges[-1][0], size)
+    return ranges
+
+
+def ranges_text(ranges: Sequence[tuple[int, int | None]]) -> str:
+    """from 1.1 kB to 6.3 kB and from 11 kB"""
+    return " and ".join(
+        f"from {short(start)}" + (f" to {short(end)}" if end else "") for start, end in ranges
+    )
 
 
 def label(point: Point) -> str:
@@ -360,24 +385,41 @@ def agreement(plan: Plan, done: Done, folder: Path) -> dict[str, float] | None:
     return known.get(plan.setting.base)
 
 
-def changes_table(plan: Plan, done: Done) -> str:
+def change_rows(plan: Plan, done: Done) -> list[dict[str, Any]]:
+    """A row for each change: how far its loss is from the curve's of the same seed."""
     rows = []
-    main = next((entry.like for entry in plan.entries if entry.study == "changes"), "")
     for entry in plan.entries:
         runs = plan.finals(entry, done) if entry.study == "changes" else []
         if runs:
-            like = plan.by_name[entry.like or main]
+            like = plan.by_name[entry.like] if entry.like else changed(plan)
             theirs = {run["seed"]: run["loss"]["float32"] for run in plan.finals(like, done)}
             pairs = [(run["loss"]["float32"], theirs.get(run["seed"])) for run in runs]
-            apart = [a - b for a, b in pairs if a is not None and b is not None]
-            rows.append([
-                entry.name,
-                f"{size_of(entry, runs[0], 'float32'):,}" if "bytes" in runs[0] else "–",
-                spread([a for a, _ in pairs]),
-                f"{statistics.mean(apart):+.3f}" if apart else "–",
-                str(len(runs)),
-            ])  # fmt: skip
-    if not rows:
+            apart = [f"{a - b:.5f}" for a, b in pairs if a is not None and b is not None]
+            size = next((size_of(entry, run, "float32") for run in runs if "bytes" in run), 0)
+            rows.append({"base": plan.setting.base, "name": entry.name, "bytes": size,
+                         "apart": " ".join(apart)})  # fmt: skip
+    return rows
+
+
+def changed(plan: Plan) -> Entry:
+    """The entry of the curve that all changes change."""
+    return next(plan.by_name[e.like] for e in plan.entries if e.study == "changes" and e.like)
+
+
+def changes_table(plan: Plan) -> str:
+    tried = changes(plan.setting.base)
+    if not tried:
         return ""
-    head = ["", "bytes", "loss", "less that of the curve, same seeds", "seeds"]
-    return f"Changes to {main}, at its rates; other sizes at their best:\n\n" + table(head, rows)
+    rows = [
+        [
+            change.name,
+            f"{change.size:,}" if change.apart else "–",
+            signed(change.apart) if change.apart else "training broke off",
+            str(len(change.apart)),
+        ]
+        for change in tried
+    ]
+    head = ["", "bytes", "loss, less that of the curve with the same seed", "seeds"]
+    return f"Changes to {changed(plan).name}, at its rates; other sizes at their best:\n\n" + table(
+        head, rows
+    )

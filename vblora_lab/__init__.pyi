@@ -34,6 +34,7 @@ from .train.capturing import capture as capture
 from .train.compare import compare as compare
 from .train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from .train.optimizer import LearningRates as LearningRates
+from .train.optimizer import suited_rates as suited_rates
 from .train.probe import Outcome as Outcome
 from .train.probe import Probe as Probe
 from .train.session import TrainingSession as TrainingSession

@@ -4,7 +4,8 @@ import pytest
 
 from vblora_lab.bases import share_weights
 from vblora_lab.errors import ConfigError
-from vblora_lab.train import LearningRates, make_optimizer
+from vblora_lab.train import LearningRates, TrainingSession, make_optimizer, suited_rates
+from vblora_lab.train.methods import rates_of
 from vblora_lab.tuner.peft import get_peft_model
 
 
@@ -33,3 +34,16 @@ def test_a_group_without_parameters_is_left_out(base, config):
 def test_bad_rates_are_refused_by_name(bad):
     with pytest.raises(ConfigError, match=r"learning rate logits=.*default is 0\.01"):
         LearningRates(logits=bad)
+
+
+def test_who_names_no_rates_gets_those_that_suit_the_number_of_steps(base, config, task):
+    paper, short = LearningRates(bank=1e-3, logits=1e-2), LearningRates(bank=1e-2, logits=1e-1)
+    for steps, expected in ((60, short), (1_000, short), (1_001, paper)):
+        session = TrainingSession(base, config, task, steps=steps, eval_examples=0, sample_count=0)
+        assert session.learning_rates == suited_rates(steps) == expected
+
+
+def test_rivals_get_rates_for_as_short_a_run():
+    assert rates_of("VB-LoRA", 100) == suited_rates(100)
+    assert (rates_of("LoRA", 100).other, rates_of("LoRA", 10_000).other) == (5e-3, 5e-4)
+    assert rates_of("full fine-tuning", 100).other == 5e-5

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,10 @@ def add_to(commands: Any) -> None:
     _add_numbers(train)
     for kind in ("bank", "logits", "other"):
         train.add_argument(
-            f"--{kind}-rate", type=float, metavar="X", help=f"peak learning rate: {kind}"
+            f"--{kind}-rate",
+            type=float,
+            metavar="X",
+            help=f"peak learning rate: {kind} (default: what suits the number of steps)",
         )
     add_config_options(train)
     train.set_defaults(run=run)
@@ -70,14 +74,14 @@ def _add_numbers(train: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vblora_lab.bases import load_base
     from vblora_lab.planning.presets import list_presets
-    from vblora_lab.train import LearningRates, ProgressBar, TrainingSession
+    from vblora_lab.train import ProgressBar, TrainingSession, suited_rates
     from vblora_lab.train.processes import how_processes_train, leave_the_others
 
     if args.preset == "list":
         print(list_presets())
         return 0
     rates = {kind: getattr(args, f"{kind}_rate") for kind in ("bank", "logits", "other")}
-    learning_rates = LearningRates(**{k: rate for k, rate in rates.items() if rate is not None})
+    given = {kind: rate for kind, rate in rates.items() if rate is not None}
     config = config_of(args, task_type="CAUSAL_LM")
     options = (
         "steps", "batch_size", "seed", "out", "resume", "save_every", "keep", "eval_examples",
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             load_base(args.model, device=_own_device()),
             config,
             args.task,
-            learning_rates=learning_rates,
+            learning_rates=replace(suited_rates(args.steps), **given),
             listeners=[ProgressBar(), kept],
             **{name: getattr(args, name) for name in options},
         )

@@ -40,8 +40,10 @@ def quality_at_each_size(points: Sequence[Point], title: str) -> LabFigure:
         if mine:  # VB-LoRA's lines begin where no other does, LoRA's end there
             end = mine[0] if family.startswith("VB") else mine[-1]
             _label(axes, end, family, 9, below=family == "VB-LoRA")
+    alone = any(not point.losses.others for point in points)
     axes.text(
-        0.99, 0.98, "hollow: the seed that chose the rates, alone; bars: all seeds", fontsize=8,
+        0.99, 0.98,
+        "bars: all seeds" + "; hollow: the seed that chose the rates, alone" * alone, fontsize=8,
         color=FAINT, transform=axes.transAxes, ha="right", va="top",
     )  # fmt: skip
     axes.set(xscale="log", xlabel="stored bytes", ylabel="validation loss (nats per token)")
@@ -80,7 +82,7 @@ def _label(axes: Axes, point: Point, text: str, size: int, below: bool) -> None:
     axes.annotate(
         text, (point.size, point.losses.mean), xytext=(-6, -10) if below else (8, -3),
         textcoords="offset points", ha="right" if below else "left", color=colour, fontsize=size,
-        fontweight="bold" if point.family in LINES else "normal", zorder=1.5,
+        fontweight="bold" if point.family in LINES else "normal", zorder=2.5,
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip
 

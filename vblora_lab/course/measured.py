@@ -13,7 +13,9 @@ from vblora_lab.runs.repeats import Repeats
 from vblora_lab.runs.results import Result
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "course"
-QUALITY, CURVE, CONTROLS = (FOLDER / f"{name}.csv" for name in ("quality", "curve", "controls"))
+QUALITY, CURVE, CONTROLS, CHANGES = (
+    FOLDER / f"{name}.csv" for name in ("quality", "curve", "controls", "changes")
+)
 CLASSIFIER, INSTRUCTIONS = (FOLDER / f"{name}.csv" for name in ("classifier", "instructions"))
 
 
@@ -123,6 +125,22 @@ class Control:
     sharing_by_chance: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Change:
+    """Another way to train one adapter, or another config of as many bytes.
+
+    Attributes:
+        name: "topk 4", say.
+        size: bytes, in float32.
+        apart: by how much its loss is higher than the curve's with the same seed, one number for
+            each seed; none where training broke off.
+    """
+
+    name: str
+    size: int
+    apart: tuple[float, ...]
+
+
 def curve(base: str = "smollm2-135m", bits: int = 8, file: Path = CURVE) -> list[Point]:
     """What `benchmarks/pareto.py` measured of a base's methods, by size."""
     points = [
@@ -145,6 +163,14 @@ def controls(base: str = "smollm2-135m", file: Path = CONTROLS) -> list[Control]
             float(row["sharing"]),
             (float(row["sharing_low"]), float(row["sharing_high"])),
         )
+        for row in _rows(file, base)
+    ]
+
+
+def changes(base: str = "smollm2-135m", file: Path = CHANGES) -> list[Change]:
+    """What it tried beside the plain training of one adapter."""
+    return [
+        Change(row["name"], int(row["bytes"]), tuple(float(each) for each in row["apart"].split()))
         for row in _rows(file, base)
     ]
 

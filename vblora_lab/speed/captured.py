@@ -100,7 +100,9 @@ class CapturedStep:
         if self.reason is not None:
             return self._step(batch)
         if self._state != self._state_of_model():
-            self._graphs, self._tensors = {}, list(self._model.parameters())
+            # A pool whose graphs are all gone takes no new one while a gradient lies in it.
+            self._graphs, self._pool = {}, None
+            self._tensors = list(self._model.parameters())
             self._state = self._state_of_model()
         if self._optimizer is not None and any(p.grad is not None for p in self._tensors):
             return self._step(batch)

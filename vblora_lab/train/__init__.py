@@ -20,6 +20,7 @@ from vblora_lab.train.generate import write_texts as write_texts
 from vblora_lab.train.optimizer import SHORT_RUN_RATES as SHORT_RUN_RATES
 from vblora_lab.train.optimizer import LearningRates as LearningRates
 from vblora_lab.train.optimizer import make_optimizer as make_optimizer
+from vblora_lab.train.optimizer import suited_rates as suited_rates
 from vblora_lab.train.probe import Outcome as Outcome
 from vblora_lab.train.probe import Probe as Probe
 from vblora_lab.train.session import TrainingSession as TrainingSession

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import peft
@@ -11,7 +12,7 @@ from torch import nn
 
 from vblora_lab.errors import ConfigError
 from vblora_lab.planning.plan import plan
-from vblora_lab.train.optimizer import LearningRates
+from vblora_lab.train.optimizer import SHORT_RUN, LearningRates, suited_rates
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.model import VBLoRAModel
 from vblora_lab.tuner.peft import get_peft_model
@@ -42,12 +43,19 @@ METHODS: dict[str, Callable[[nn.Module, VBLoRAConfig], nn.Module]] = {
     "LoRA": _lora,
     "full fine-tuning": _full,
 }
-RATES = {
-    "VB-LoRA": LearningRates(),
-    "LoRA": LearningRates(other=5e-4),
-    "full fine-tuning": LearningRates(other=5e-5),
-}
-"""Peak rates for models of the size of OPT-125m and up; smaller ones take larger rates."""
+FULL_RATES = LearningRates(other=5e-5)
+SHORT_LORA_RATE = 5e-3
+"""LoRA's in all linear layers in runs of hundreds of steps; 5e-3 and 1e-2 were the best rates of
+all ranks in `benchmarks/pareto.py`."""
+
+
+def rates_of(method: str, steps: int) -> LearningRates:
+    """Peak rates that a method gets where none are given, for a run of so many steps."""
+    if method == "full fine-tuning":
+        return FULL_RATES
+    rates = suited_rates(steps)
+    has_other = method != "VB-LoRA" and steps <= SHORT_RUN
+    return dataclasses.replace(rates, other=SHORT_LORA_RATE) if has_other else rates
 
 
 def prepare(model: nn.Module, method: str, config: PeftConfig) -> nn.Module:

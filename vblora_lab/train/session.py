@@ -49,7 +49,7 @@ from vblora_lab.train.completion import completion_logits
 from vblora_lab.train.devices import current_device_of, random_state_kept
 from vblora_lab.train.locked import locked
 from vblora_lab.train.memory import forget_peak
-from vblora_lab.train.optimizer import LearningRates, change_peak_rates
+from vblora_lab.train.optimizer import LearningRates, change_peak_rates, suited_rates
 from vblora_lab.train.peak_rates import PeakRates
 from vblora_lab.train.processes import in_any_process, is_first_process, of_first_process
 from vblora_lab.train.prompts import encode_all, positions_of
@@ -60,7 +60,7 @@ from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.peft import get_peft_model
 from vblora_lab.tuner.sharded import is_cut_over_processes, whole
 
-SAVE_EVERY = 50
+STEPS, SAVE_EVERY = 200, 50
 
 
 class TrainingSession(SteerableRun):
@@ -72,7 +72,7 @@ class TrainingSession(SteerableRun):
         config: what to inject; checked before anything else happens.
         task: a `Task`, or a name or path for `load_task`.
         steps, batch_size: optimizer steps, and pairs of MR and text per step (of all processes).
-        learning_rates: peak rates; linear schedule with a warm-up of 6% of the steps.
+        learning_rates: peaks of a linear schedule with 6% warm-up; by default `suited_rates`.
         seed: draws the adapter and the order of the examples. Two sessions with the same
             arguments train the same adapter.
         eval_examples: validation MRs for the loss before and after; 0 for no evaluation.
@@ -104,7 +104,7 @@ class TrainingSession(SteerableRun):
         config: VBLoRAConfig,
         task: Task | str | Path = "restaurants",
         *,
-        steps: int = 200,
+        steps: int = STEPS,
         batch_size: int = 8,
         learning_rates: LearningRates | None = None,
         seed: int = 0,
@@ -133,7 +133,7 @@ class TrainingSession(SteerableRun):
         self.steps = steps
         self.batch_size = batch_size
         self.seed = seed
-        self._rates = PeakRates(learning_rates or LearningRates())
+        self._rates = PeakRates(learning_rates or suited_rates(steps))
         self._select_every, self._save_every = select_every, save_every
         self._resume = resume
         self._eval_every = eval_every if eval_examples else 0
