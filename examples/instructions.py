@@ -26,11 +26,17 @@ from pathlib import Path
 import peft
 import torch
 
-from vblora_lab import TrainingSession, VBLoRAConfig, export_lora, load_task, plan
+from vblora_lab import (
+    SHORT_RUN_RATES,
+    TrainingSession,
+    VBLoRAConfig,
+    export_lora,
+    load_task,
+    plan,
+)
 from vblora_lab.bases import Base, load_base
 from vblora_lab.data import Example, Task
 from vblora_lab.train import ProgressBar, write_texts
-from vblora_lab.train.optimizer import SHORT_RUN_RATES
 from vblora_lab.train.prompts import prompt_ids
 
 FIELDS = {

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from vblora_lab import Trace, load_base
+from vblora_lab.app.train import report
 from vblora_lab.cli import main
+from vblora_lab.runs.events import Sample
 from vblora_lab.train import Sampled, Started
 
 LAB = [sys.executable, "-m", "vblora_lab.cli"]
@@ -86,6 +89,16 @@ def test_a_run_that_could_not_be_saved_says_so_and_fails(tmp_path):
     assert "the adapter not saved: " in problems and "adapter/" not in there
     for name in there.partition(": ")[2].split(", "):
         assert (tmp_path / "run" / name).exists()
+
+
+@pytest.mark.parametrize(("asked", "slots"), [("name[Otto]", True), ("File this: a lamp.", False)])
+def test_of_an_instruction_no_slots_are_told(asked, slots):
+    trace = SimpleNamespace(
+        reason="completed", steps=[3], eval_losses=[2.0, 1.0],
+        samples_after=(Sample(asked, "a", "b", ()),),
+    )  # fmt: skip
+    told = report("mini-opt", trace)
+    assert asked in told and ("slot errors: none" in told) is slots
 
 
 def test_a_folder_that_is_taken_is_refused(trained, capsys):
