@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 from tests.cases import CASES, TwoLinear, assert_close, scramble
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import Linear
-from vblora_lab.tuner.peft import get_peft_model
+from vblora_lab.tuner.model import VBLoRAModel
+from vblora_lab.tuner.peft import get_peft_model, using
 
 DEEP = 9  # layers: one more than a piece of code is compiled anew for, by PyTorch's default
 TARGETS = ["q_proj", "fc1"]
@@ -123,6 +124,44 @@ def test_gradients_of_compiled_layers_are_those_of_eager_ones():
         assert_close(output, logits, 1e-4)
         for got, wanted in zip(found, expected, strict=True):
             assert_close(got, wanted, 1e-3)
+
+
+def trained(kind, folder, backend=None):
+    """Losses and graphs of `Trainer(torch_compile=True)` on batches of 3, 3, 3 and 2 examples."""
+    torch._dynamo.reset()
+    counters.clear()
+    lora = peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False)
+    vblora = peft.VBLoRAConfig(
+        r=2, num_vectors=10, vector_length=4, topk=3, target_modules=TARGETS,
+        init_vector_bank_bound=0.5,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = peft.get_peft_model(opt(2), lora if kind == "lora" else vblora)
+    arguments = TrainingArguments(
+        folder, torch_compile=backend is not None, torch_compile_backend=backend, use_cpu=True,
+        per_device_train_batch_size=3, num_train_epochs=1, learning_rate=1e-2, seed=0,
+        logging_steps=1, report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in tokens(11)]
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    stopped = sum(counters["graph_break"].values()), sum(counters["recompile_limit"].values())
+    return torch.tensor(losses), (counters["stats"]["unique_graphs"], *stopped), model
+
+
+@pytest.mark.slow
+def test_a_registered_trainer_compiles_as_lora_s_does_and_trains_as_eagerly(tmp_path):
+    _, graphs, _ = trained("lora", tmp_path, "aot_eager")
+    with using():
+        eager, none, plain = trained("ours", tmp_path)
+        losses, ours, compiled = trained("ours", tmp_path, "aot_eager")
+    assert isinstance(plain.base_model, VBLoRAModel) and none == (0, 0, 0)
+    assert ours == graphs and graphs[0] > 0
+    assert len(losses) == 4
+    torch.testing.assert_close(losses, eager, rtol=1e-5, atol=1e-5)
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert_close(one.detach(), other.detach(), 1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -50,15 +50,27 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T
     return cast(Tensor, apply(x, weight, bias, A, B_T))
 
 
+def thin_first(x: Tensor) -> bool:
+    """Whether a sum of a wide and a thin product begins with the thin one.
+
+    It does on a CPU: the wide one adds to what is there in any case (to a bias, which is laid out
+    first), while a thin product that adds goes over all of the sum once more.
+    """
+    return x.device.type == "cpu"
+
+
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y = F.linear(rows, weight, bias)
         Ax = F.linear(rows, A)
-        y.addmm_(Ax, B_T)
+        if thin_first(x):
+            y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
+            y.addmm_(rows, weight.t())
+        else:
+            y = F.linear(rows, weight, bias).addmm_(Ax, B_T)
         ctx.save_for_backward(x, Ax, weight, A, B_T)
         return y.view(*x.shape[:-1], y.shape[1])
 
@@ -72,5 +84,7 @@ class _FrozenLinear(torch.autograd.Function):
         gB = F.linear(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = g.mm(weight).addmm_(gB, A).view(x.shape)
+            thin, wide = (gB, A), (g, weight)
+            first, then = (thin, wide) if thin_first(x) else (wide, thin)
+            dx = torch.mm(*first).addmm_(*then).view(x.shape)
         return dx, None, None, gB.t().mm(rows), Ax.t().mm(g)

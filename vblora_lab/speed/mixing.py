@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vblora_lab.admixture import choose, mix
@@ -25,6 +26,8 @@ from vblora_lab.speed.in_graph import cut_in_graph, mixed_in_graph
 from vblora_lab.speed.order import Order
 
 SMALL = 2**23  # logits that are laid side by side in plain PyTorch: 32 MiB in float32
+
+PER_CHOICE = 64  # numbers of a row for each that is chosen, see `_choose`
 
 
 class Matrices(NamedTuple):
@@ -74,12 +77,26 @@ def _mixed_in_plain_pytorch(parts: Order, bank: Tensor, topk: int) -> Tensor:
     """Sub-vectors (r, tiles of all layers, vector_length)."""
     rows = parts.rows()
     if sum(part.numel() for part in rows) <= SMALL:
-        indices, weights = choose(torch.cat(rows), topk)
+        indices, weights = _choose(torch.cat(rows), topk)
     else:  # so many logits are better not copied
-        choices = zip(*(choose(part, topk) for part in rows), strict=True)
+        choices = zip(*(_choose(part, topk) for part in rows), strict=True)
         indices, weights = (torch.cat(chosen) for chosen in choices)
     mixed = mix(indices[parts.order], weights.index_select(0, parts.order), bank)
     return mixed.view(parts.parts[0].shape[0], -1, bank.shape[1])
+
+
+def _choose(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """As `choose`, and faster for most banks on a CPU.
+
+    Of a row of fewer than 64 topk numbers, PyTorch moves numbers about until the largest are found;
+    in a longer row it looks at each once. Up to half as many numbers are added to make it so.
+    """
+    missing = PER_CHOICE * topk - logits.shape[-1]
+    if logits.device.type != "cpu" or not 0 < missing <= logits.shape[-1] // 2:
+        return choose(logits, topk)
+    with torch.no_grad():
+        indices = F.pad(logits, (0, missing), value=-torch.inf).topk(topk, dim=-1).indices
+    return indices, torch.softmax(logits.gather(-1, indices), dim=-1)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
