@@ -30,7 +30,7 @@ ADDRESSES = repository.addresses(repository.name())
 project = "vblora_lab"
 version = release = vblora_lab.__version__
 copyright = "the authors of vblora_lab, Apache-2.0"
-root_doc = "index"
+root_doc = "overview"  # index.html is one of the pages of tools/play.py
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 highlight_language = "none"  # of a block that names no language
 myst_enable_extensions = ["dollarmath"]

@@ -3,9 +3,10 @@
 1. Every notebook is run, so that its pages show what its cells show, training included. Runs are
    kept in build/site/runs, and repeated when the notebook or the package has changed.
    `--stored` runs nothing and shows the outputs that are stored in the repository.
-2. The sources of the pages are gathered in build/site/source: README as the front page, those
+2. The sources of the pages are gathered in build/site/source: README as the overview, those
    notebooks, and a reference of every public name, room by room.
-3. Sphinx builds the pages; a warning is an error. Finally, every link and anchor is followed, and
+3. Sphinx builds the pages; a warning is an error. The front page and those in play/, which are
+   played with, come beside them (`play.py`). Finally, every link and anchor is followed, and
    nothing may be loaded from another host.
 """
 
@@ -25,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import badges
 import nbformat
+import play
 import repository
 from nbformat import NotebookNode
 from site_links import problems
@@ -36,8 +38,10 @@ import vblora_lab
 
 ROOT = repository.ROOT
 BUILD = ROOT / "build" / "site"
-FRONT = "README.md"
+README = "README.md"
+OVERVIEW = f"{Path(play.COURSE).stem}.md"
 COURSE = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+SITE = repository.addresses(repository.name())["Documentation"]
 GLOSSARY = "notebooks/glossary.md"
 MORE = {  # with their names in the navigation
     "docs/serving.md": "Serving many adapters",
@@ -176,8 +180,8 @@ def gather(source: Path, course: list[Path]) -> None:
     shutil.rmtree(source, ignore_errors=True)
     for page, text in reference().items():
         _write(source / page, text)
-    front = local((ROOT / FRONT).read_text(encoding="utf-8"), FRONT, source)
-    _write(source / "index.md", front + contents())
+    overview = local((ROOT / README).read_text(encoding="utf-8"), README, source)
+    _write(source / OVERVIEW, overview + contents())
     for page, name in {GLOSSARY: "Glossary", **MORE}.items():
         text = local((ROOT / page).read_text(encoding="utf-8"), page, source)
         _write(source / page, text if text.startswith("# ") else f"# {name}\n\n{text}")
@@ -214,6 +218,7 @@ def local(text: str, page: str, source: Path) -> str:
 
     A file that is a page stays a link to it, a picture is copied, any other file becomes an address
     in the repository. A picture from another host becomes its text: a badge is a plain link then.
+    An address of the site itself becomes one from page to page.
 
     Args:
         text: Markdown.
@@ -228,6 +233,9 @@ def local(text: str, page: str, source: Path) -> str:
         is_picture, label, target = match.groups()
         label = _LINK.sub(link, label)
         parts = urlsplit(target)
+        if target.startswith(SITE):  # a page that Sphinx knows nothing of
+            up = "../" * page.count("/")
+            return f'<a href="{up}{target.removeprefix(SITE) or "index.html"}">{label}</a>'
         if parts.scheme:
             return label if is_picture else f"[{label}]({target})"
         if not parts.path:
@@ -239,8 +247,8 @@ def local(text: str, page: str, source: Path) -> str:
         if is_picture:
             (source / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, source / place)
-        elif place == FRONT:
-            up = os.path.relpath("index.md", Path(page).parent)
+        elif place == README:
+            up = os.path.relpath(OVERVIEW, Path(page).parent)
             target = Path(up).as_posix() + (f"#{parts.fragment}" if parts.fragment else "")
         elif place not in {*COURSE, GLOSSARY, *MORE}:
             kind = "tree" if file.is_dir() else "blob"
@@ -253,7 +261,7 @@ def local(text: str, page: str, source: Path) -> str:
 
 
 def contents() -> str:
-    """The navigation, below the front page's text."""
+    """The navigation, below the overview's text."""
     course = {page: f"{Path(page).stem[:2]} {_title(ROOT / page)}" for page in COURSE}
     parts = {
         "The course": {**course, GLOSSARY: "Glossary"},
@@ -348,6 +356,7 @@ def make(build: Path = BUILD, stored: bool = False) -> Path:
     options = ["-b", "html", "-W", "--keep-going", "-q", "-E", "-d", str(build / "doctrees")]
     if build_main([*options, "-c", str(ROOT / "docs"), str(source), str(html)]):
         sys.exit("The site was not made: see what Sphinx says above.")
+    play.write(html)
     if not stored:
         shutil.copytree(pages, html / "widgets")
     if found := list(problems(html)):

@@ -5,14 +5,12 @@ shown is its state at the end of the notebook, as in a lab where all cells have 
 
 - A widget with `to_html`, such as a `BankHeatmap`, becomes the page that it writes, which can be
   played with.
-- A panel becomes its words and numbers, its loss curve, and the heatmap of its whole run.
+- A panel of training becomes the page of its run, which can be played back.
 - Any other becomes its own picture.
 """
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
 
-from vblora_lab import BankHeatmap, LossChart, plots
+from vblora_lab import BankHeatmap, RecordedTraining
 
 MARK = "vblora-lab widget "
 _displayed: list[ipywidgets.Widget] = []
@@ -89,22 +87,11 @@ class Form:
         )
 
     def _panel(self, panel: ipywidgets.Box) -> str:
-        """What a panel says and draws, one below the other, without its controls."""
+        """The run of a panel, to play back."""
         trace = getattr(panel, "trace", None)
         if trace is None:
             raise TypeError(f"there is no static form of a {type(panel).__name__} before its run")
-        parts = []
-        for widget in _leaves(panel):
-            if isinstance(widget, ipywidgets.HTML):
-                parts.append(widget.value)
-            elif isinstance(widget, LossChart):
-                figure = plots.loss_curve(trace)
-                png, metadata = figure._repr_png_()
-                parts.append(_image(base64.b64encode(png).decode(), str(metadata["alt"])))
-            elif isinstance(widget, BankHeatmap):
-                parts.append(self._page(BankHeatmap(trace, height=widget.height, compact=True)))
-        note = _note("The panel after its run, without its sliders and buttons.")
-        return f'<div class="vblora-panel">{"".join(parts)}</div>{note}'
+        return self._page(RecordedTraining(trace, title=f"{type(panel).__name__}, played back"))
 
 
 def _height(widget: Any) -> int:
@@ -112,14 +99,6 @@ def _height(widget: Any) -> int:
     if isinstance(widget, BankHeatmap):
         return widget.height + (160 if widget.compact else 1100)
     return 800
-
-
-def _leaves(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
-    for child in box.children:
-        if not isinstance(child, ipywidgets.Box):
-            yield child
-        elif "vblora-controls" not in child._dom_classes:  # headings of nothing, without controls
-            yield from _leaves(child)
 
 
 def _image(png: str, alt: str) -> str:

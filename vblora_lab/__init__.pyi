@@ -62,6 +62,7 @@ from .widgets import LiveTraining as LiveTraining
 from .widgets import LiveTuning as LiveTuning
 from .widgets import LossChart as LossChart
 from .widgets import ManyUsers as ManyUsers
+from .widgets import RecordedTraining as RecordedTraining
 from .widgets import SubVector as SubVector
 from .widgets import TrainingStudio as TrainingStudio
 from .widgets import WhoseText as WhoseText

@@ -3,10 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 import vblora_lab as lab
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import play
 
 inventory = pytest.importorskip("sphinx.util.inventory", reason="pip install '.[site]'")
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +46,8 @@ def test_every_page_opens_by_itself(site, browser):
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:"))
             else wrong.append(r.url))  # fmt: skip
     chapters = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    for path in sorted(site.rglob("*.html")):
+    played = {site / each.file for each in play.PAGES}  # test_play_in_page.py opens these
+    for path in sorted(set(site.rglob("*.html")) - played):
         if "_static" not in path.parts:
             page.goto(path.as_uri())
             assert wrong == [], path.name
@@ -51,9 +56,11 @@ def test_every_page_opens_by_itself(site, browser):
             links = page.locator("nav.bd-links a").evaluate_all("all => all.map(a => a.href)")
             named = [Path(link).stem for link in links]
             assert [n for n in named if n in chapters] or path.stem in chapters, path.name
-    page.goto((site / "index.html").as_uri())
+    page.goto((site / play.COURSE).as_uri())
     links = page.locator("nav.bd-links a").evaluate_all("all => all.map(a => a.pathname)")
     assert [Path(link).stem for link in links if "/notebooks/" in link] == [*chapters, "glossary"]
+    page.get_by_role("link", name="Without Python").click()  # of README, which says where this is
+    assert Path(urlsplit(page.url).path) == site / "index.html"
     page.goto((site / "notebooks" / "03-top-k-admixture.html").as_uri())
     box = page.locator("math[display=block]").first.bounding_box()
     assert box["width"] > 100 and box["height"] > 20  # drawn, not left out

@@ -9,6 +9,7 @@ import pytest
 
 import vblora_lab as lab
 from vblora_lab.data.styles import styles
+from vblora_lab.runs.events import Stepped
 
 pytest.importorskip("sphinx", reason="what makes the site is not installed: pip install '.[site]'")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -38,8 +39,10 @@ heatmap
         ("README.md", "[a](CHANGELOG.md)", "[a](CHANGELOG.md)"),
         ("README.md", "[a](#what)", "[a](#what)"),
         ("README.md", "[a](https://x.org/b)", "[a](https://x.org/b)"),
+        ("README.md", f"[a]({make_site.SITE})", '<a href="index.html">a</a>'),
+        ("docs/x.md", f"[a]({make_site.SITE}play/b.html)", '<a href="../play/b.html">a</a>'),
         ("notebooks/00-start-here.ipynb", "[a](glossary.md)", "[a](glossary.md)"),
-        ("notebooks/00-start-here.ipynb", "[a](../README.md#b)", "[a](../index.md#b)"),
+        ("notebooks/00-start-here.ipynb", "[a](../README.md#b)", "[a](../overview.md#b)"),
         ("README.md", "[a](LICENSE)", f"[a]({IN_REPOSITORY}/blob/main/LICENSE)"),
         ("README.md", "[a](examples)", f"[a]({IN_REPOSITORY}/tree/main/examples)"),
         ("README.md", "[![Open](https://x.org/a.svg)](https://y.org)", "[Open](https://y.org)"),
@@ -124,12 +127,20 @@ def test_a_widget_that_can_be_a_page_becomes_it(tmp_path, make):
 
 
 def test_other_widgets_become_their_picture(tmp_path):
-    explorer = lab.ConfigExplorer("mini-opt")
-    html = site_widgets.Form(explorer, tmp_path, "x").html()
-    picture = explorer._repr_mimebundle_()[0]["image/png"]
-    assert (
-        f'src="data:image/png;base64,{picture}"' in html and "<code>ConfigExplorer</code>" in html
-    )
+    chart = lab.LossChart()
+    chart.append([1, 2], [3.0, 2.0])
+    html = site_widgets.Form(chart, tmp_path, "x").html()
+    picture = chart._repr_mimebundle_()[0]["image/png"]
+    assert f'src="data:image/png;base64,{picture}"' in html and "<code>LossChart</code>" in html
+
+
+def test_a_panel_becomes_the_replay_of_its_run(tmp_path):
+    panel = ipywidgets.VBox()
+    panel.trace = lab.Trace((Stepped(1, 1, 2.5, {}, 1.0, 1.0, 0.0, 1.0),))
+    html = site_widgets.Form(panel, tmp_path, "x").html()
+    assert f'<iframe src="../{tmp_path.name}/x.html" title="RecordedTraining"' in html
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "VBox, played back" in page and "1 recorded step" in page
 
 
 def test_a_widget_without_a_form_is_refused(tmp_path):

@@ -21,7 +21,7 @@ from vblora_lab import PRESETS, VBLoRAConfig, get_peft_model, plan
 from vblora_lab.bases import Base
 from vblora_lab.errors import BaseModelError, ConfigError
 from vblora_lab.widgets import ConfigExplorer
-from vblora_lab.widgets.config_explorer.widget import FIELDS
+from vblora_lab.widgets.config_explorer.view import FIELDS
 
 OPT_125M = OPTConfig()
 LLAMA_70B = LlamaConfig(

@@ -5,6 +5,7 @@ from .live import LiveTraining as LiveTraining
 from .live_tuning import LiveTuning as LiveTuning
 from .loss_chart import LossChart as LossChart
 from .many_users import ManyUsers as ManyUsers
+from .recorded_training import RecordedTraining as RecordedTraining
 from .studio import TrainingStudio as TrainingStudio
 from .sub_vector import SubVector as SubVector
 from .whose_text import WhoseText as WhoseText

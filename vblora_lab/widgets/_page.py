@@ -7,6 +7,8 @@ import json
 from html import escape
 from typing import Any
 
+import anywidget
+
 from vblora_lab.widgets._source import source
 
 Answers = dict[str, dict[str, dict[str, Any]]]  # trait -> its value -> other traits
@@ -21,16 +23,16 @@ def page(
         title: of the page.
         state: the traits of the widget.
         answers: what the kernel would say when a trait is set.
-        png: a picture for readers without JavaScript.
+        png: a picture for readers without JavaScript; none if empty.
         script, style: of the widget: its module, with `render`, and its CSS.
     """
     return _PAGE.format(
         title=escape(title),
         css=style,
-        picture=base64.b64encode(png).decode(),
+        picture=_picture(title, png) if png else "",
         state=_json(state),
         answers=_json(answers),
-        source=f"{script}\n{source('stored_model.js')}",
+        source=f"{source('stored_model.js')}\n{script}",
     )
 
 
@@ -48,8 +50,7 @@ body {{ max-width: 1280px; margin: 24px auto; padding: 0 20px; }}
 {css}</style></head>
 <body>
 <div id="widget"></div>
-<noscript><img alt="{title}" style="max-width: 100%"
-  src="data:image/png;base64,{picture}"></noscript>
+{picture}
 <script type="module">
 {source}
 {{  // names of its own, whatever the parts above declare
@@ -71,6 +72,19 @@ body {{ max-width: 1280px; margin: 24px auto; padding: 0 20px; }}
 </script>
 </body></html>
 """
+
+
+def own_state(widget: anywidget.AnyWidget) -> dict[str, Any]:
+    """The traits that a widget has beyond those of every anywidget: the state of its page."""
+    common = anywidget.AnyWidget.class_trait_names(sync=True)
+    own = (name for name in widget.trait_names(sync=True) if name not in common)
+    return {name: getattr(widget, name) for name in own if not name.startswith("_")}
+
+
+def _picture(title: str, png: bytes) -> str:
+    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    alt = escape(title)
+    return f'<noscript><img alt="{alt}" style="max-width: 100%" src="{address}"></noscript>'
 
 
 def _json(value: Any) -> str:

@@ -16,9 +16,11 @@ class StoredModel {
 
   get(name) { return this.state[name]; }
 
+  /** What follows from a choice: other traits, by name. */
+  answer(name, value) { return this.answers[name]?.[value] ?? {}; }
+
   set(name, value) {
-    const answer = this.answers[name]?.[value] ?? {};
-    const changes = { [name]: value, ...answer };
+    const changes = { [name]: value, ...this.answer(name, value) };
     for (const [trait, stored] of Object.entries(changes)) this.state[trait] = StoredModel.decode(stored);
     for (const trait of Object.keys(changes)) for (const listener of this.listeners[trait] ?? []) listener();
   }

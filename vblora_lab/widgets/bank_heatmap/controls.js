@@ -102,7 +102,7 @@ class Scrubber {
 
   draw() {
     const { data } = this;
-    this.box.hidden = !data.ready || data.frames < 2;
+    this.box.hidden = !data.ready || data.frames < 2 || this.model.get("steered");
     if (this.box.hidden) return this.stop();
     const { frame, steps } = data;
     this.slider.max = String(data.frames - 1);

@@ -12,8 +12,10 @@ PARTS = (
     *("colours", "data", "modules", "legend", "drawing", "map"),
     *("controls", "plot", "views", "table", "bench", "render"),
 )
-SCRIPT = source("canvas.js", *(f"bank_heatmap/{part}.js" for part in PARTS))
-STYLE = source("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")
+SCRIPTS = ("canvas.js", *(f"bank_heatmap/{part}.js" for part in PARTS))
+SCRIPT = source(*SCRIPTS)
+STYLES = ("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")
+STYLE = source(*STYLES)
 
 
 def page(title: str, state: dict[str, Any], answers: Answers, png: bytes) -> str:

@@ -60,6 +60,7 @@ class HeatmapTraits(anywidget.AnyWidget):
     columns_by = traitlets.Enum(get_args(ColumnsBy), "number").tag(sync=True)
     height = traitlets.Int(460, min=200).tag(sync=True)
     compact = traitlets.Bool(False).tag(sync=True)
+    steered = traitlets.Bool(False).tag(sync=True)  # something around the map moves its frame
 
     @classmethod
     def own_traits(cls) -> list[str]:

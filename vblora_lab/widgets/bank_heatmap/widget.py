@@ -18,9 +18,8 @@ from vblora_lab.errors import SelectionError, SessionError
 from vblora_lab.inspection.selection import ColumnsBy, RowsBy, Selection
 from vblora_lab.plots.style import FAINT, literal
 from vblora_lab.widgets._picture import Pictured
-from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap.choice import HeatmapChoice
-from vblora_lab.widgets.bank_heatmap.page import SCRIPT, Answers, page
+from vblora_lab.widgets.bank_heatmap.page import SCRIPT, STYLE, Answers, page
 from vblora_lab.widgets.bank_heatmap.pictures import FigureKind, draw
 from vblora_lab.widgets.bank_heatmap.state import (
     Traits,
@@ -84,7 +83,7 @@ class BankHeatmap(Pictured, HeatmapChoice):
     """
 
     _esm = SCRIPT
-    _css = source("theme.css", "bank_heatmap/bank_heatmap.css", "bank_heatmap/bench.css")
+    _css = STYLE
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ class Explorer extends Results {
     this.fields = { ...model.get("fields") };
     this.controls = []; // functions that bring a control in line with the fields
     this.boxes = {}; // by field: the element that is marked when a problem is about it
+    this.countOf = {}; // by field: a function of the view that says how many modules it matches
     this.remembered = {}; // what a field was before another kind of value was chosen for it
     this.send = oncePerFrame(() => {
       model.set("fields", { ...this.fields });
@@ -61,6 +62,10 @@ class Explorer extends Results {
     this.verdict = make(head, "div", "vblora-verdict");
     this.verdict.setAttribute("role", "status");
     this.verdict.tabIndex = -1;
+    this.buildPresets();
+  }
+
+  buildPresets() {
     const bar = make(this.root, "div", "vblora-presets");
     bar.setAttribute("role", "group");
     bar.setAttribute("aria-label", "Presets");
@@ -131,10 +136,3 @@ class Explorer extends Results {
     this.toggle(group, "fan_in_fan_out");
   }
 }
-
-export default {
-  render({ model, el }) {
-    const explorer = new Explorer(model, el);
-    return () => explorer.leave();
-  },
-};

@@ -26,12 +26,12 @@ class Fields {
     return box;
   }
 
-  /** A slider, logarithmic unless it has a step, with a box for exact numbers. */
-  slider(parent, name, { low, high, stops = () => [], marks = () => [], step = null }) {
+  /** A slider, logarithmic unless it has a step, with a box for exact numbers, which may be typed. */
+  slider(parent, name, { low, high, stops = () => [], marks = () => [], step = null, typed = true }) {
     const id = `${this.id}-${name}`;
     const box = this.field(parent, name, id);
     const exact = make(box.head, "input", "vblora-exact");
-    Object.assign(exact, { type: "number", step: "any", id, min: 0 });
+    Object.assign(exact, { type: "number", step: "any", id, min: 0, readOnly: !typed });
     exact.setAttribute("aria-describedby", `${id}-help`);
     const range = make(box, "input", "vblora-range");
     Object.assign(range, { type: "range", min: 0, max: 1000, step: "any" });

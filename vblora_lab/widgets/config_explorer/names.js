@@ -41,7 +41,6 @@ class Names extends Fields {
       text.hidden = kind !== "expression";
       if (kind === "expression" && text.value !== value) text.value = value;
     });
-    this.countOf ??= {};
     this.countOf[name] = (view) => {
       const isExpression = kindOf(this.fields[name]) === "expression";
       const found = view.matches[name];

@@ -8,44 +8,31 @@ out.
 from __future__ import annotations
 
 import dataclasses
-import enum
-import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 from matplotlib.figure import Figure
-from peft import PeftConfig, TaskType
+from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig
 
 from vblora_lab.bases import Base, load_skeleton, skeleton_of
 from vblora_lab.errors import ConfigError
-from vblora_lab.planning import rows, views
-from vblora_lab.planning.code import as_code, as_literal
-from vblora_lab.planning.plan import Plan, Target, plan
-from vblora_lab.planning.presets import PRESETS
+from vblora_lab.planning.code import as_code
+from vblora_lab.planning.plan import Plan, plan
 from vblora_lab.planning.worth import config_that_pays
 from vblora_lab.plots.plan import plan_figure
-from vblora_lab.tables import readable
-from vblora_lab.tuner.config import BIAS_MODES, VBLoRAConfig, as_vblora_config
-from vblora_lab.tuner.modules import CONTAINERS, base_of, layer_lists, linear_modules, own_modules
-from vblora_lab.tuner.problems import Problem
-from vblora_lab.tuner.wrapped import in_out_features
+from vblora_lab.tuner.config import VBLoRAConfig, as_vblora_config
+from vblora_lab.tuner.modules import base_of, own_modules
 from vblora_lab.widgets._picture import Pictured
-from vblora_lab.widgets._source import source
-
-FIELDS = (*VBLoRAConfig.__annotations__, "task_type")
-"""The fields that have a control: those of the method, and the task, which may add a head."""
+from vblora_lab.widgets.config_explorer.page import STYLE, page, script
+from vblora_lab.widgets.config_explorer.recording import Values, packed, record
+from vblora_lab.widgets.config_explorer.view import catalogue_of, error_item, form_of, view_of
 
 Explorable = nn.Module | Base | PretrainedConfig | str | Path
-
-
-SCRIPTS = ("helpers", "fields", "names", "results", "cut", "explorer")
-STYLES = ("frame", "form", "sizes", "results")
 
 
 class ConfigExplorer(Pictured, anywidget.AnyWidget):
@@ -67,8 +54,8 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     form says something that can't be meant, the widget shows why and these three stay.
     """
 
-    _esm = source("canvas.js", *(f"config_explorer/{part}.js" for part in SCRIPTS))
-    _css = source("theme.css", *(f"config_explorer/{part}.css" for part in STYLES))
+    _esm = script("render")
+    _css = STYLE
 
     config: traitlets.Instance[Any] = traitlets.Instance(PeftConfig)  # made a VBLoRAConfig
     plan = traitlets.Instance(Plan, read_only=True)
@@ -91,13 +78,37 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
         self._names = list(own_modules(self._model))
         first = plan(self._model, start)
         super().__init__(**kwargs)
-        self.set_trait("catalogue", _catalogue(self._model, start))
+        self.set_trait("catalogue", catalogue_of(self._model, start))
         self.set_trait("plan", first)
         self.config = start
 
     def figure(self) -> Figure:
         """The plan as a figure that stays: sizes on log axes, and the modules by layer."""
         return plan_figure(self.plan, self._names)
+
+    def to_html(
+        self, path: str | Path, title: str = "VB-LoRA config explorer", values: Values | None = None
+    ) -> Path:
+        """Write one HTML file that explores this model without kernel or network.
+
+        It steps through values for which `plan` is asked now: some 1,500 configs, in ten seconds
+        or more, if none are given. In an iframe, it posts {vbloraHeight: pixels} to the page around
+        it, and heeds {vbloraDark: boolean}.
+
+        Args:
+            path: of the file; its folder must exist.
+            title: of the page.
+            values: by field, what to record instead: some of r, num_vectors, vector_length, topk,
+                target_modules and save_only_topk_weights, those of `config` among them.
+
+        Raises:
+            ConfigError: values has another field, or is without a value of `config`.
+        """
+        recordings = {type(self._model).__name__: packed(record(self._model, self.config, values))}
+        png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
+        path = Path(path)
+        path.write_text(page(title, recordings, png), encoding="utf-8")
+        return path
 
     def _picture(self) -> Figure:
         return self.figure()
@@ -112,20 +123,19 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
     def _config_was_set(self, change: Any) -> None:
         if not self._form_speaks:  # what the form says is there already
             with self.hold_sync():
-                self.fields = _form_of(change["new"])
+                self.fields = form_of(change["new"])
                 self._show(change["new"])
 
     @traitlets.observe("fields")
     def _form_was_changed(self, change: Any) -> None:
-        if change["new"] == _form_of(self.config) and not self.view.get("error"):
+        if change["new"] == form_of(self.config) and not self.view.get("error"):
             return
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # cautions are shown
                 config = dataclasses.replace(self.config, **change["new"])
         except ConfigError as error:
-            problem = Problem(error.field or "", str(error), error.suggestion)
-            self.set_trait("view", {**self.view, "error": _as_item(problem)})
+            self.set_trait("view", {**self.view, "error": error_item(error)})
             return
         with self.hold_sync():
             self._form_speaks = True
@@ -139,7 +149,7 @@ class ConfigExplorer(Pictured, anywidget.AnyWidget):
         result = plan(self._model, config)
         self.set_trait("plan", result)
         self.set_trait("code", as_code(config))
-        self.set_trait("view", _view(result, config, self._names))
+        self.set_trait("view", view_of(result, config, self._names))
 
 
 def _as_model(model: Explorable) -> nn.Module:
@@ -155,126 +165,3 @@ def _as_model(model: Explorable) -> nn.Module:
         f"model is of type {type(model).__name__}, but a ConfigExplorer takes a torch model, a "
         "Base, a transformers config, or the name of a base model."
     )
-
-
-# --- what the browser gets
-
-
-def _form_of(config: VBLoRAConfig) -> dict[str, Any]:
-    """The fields as JSON values; sets, whose order means nothing, as sorted lists."""
-    return {name: _as_json(getattr(config, name)) for name in FIELDS}
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, (set, list, tuple)):
-        return sorted(value) if isinstance(value, set) else list(value)
-    return value.value if isinstance(value, enum.Enum) else value
-
-
-def _catalogue(model: nn.Module, start: VBLoRAConfig) -> dict[str, Any]:
-    linear = linear_modules(model)
-    named = own_modules(model)
-    sizes = [size for layer in linear.values() for size in in_out_features(layer)]
-    presets = [
-        {
-            "title": preset.title,
-            "description": preset.description,
-            "fields": _form_of(preset.config()),
-        }
-        for preset in PRESETS.values()
-    ]
-    as_given = {"title": "As given", "description": "Where this form started."}
-    return {
-        "model": type(model).__name__,
-        "linear": list(linear),
-        "trainable": [name for name, module in named.items() if _can_be_saved(module)],
-        "layers": _layer_numbers(named),
-        "lists": layer_lists(named),
-        "largest": max(sizes, default=1),
-        "presets": [{**as_given, "fields": _form_of(start)}, *presets],
-        "help": {s.name: s.metadata.get("help", "") for s in dataclasses.fields(VBLoRAConfig)},
-        "bias": list(BIAS_MODES),
-        "tasks": [task.value for task in TaskType],
-    }
-
-
-def _can_be_saved(module: nn.Module) -> bool:
-    return not isinstance(module, CONTAINERS) and next(module.parameters(), None) is not None
-
-
-def _layer_numbers(names: Iterable[str]) -> list[int]:
-    """The numbers that layers of this model have, ascending."""
-    found = (rows.NUMBER.search(name) for name in names)
-    return sorted({int(number.group()) for number in found if number})
-
-
-def _view(result: Plan, config: VBLoRAConfig, names: list[str]) -> dict[str, Any]:
-    return {
-        "error": None,
-        "fits": result.fits,
-        "problems": [_as_item(problem) for problem in result.problems],
-        "cautions": [
-            *(_as_item(Problem(*caution)) for caution in config.cautions()),
-            *(_as_item(caution) for caution in result.cautions),
-        ],
-        "facts": _facts(result),
-        "parameters": [bar._asdict() for bar in rows.parameter_bars(result)],
-        "stored": [bar._asdict() for bar in rows.byte_bars(result)],
-        "rows": [row._asdict() for row in rows.module_rows(result, names)],
-        "cuts": [_cut(name, group) for name, group in views.groups_by_size(result)],
-        "bank": {name: getattr(result, name) for name in ("r", "num_vectors", "vector_length")}
-        | {"topk": result.topk},
-        "lengths": list(result.vector_lengths),
-        "matches": {
-            field: _matches(getattr(config, field), names)
-            for field in ("target_modules", "exclude_modules")
-        },
-        "adapted": len(result.targets),
-    }
-
-
-def _as_item(problem: Problem) -> dict[str, Any]:
-    """A problem with its suggestion as a value for the form, and as a person reads it."""
-    value = _as_json(problem.suggestion)
-    label = "" if value is None else f"{problem.field} = {as_literal(value)}"
-    return {"field": problem.field, "message": problem.message, "value": value, "label": label}
-
-
-def _facts(result: Plan) -> list[list[str]]:
-    """Name, number and note of what a person wants to know first."""
-    modules = len(result.targets)
-    compared = [
-        rows.against_lora(result.trained_parameters, result.lora_parameters),
-        rows.against_lora(result.stored_bytes, result.lora_bytes),
-    ]
-    trained, stored = compared if result.fits else ["of what can be cut"] * 2
-    return [
-        ["trained parameters", f"{result.trained_parameters:,}", trained],
-        ["stored adapter", readable(result.stored_bytes), stored],
-        ["sub-vectors", f"{result.sub_vectors:,}", f"in {modules:,} modules"],
-        [
-            "training memory",
-            readable(result.memory.total),
-            "without activations",
-        ],
-    ]
-
-
-def _cut(name: str, group: list[Target]) -> dict[str, Any]:
-    first = group[0]
-    return {
-        "name": name,
-        "modules": len(group),
-        "in": first.in_features,
-        "out": first.out_features,
-        "tiles_A": first.tiles_A,
-        "tiles_B": first.tiles_B,
-        "sub_vectors": first.sub_vectors,
-    }
-
-
-def _matches(wanted: Any, names: list[str]) -> int | None:
-    """How many modules an expression matches, before any filter; None if it is none."""
-    if not isinstance(wanted, str):
-        return None
-    return sum(re.fullmatch(wanted, name) is not None for name in names)

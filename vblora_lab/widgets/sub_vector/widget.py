@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from vblora_lab.errors import SelectionError
 from vblora_lab.inspection.one_layer import ROW, OneLayer, example_layer
 from vblora_lab.plots.sub_vector import sub_vector_figure
-from vblora_lab.widgets._page import page
+from vblora_lab.widgets._page import own_state, page
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
@@ -119,10 +119,8 @@ class SubVector(Pictured, anywidget.AnyWidget):
             path: of the file; its folder must exist.
             title: of the page.
         """
-        own = SubVector.class_own_traits(sync=True)
-        state = {name: getattr(self, name) for name in own if not name.startswith("_")}
         png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
-        text = page(title, state, {}, png, script=SCRIPT, style=STYLE)
+        text = page(title, own_state(self), {}, png, script=SCRIPT, style=STYLE)
         path = Path(path)
         path.write_text(text, encoding="utf-8")
         return path
