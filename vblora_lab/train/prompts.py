@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example
 from vblora_lab.errors import DataError
+from vblora_lab.runs.events import Listener, Working
 
 SEPARATOR = " ->"
 IGNORED = -100  # the label that transformers' loss leaves out
+TOGETHER = 512  # pairs that are tokenized in one call: twice as fast as one by one
 
 
 def prompt(mr: str) -> str:
@@ -22,31 +24,45 @@ def prompt(mr: str) -> str:
     return mr + SEPARATOR
 
 
-def encode(tokenizer: Tokenizer, mr: str, reference: str, max_length: int) -> dict[str, list[int]]:
-    """One training row: ``input_ids`` and ``labels``, in which the prompt is `IGNORED`.
+def encode(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], max_length: int
+) -> list[dict[str, list[int]]]:
+    """A training row for each MR and reference: ``input_ids`` and ``labels``, the prompt `IGNORED`.
 
-    Raises `DataError` where the row is longer than the model's ``max_length`` positions.
+    Raises `DataError` where a row is longer than the model's ``max_length`` positions.
     """
-    start = tokenizer(prompt(mr))["input_ids"]
-    rest = tokenizer(" " + reference, add_special_tokens=False)["input_ids"]
-    rest = [*rest, tokenizer.eos_token_id]
-    if len(start) + len(rest) > max_length:
-        raise DataError(
-            f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
-            f"positions; shorten or drop {mr!r}"
-        )
-    return {"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest}
+    mrs, references = ([pair[side] for pair in pairs] for side in (0, 1))
+    starts = tokenizer([prompt(mr) for mr in mrs])["input_ids"]
+    texts = [" " + reference for reference in references]
+    rests = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = []
+    for mr, start, rest in zip(mrs, starts, rests, strict=True):
+        rest = [*rest, tokenizer.eos_token_id]
+        if len(start) + len(rest) > max_length:
+            raise DataError(
+                f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
+                f"positions; shorten or drop {mr!r}"
+            )
+        rows.append({"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest})
+    return rows
 
 
 def encode_all(
-    tokenizer: Tokenizer, examples: Sequence[Example], max_length: int
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    max_length: int,
+    emit: Listener = lambda _: None,
 ) -> list[dict[str, list[int]]]:
-    """One row for every pair of a meaning representation and a reference."""
-    return [
-        encode(tokenizer, example.mr, reference, max_length)
-        for example in examples
-        for reference in example.references
-    ]
+    """One row for every pair of a meaning representation and a reference.
+
+    emit: gets a `Working` now and then.
+    """
+    pairs = [(example.mr, text) for example in examples for text in example.references]
+    rows: list[dict[str, list[int]]] = []
+    for start in range(0, len(pairs), TOGETHER):
+        emit(Working(0, "reading", start, len(pairs)))
+        rows += encode(tokenizer, pairs[start : start + TOGETHER], max_length)
+    return rows
 
 
 def positions_of(model: PreTrainedModel | PeftModel) -> int:
