@@ -58,6 +58,34 @@ def test_its_code_fits_into_a_page(path):
         assert max(map(len, cell.source.splitlines())) <= 100, cell.source
 
 
+# At 1024 pixels, beside the file browser, JupyterLab breaks longer ones, and tables fall apart.
+WIDEST_LINE = 73
+WIDER = {
+    "plan": "the view of a terminal, as `print(plan)` gives it",
+    "control-table": "usage and sharing, each with its band of chance",
+    "full": "whole names of tensors",
+    "resume": "an error as it is raised",
+    "table": "five numbers of users in one table",
+    "long": "four measures with their deviations in one table",
+    "curve-front": "a sentence below the table",
+    "growth": "five methods in one table",
+}
+
+
+@every_notebook
+def test_what_it_prints_fits_into_a_narrow_window(path):
+    printed = {
+        cell.id: output.get("text") or output.get("data", {}).get("text/plain", "")
+        for cell in code_cells(read(path))
+        for output in cell.outputs
+        if not {"text/html", "image/png"} & output.get("data", {}).keys()
+    }
+    wider = {
+        name for name, text in printed.items() if max(map(len, text.split("\n"))) > WIDEST_LINE
+    }
+    assert wider <= WIDER.keys()
+
+
 @every_notebook
 def test_its_exercises_are_at_least_three_and_open(path):
     cells = exercise_cells(read(path))

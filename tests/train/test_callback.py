@@ -57,8 +57,8 @@ def test_any_trainer_can_take_the_callback(base, task, config, tmp_path, capsys)
     trainer.train()
     told = [type(e).__name__ for e in events]
     assert told == [
-        "Started", "Stepped", "Selected", "Stepped", "Evaluated", "Stepped", "Selected", "Stepped",
-        "Evaluated", "Finished",
+        "Started", "Working", "Stepped", "Selected", "Stepped", "Evaluated", "Stepped",
+        "Selected", "Stepped", "Evaluated", "Finished",
     ]  # fmt: skip
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert [e.loss for e in events if isinstance(e, Stepped)] == logged

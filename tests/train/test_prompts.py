@@ -13,7 +13,7 @@ MR, TEXT = "name[Otto], food[Thai]", "Otto is a Thai place."
 
 
 def test_a_row_is_mr_arrow_text_and_end(base):
-    row = encode(base.tokenizer, MR, TEXT, 512)
+    row = encode(base.tokenizer, [(MR, TEXT)], 512)[0]
     assert base.tokenizer.decode(row["input_ids"]) == f"</s>{MR} -> {TEXT}</s>"
     learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
     assert base.tokenizer.decode(learned) == f" {TEXT}</s>"
@@ -25,7 +25,7 @@ def test_every_reference_becomes_a_row(base, task):
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_text_tokens(base):
-    rows = [encode(base.tokenizer, MR, TEXT, 512), encode(base.tokenizer, MR, "Otto.", 512)]
+    rows = encode(base.tokenizer, [(MR, TEXT), (MR, "Otto.")], 512)
     batch = Collator(base.tokenizer.pad_token_id)(rows)
     with torch.no_grad():
         loss = base.model(**batch).loss
@@ -41,7 +41,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_text_tokens(base):
 
 def test_rows_longer_than_the_model_are_refused(base):
     with pytest.raises(DataError, match=r"tokens, but the model has 20 positions"):
-        encode(base.tokenizer, MR, TEXT, 20)
+        encode(base.tokenizer, [(MR, TEXT)], 20)
 
 
 CHAT = (
@@ -86,7 +86,8 @@ def test_a_turn_that_ends_otherwise_gets_an_end_token_too(chatty):
 
 def test_a_tokenizer_without_a_template_gets_an_arrow(base):
     assert base.tokenizer.chat_template is None
-    assert encode(base.tokenizer, ASKED, "x", 512) == encode(base.tokenizer, ASKED.mr, "x", 512)
+    asked, plain = encode(base.tokenizer, [(ASKED, "x"), (ASKED.mr, "x")], 512)
+    assert asked == plain
 
 
 def test_an_mr_is_no_turn_of_a_chat(chatty, base):

@@ -20,7 +20,9 @@ from vblora_lab.train import (
     Selected,
     Started,
     Stepped,
+    Trace,
     TrainingSession,
+    Working,
 )
 from vblora_lab.train.prompts import Collator, encode_all
 from vblora_lab.tuner.peft import get_peft_model
@@ -34,13 +36,47 @@ def trained(session):
 
 @pytest.fixture(scope="module")
 def finished(base, task):
-    """One run of six steps and everything it said."""
+    """One run of six steps and everything it said, but for what it was doing meanwhile."""
     from vblora_lab.tuner.config import VBLoRAConfig
 
     config = VBLoRAConfig(r=2, num_vectors=16, vector_length=128, target_modules=["q_proj"])
     events = []
     session = TrainingSession(base, config, task, steps=6, listeners=[events.append], **SMALL)
-    return session, session.run(), events
+    trace = session.run()
+    return session, trace, [event for event in events if not isinstance(event, Working)]
+
+
+def test_what_takes_longer_than_a_step_is_told_while_it_goes_on(base, task, config, tmp_path):
+    said = []
+    session = TrainingSession(
+        base, config, task, steps=1, out=tmp_path, listeners=[said.append],
+        batch_size=2, eval_examples=5, sample_count=1,
+    )  # fmt: skip
+    pairs = sum(len(example.references) for example in task.train)
+    assert said[0] == Working(0, "reading", 0, pairs), "before the run, in which it can't be told"
+    trace = session.run()
+
+    def before(kind):
+        """What was told from the last event of another kind up to the first one of this."""
+        at = next(i for i, event in enumerate(said) if isinstance(event, kind))
+        start = at
+        while isinstance(said[start - 1], Working):
+            start -= 1
+        return said[start:at]
+
+    texts, evaluated = before(Sampled), before(Evaluated)
+    assert [str(work) for work in texts[:2]] == [
+        "writing texts, 1 tokens of each", "writing texts, 2 tokens of each"
+    ]  # fmt: skip
+    rows = sum(len(example.references) for example in task.validation[:5])
+    assert [work.done for work in evaluated] == [*range(0, rows, 2), rows]
+    assert str(evaluated[1]) == f"measuring the loss, 2 of {rows} examples"
+    kinds = [type(event) for event in said]
+    first_step = said.index(Working(0, "taking the first step"))
+    assert kinds.index(Evaluated) < first_step < kinds.index(Stepped)
+    # It is of the moment: neither the trace nor its file keeps it.
+    for events in (trace.events, Trace.load(tmp_path / "run.trace").events):
+        assert not any(isinstance(event, Working) for event in events) and len(events) > 5
 
 
 def test_events_come_in_order_and_say_what_happened(finished):

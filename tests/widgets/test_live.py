@@ -11,7 +11,7 @@ import pytest
 
 from vblora_lab.bases import Base
 from vblora_lab.errors import ConfigError, SessionError, TargetError
-from vblora_lab.train import LearningRates
+from vblora_lab.train import LearningRates, Stepped, Working
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.widgets import BankHeatmap, LiveTraining
 from vblora_lab.widgets.run_panel import SHOW_EVERY
@@ -70,6 +70,40 @@ def test_a_refused_or_interrupted_start_leaves_the_panel_as_it_was(
     assert (panel.session, panel.status, panel.trace) == (session, status, trace)
     assert panel.status == "completed" and "\u2715" in panel._message.value
     assert panel.train(wait=True) is not None  # and it can be tried again
+
+
+@pytest.fixture
+def slow_session(session_class, monkeypatch):
+    """A session that is being made until `go` is set; `begun` is set when that has begun."""
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(session_class):
+        hold = True
+
+        def __init__(self, *arguments, **options):
+            begun.set()
+            assert go.wait(10)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr("vblora_lab.widgets.live.TrainingSession", Slow)
+    return SimpleNamespace(made=Slow.made, begun=begun, go=go)
+
+
+def test_a_stop_while_a_run_is_prepared_ends_it_and_a_wait_waits_for_it(make_panel, slow_session):
+    """What the next cell of the notebook does, run right after the button."""
+    panel = make_panel(driver="thread")
+    threading.Thread(target=panel.train, daemon=True).start()  # as the button's thread does
+    assert slow_session.begun.wait(10) and "preparing the adapter" in panel._header.value
+    with pytest.raises(TimeoutError, match="still preparing"):
+        panel.wait(timeout=0.01)
+    panel.stop()
+    assert panel.status == "running"
+    slow_session.go.set()
+    panel.wait(10)
+    assert panel.status == "stopped" and len(slow_session.made) == 1
+    assert panel.train(wait=False) is None and len(slow_session.made) == 2
+    panel.stop()
+    panel.wait(10)
 
 
 # ---- controls -------------------------------------------------------------------------------
@@ -137,6 +171,25 @@ def test_the_header_names_the_base_without_its_folder(make_panel, opt, tmp_path)
     (tmp_path / "opt-tiny").mkdir()
     opt.name_or_path = str(tmp_path / "opt-tiny")
     assert "base model opt-tiny, task a-task" in shown(make_panel())
+
+
+# ---- what is done before the first step -------------------------------------------------------
+
+
+def test_the_header_says_what_a_person_waits_for(panel, monkeypatch):
+    now = SimpleNamespace(time=0.0)
+    monkeypatch.setattr("vblora_lab.widgets.header.time.monotonic", lambda: now.time)
+    told = []
+    panel._header.observe(lambda change: told.append(change.new), "value")
+    for done in range(5):  # as fast as they come: the first one alone is shown
+        panel._listen(Working(0, "measuring the loss", done, 64))
+    assert len(told) == 1 and "measuring the loss, 0 of 64 examples" in told[0]
+    now.time += 0.3
+    panel._listen(Working(0, "measuring the loss", 48, 64))
+    panel._listen(Working(0, "<i>writing</i>", 7, unit="tokens"))  # something else, at once
+    assert "48 of 64" in told[1] and "&lt;i&gt;writing&lt;/i&gt;, 7 tokens" in told[2]
+    panel._listen(Stepped(1, 40, 4.0, {}, 1.0, 1.0, 39.0, 1.0))
+    assert "writing" not in panel._header.value and len(told) == 4
 
 
 # ---- a run ----------------------------------------------------------------------------------

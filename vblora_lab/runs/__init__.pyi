@@ -11,6 +11,7 @@ from .events import SaveFailed as SaveFailed
 from .events import Selected as Selected
 from .events import Started as Started
 from .events import Stepped as Stepped
+from .events import Working as Working
 from .progress import ProgressBar as ProgressBar
 from .repeats import Repeats as Repeats
 from .replay import Replay as Replay

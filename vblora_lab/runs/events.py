@@ -130,6 +130,26 @@ class Finished:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True)
+class Working:
+    """Something goes on that takes longer than a step: ``done`` of ``total`` (0: unknown).
+
+    It says what a person waits for now, so traces leave it out. ``step``: the last that is done.
+    ``unit``: what is counted.
+    """
+
+    step: int
+    what: str
+    done: int = 0
+    total: int = 0
+    unit: str = "examples"
+
+    def __str__(self) -> str:
+        if self.total:
+            return f"{self.what}, {self.done:,} of {self.total:,} {self.unit}"
+        return f"{self.what}, {self.done:,} {self.unit}" if self.done else self.what
+
+
 Event = (
     Started
     | Stepped
@@ -141,5 +161,6 @@ Event = (
     | Saved
     | SaveFailed
     | Finished
+    | Working
 )
 Listener = Callable[[Event], None]

@@ -20,6 +20,7 @@ from vblora_lab.runs.events import (
     Selected,
     Started,
     Stepped,
+    Working,
 )
 from vblora_lab.runs.trace_file import read_events, write_events
 
@@ -28,7 +29,7 @@ Kind = TypeVar("Kind", bound=Event)
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """All that a run said, in order, and the arrays in it. Losses in nats per completion token.
+    """All that a run said but `Working`, and the arrays in it. Losses in nats per completion token.
 
     Attributes:
         events: as the listeners got them; give them to a listener to replay the run.
@@ -139,7 +140,8 @@ class TraceRecorder:
         self._events: list[Event] = list(events)
 
     def __call__(self, event: Event) -> None:
-        self._events.append(event)
+        if not isinstance(event, Working):
+            self._events.append(event)
 
     @property
     def trace(self) -> Trace:

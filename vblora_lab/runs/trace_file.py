@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vblora_lab.errors import DataError
 from vblora_lab.inspection.selection import SubVectors
-from vblora_lab.runs.events import Event, Finished, Started, Stepped
+from vblora_lab.runs.events import Event, Finished, Started, Stepped, Working
 from vblora_lab.runs.trace_records import (
     HEADER,
     Damage,
@@ -32,7 +32,7 @@ class DamagedTrace(UserWarning):
 
 
 class TraceWriter:
-    """A listener that appends each event to a file and hands it to the system at once.
+    """A listener that appends each event (but `Working`) to a file, and hands it to the system.
 
     Args:
         path: the file; made, with its folder, at the first event. A trace that is there already is
@@ -68,6 +68,8 @@ class TraceWriter:
             check_header(self.path, _read(self.path))
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Working):
+            return
         if isinstance(event, Finished) and not self._begun and not self._waiting:
             return
         if self._resume_from is None and not self._begun and isinstance(event, Started):

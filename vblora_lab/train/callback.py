@@ -24,6 +24,7 @@ from vblora_lab.runs.events import (
     Selected,
     Started,
     Stepped,
+    Working,
 )
 from vblora_lab.train.memory import peak_memory
 from vblora_lab.train.optimizer import rates_of
@@ -110,6 +111,8 @@ class EventCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if state.global_step == self._first:  # an evaluation may have come before
             self._start = self._clock()
+            if state.is_world_process_zero:  # it may compile kernels and record a graph
+                self._emit(Working(state.global_step, "taking the first step"))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.data import Example, Instruction
 from vblora_lab.errors import DataError
+from vblora_lab.runs.events import Listener, Working
 
 SEPARATOR = " ->"
 IGNORED = -100  # the label that transformers' loss leaves out
+TOGETHER = 512  # pairs that are tokenized in one call: twice as fast as one by one
 
 
 def prompt(mr: str) -> str:
@@ -38,33 +40,46 @@ def prompt_ids(tokenizer: Tokenizer, asked: str | Example) -> list[int]:
 
 
 def encode(
-    tokenizer: Tokenizer, asked: str | Example, reference: str, max_length: int
-) -> dict[str, list[int]]:
-    """One training row: ``input_ids`` and ``labels``, in which the prompt is `IGNORED`.
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str | Example, str]], max_length: int
+) -> list[dict[str, list[int]]]:
+    """Training rows: ``input_ids`` and ``labels``, in which the prompt is `IGNORED`.
 
     Args:
-        tokenizer, asked: as for `prompt_ids`.
-        reference: what is to be written, up to the end token.
+        tokenizer: of the model.
+        pairs: what is asked, as for `prompt_ids`, and what is to be written, up to the end token.
         max_length: positions that the model has.
 
     Raises:
-        DataError: the row is longer, or the chat template writes a question otherwise once it is
+        DataError: a row is longer, or the chat template writes a question otherwise once it is
             answered, so that it can't be said where the answer begins.
     """
-    start = prompt_ids(tokenizer, asked)
-    said = (
-        " " + reference if not _is_chat(tokenizer, asked) else _answer(tokenizer, asked, reference)
-    )
-    rest = tokenizer(said, add_special_tokens=False)["input_ids"]
-    if rest[-1:] != [tokenizer.eos_token_id]:  # the end of a turn is another token with some
-        rest = [*rest, tokenizer.eos_token_id]
-    if len(start) + len(rest) > max_length:
-        text = asked if isinstance(asked, str) else asked.mr
-        raise DataError(
-            f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
-            f"positions; shorten or drop {text!r}"
-        )
-    return {"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest}
+    starts = _prompts_ids(tokenizer, [asked for asked, _ in pairs])
+    texts = [_said(tokenizer, asked, reference) for asked, reference in pairs]
+    rests = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = []
+    for (asked, _), start, rest in zip(pairs, starts, rests, strict=True):
+        if rest[-1:] != [tokenizer.eos_token_id]:  # the end of a turn is another token with some
+            rest = [*rest, tokenizer.eos_token_id]
+        if len(start) + len(rest) > max_length:
+            text = asked if isinstance(asked, str) else asked.mr
+            raise DataError(
+                f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
+                f"positions; shorten or drop {text!r}"
+            )
+        rows.append({"input_ids": start + rest, "labels": [IGNORED] * len(start) + rest})
+    return rows
+
+
+def _prompts_ids(tokenizer: Tokenizer, asked: Sequence[str | Example]) -> list[list[int]]:
+    """As `prompt_ids`, of many; without chats in one call, which is twice as fast."""
+    if any(_is_chat(tokenizer, each) for each in asked):
+        return [prompt_ids(tokenizer, each) for each in asked]
+    texts = [each if isinstance(each, str) else each.mr for each in asked]
+    return list(tokenizer([prompt(text) for text in texts])["input_ids"])
+
+
+def _said(tokenizer: Tokenizer, asked: str | Example, reference: str) -> str:
+    return _answer(tokenizer, asked, reference) if _is_chat(tokenizer, asked) else " " + reference
 
 
 def _is_chat(tokenizer: Tokenizer, asked: str | Example) -> bool:
@@ -95,14 +110,21 @@ def _answer(tokenizer: Tokenizer, asked: Example, reference: str) -> str:
 
 
 def encode_all(
-    tokenizer: Tokenizer, examples: Sequence[Example], max_length: int
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    max_length: int,
+    emit: Listener = lambda _: None,
 ) -> list[dict[str, list[int]]]:
-    """One row for every pair of an example and a reference of it."""
-    return [
-        encode(tokenizer, example, reference, max_length)
-        for example in examples
-        for reference in example.references
-    ]
+    """One row for every pair of an example and a reference of it.
+
+    emit: gets a `Working` now and then.
+    """
+    pairs = [(example, text) for example in examples for text in example.references]
+    rows: list[dict[str, list[int]]] = []
+    for start in range(0, len(pairs), TOGETHER):
+        emit(Working(0, "reading", start, len(pairs)))
+        rows += encode(tokenizer, pairs[start : start + TOGETHER], max_length)
+    return rows
 
 
 def positions_of(model: PreTrainedModel | PeftModel) -> int:

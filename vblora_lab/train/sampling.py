@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from vblora_lab.bases import Base
 from vblora_lab.data import Task
 from vblora_lab.runs.control import Interrupted
-from vblora_lab.runs.events import Sample
+from vblora_lab.runs.events import Listener, Sample, Working
 from vblora_lab.train.generate import write_samples
 
 
 class SampleWriter:
-    """Writes texts for the first ``count`` validation examples, at most once after each step."""
+    """Writes texts for the first ``count`` validation examples, at most once after each step.
 
-    def __init__(self, model: PeftModel, tokenizer: Tokenizer, task: Task, count: int) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    emit: gets a `Working` after each token.
+    """
+
+    def __init__(
+        self, model: PeftModel, base: Base, task: Task, count: int, emit: Listener
+    ) -> None:
+        self._model, self._tokenizer = model, base.tokenizer
         self._domain, self._examples = task.domain, task.validation[:count]
+        self._emit = emit
         self._last = -1
 
     def write(self, step: int, on_token: Callable[[], None]) -> tuple[Sample, ...]:
@@ -28,9 +35,15 @@ class SampleWriter:
         """
         if not self._examples or step == self._last:
             return ()
+        tokens = count(1)
+
+        def tell() -> None:
+            on_token()
+            self._emit(Working(step, "writing texts", next(tokens), unit="tokens of each"))
+
         try:
             samples = write_samples(
-                self._model, self._tokenizer, self._domain, self._examples, on_token
+                self._model, self._tokenizer, self._domain, self._examples, tell
             )
         except Interrupted:
             return ()

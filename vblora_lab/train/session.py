@@ -85,7 +85,7 @@ class TrainingSession(SteerableRun):
         save_every, keep: steps between checkpoints, 0 for none, and how many of them stay.
         resume: go on from the newest checkpoint in ``out``, or begin if there is none. The end is
             the same as without the interruption, bit for bit on a CPU.
-        listeners: functions of one `Event`, called in the training thread.
+        listeners: functions of one `Event`, called in the training thread (`Working`: here too).
 
     Raises ConfigError, TargetError, BaseModelError or DataError for what can't be trained, and
     SessionError for an ``out`` that holds another run, or something that no run wrote, or into
@@ -148,8 +148,7 @@ class TrainingSession(SteerableRun):
         with random_state_kept(self._base.model):
             torch.manual_seed(seed)
             self.model: PeftModel = self._make_model()
-        self._encoded = self._encode(self.task.train)
-        self._samples = SampleWriter(self.model, self.tokenizer, self.task, sample_count)
+        self._samples = SampleWriter(self.model, self._base, self.task, sample_count, self._emit)
         self._checkpoints = Checkpoints(folder, keep) if folder else None
         self._checkpoint = self._checkpoints.latest() if self._checkpoints and resume else None
         self._first_step = step_of(self._checkpoint) if self._checkpoint else 0
@@ -160,6 +159,7 @@ class TrainingSession(SteerableRun):
             [*self._files.listeners(self._first_step), *listeners],
             self._files.events_until(self._first_step),
         )
+        self._encoded = self._encode(self.task.train)
 
     @property
     def base(self) -> Base:
@@ -317,7 +317,7 @@ class TrainingSession(SteerableRun):
         )
 
     def _encode(self, examples: Sequence[Example]) -> list[Row]:
-        return encode_all(self.tokenizer, examples, positions_of(self._base.model))
+        return encode_all(self.tokenizer, examples, positions_of(self._base.model), self._emit)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         """Change the rates if that was asked for, now or before this run was resumed."""

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from vblora_lab.errors import BatchTooLargeError, ConfigError
 from vblora_lab.runs.control import Interrupted
-from vblora_lab.runs.events import Listener, Saved, SaveFailed
+from vblora_lab.runs.events import Listener, Saved, SaveFailed, Working
 from vblora_lab.train.batches import Row, arrange
 from vblora_lab.train.callback import end_training
 from vblora_lab.train.capturing import CapturingTrainer
@@ -41,7 +41,7 @@ class LabTrainer(CapturingTrainer):
     Attributes:
         guard: judges each step.
         learning_rates: peak rates, for `make_optimizer`.
-        emit: gets `Saved` and `SaveFailed`.
+        emit: gets `Saved`, `SaveFailed`, and `Working` while it evaluates.
         rows: those that batches are drawn from.
         checkpoints: where they are kept; None for nowhere.
     """
@@ -53,6 +53,7 @@ class LabTrainer(CapturingTrainer):
     emit: Listener
     rows: Sequence[Row]
     checkpoints: Checkpoints | None = None
+    _evaluated = 0  # rows of the evaluation that goes on
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of `make_optimizer`. Called here, since FSDP takes none that was made."""
@@ -107,11 +108,27 @@ class LabTrainer(CapturingTrainer):
 
     def evaluate(self, *args: Any, **more: Any) -> dict[str, float]:
         """Evaluate as a Trainer does; one that is interrupted reports nothing and ends the run."""
+        self._evaluated = 0
+        self._tell_evaluated()
         try:
             return super().evaluate(*args, **more)  # type: ignore[no-any-return]
         except Interrupted:
             end_training(self.args, self.control)
             return {}
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], *more: Any, **named: Any
+    ) -> Any:
+        """Evaluate one batch as a Trainer does, and say so."""
+        found = super().prediction_step(model, inputs, *more, **named)
+        self._evaluated += len(inputs["labels"]) * self.args.world_size
+        self._tell_evaluated()
+        return found
+
+    def _tell_evaluated(self) -> None:
+        total = len(self.eval_dataset)
+        done = min(self._evaluated, total)  # processes fill up the last batch
+        self.emit(Working(self.state.global_step, "measuring the loss", done, total))
 
     def _prepare_for_training(self, *args: Any, **more: Any) -> Any:
         with unlocked(self.model):  # DeepSpeed changes dtypes, and loads its checkpoints here

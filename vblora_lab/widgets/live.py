@@ -5,11 +5,14 @@ The panel trains nothing itself. It builds a `TrainingSession` and shows what th
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from vblora_lab.bases import Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import SessionError
+from vblora_lab.runs.events import Working
 from vblora_lab.runs.frontend import Driver
 from vblora_lab.train import SHORT_RUN_RATES, LearningRates, Trace, TrainingSession
 from vblora_lab.train.one_at_a_time import check_none_trains
@@ -66,6 +69,8 @@ class LiveTraining(RunPanel):
             learning_rates=learning_rates or SHORT_RUN_RATES,
             seed=seed,
         )
+        self._preparing = threading.Lock()  # a button's thread prepares what a cell may wait for
+        self._unwanted = False  # a stop was asked for meanwhile
         super().__init__(driver, self.controls.box)
         self._steer_rates(*self.controls.rate_sliders)
         self._reset(total_steps=0)
@@ -93,8 +98,44 @@ class LiveTraining(RunPanel):
         if self.status in ("running", "paused"):
             raise SessionError("A run is going on. Stop it, or wait for its end, before the next.")
         before, session_before = self.status, self.session
+        self._unwanted = False
+        with self._preparing:
+            session = self._prepare()
+            if self.driver == "thread":
+                self._begin(session.start, before, session_before)
+        if self._unwanted:
+            super().stop()
+        if self.driver == "foreground":
+            return self._begin(session.run, before, session_before)
+        return self.wait() if wait else None
+
+    def stop(self) -> None:
+        """End the run after the step it is at, or as soon as it begins if it is being prepared.
+
+        Does nothing if none is going on.
+        """
+        self._unwanted = True
+        if not self._preparing.locked():
+            super().stop()
+
+    def wait(self, timeout: float | None = None) -> Trace | None:
+        """Wait for the end of the run, also of one that another thread prepares: see `RunPanel`."""
+        try:
+            ready = self._preparing.acquire(timeout=-1 if timeout is None else timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            ready = self._preparing.acquire()
+        if not ready:
+            raise TimeoutError(f"still preparing after {timeout} seconds")
+        self._preparing.release()
+        return super().wait(timeout)
+
+    def _prepare(self) -> TrainingSession:
+        """The session that the controls describe, in the place of the one before."""
+        before = self.status
         self._show_status("running")  # at once: a second click must not make a second session
         self._stop_button.disabled = True  # there is nothing to stop yet
+        self._header.tell(Working(0, "preparing the adapter"))
         try:
             check_none_trains()
             session = self._new_session()
@@ -105,17 +146,19 @@ class LiveTraining(RunPanel):
         self.session = session
         self._reset(total_steps=self.controls.steps.value)
         self._show_status("running")
+        return session
+
+    def _begin(self, start: Callable[[], Any], before: str, session_before: Any) -> Any:
+        """Start the session; if that is refused, the panel is as it was before."""
+        session = self._the_session()
         try:
-            if self.driver == "foreground":
-                return session.run()
-            session.start()
+            return start()
         except BaseException as error:
-            if session.status == "ready":  # refused: another began just now
+            if session.status == "ready":  # another began just now
                 self._message.value = readout.message(error)
                 self.session = session_before
                 self._show_status(before)
             raise
-        return self.wait() if wait else None
 
     def _new_session(self) -> TrainingSession:
         """What the controls describe, ready to be run."""

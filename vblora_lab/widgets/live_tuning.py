@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from vblora_lab.bases import MINI_OPT, Base, load_base
 from vblora_lab.data import Task, load_task
 from vblora_lab.errors import ConfigError, SessionError
-from vblora_lab.runs.events import Event, Started, Stepped
+from vblora_lab.runs.events import Event, Started, Stepped, Working
 from vblora_lab.runs.frontend import Driver, detect
 from vblora_lab.train import TrainingSession
 from vblora_lab.train.one_at_a_time import check_none_trains
@@ -30,6 +30,7 @@ from vblora_lab.widgets import readout
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets.config_explorer import ConfigExplorer
 from vblora_lab.widgets.front_chart import FrontChart
+from vblora_lab.widgets.header import Header
 from vblora_lab.widgets.run_panel import SHOW_EVERY, Frame, answering, button, classed
 from vblora_lab.widgets.studio import TrainingStudio
 from vblora_lab.widgets.tuning_controls import TuningControls
@@ -222,6 +223,10 @@ class LiveTuning(Pictured, ipywidgets.VBox):
         self._show_trials()
 
     def _listen(self, event: Event) -> None:
+        if isinstance(event, Working):
+            self._header.tell(event)
+            return
+        self._header.tell(None)
         if isinstance(event, Started):
             self._progress.max, self._progress.value = max(event.total_steps, 1), 0
         elif isinstance(event, Stepped) and time.monotonic() - self._shown_at >= SHOW_EVERY:
@@ -231,7 +236,8 @@ class LiveTuning(Pictured, ipywidgets.VBox):
     # ---- the screen ----------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self._header, self._message, self._told = (ipywidgets.HTML() for _ in range(3))
+        self._header = Header("VB-LoRA, tuned", self._base.label, self._task.name)
+        self._message, self._told = ipywidgets.HTML(), ipywidgets.HTML()
         self._progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "auto"})
         self._progress_text = ipywidgets.HTML()
         self._search_button = button("Search", "play", button_style="primary")
@@ -282,8 +288,7 @@ class LiveTuning(Pictured, ipywidgets.VBox):
     def _show_status(self, status: str) -> None:
         self._status = status
         under_way = status in ("searching", "stopping")
-        base, task = self._base.label, self._task.name
-        self._header.value = readout.header("VB-LoRA, tuned", base, task, status)
+        self._header.show(status)
         self._search_button.disabled = under_way
         self._stop_button.disabled = status != "searching"
         self.controls.enable(not under_way)

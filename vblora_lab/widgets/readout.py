@@ -35,11 +35,17 @@ def state(status: str) -> str:
     return " ".join(_STATES[status])
 
 
-def header(title: str, base: str, task: str, status: str) -> str:
-    """The panel's title line. `status`: as `TrainingSession.status`, "searching" or "stopping"."""
+def header(title: str, base: str, task: str, status: str, work: str = "") -> str:
+    """The panel's title line.
+
+    Args:
+        status: as `TrainingSession.status`, "searching" or "stopping".
+        work: what is done now, where that takes longer than a step.
+    """
     return (
         f'<div class="vblora-header"><span class="vblora-title">{escape(title)}</span>'
         f'<span class="vblora-subtitle">base model {escape(base)}, task {escape(task)}</span>'
+        f'<span class="vblora-doing">{escape(work)}</span>'
         f'<span class="vblora-status vblora-{status}" role="status">{state(status)}</span></div>'
     )
 

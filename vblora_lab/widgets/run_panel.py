@@ -33,6 +33,7 @@ from vblora_lab.runs.events import (
     Selected,
     Started,
     Stepped,
+    Working,
 )
 from vblora_lab.runs.frontend import Driver, detect
 from vblora_lab.train import Trace, TrainingSession
@@ -40,6 +41,7 @@ from vblora_lab.widgets import readout
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
+from vblora_lab.widgets.header import Header
 from vblora_lab.widgets.heard import Heard, settings_of
 from vblora_lab.widgets.loss_chart import LossChart
 
@@ -96,7 +98,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         if self.session and self.status in ("running", "paused"):
             for button in (self._stop_button, self._pause_button, self._step_button):
                 button.disabled = True
-            self._show_header("stopping")  # a step and some writing are still to do
+            self._header.show("stopping")  # a step and some writing are still to do
             self.session.stop()
 
     def pause(self) -> None:
@@ -166,8 +168,12 @@ class RunPanel(Pictured, ipywidgets.VBox):
                 self._heard.started = event
                 if self.status == "ready":  # begun by session.start(), not by the button
                     self._show_status("running")
+            case Working():
+                self._header.tell(event)
+                return
             case Stepped():
                 self._heard.unseen_steps.append(event)
+                self._header.tell(None)
             case Selected():
                 self._heard.unseen_selection = event.selection
                 if self.heatmap.selection is None:  # the start, which changes are marked against
@@ -225,7 +231,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
     # ---- the screen ----------------------------------------------------------------------------
 
     def _build(self, settings: ipywidgets.Box) -> None:
-        self._header = ipywidgets.HTML()
+        self._header = Header(self._title, self._base.label, self._task.name)
         self._message = ipywidgets.HTML()
         self._tiles = ipywidgets.HTML()
         self._samples = ipywidgets.HTML()
@@ -298,7 +304,7 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._status = status
         paused = status == "paused"
         under_way = paused or status == "running"
-        self._show_header(status)
+        self._header.show(status)
         self._train_button.disabled = under_way
         self._stop_button.disabled = not under_way
         # In the foreground, buttons are answered only when the run is over.
@@ -306,10 +312,6 @@ class RunPanel(Pictured, ipywidgets.VBox):
         self._pause_button.description = "Resume" if paused else "Pause"
         self._pause_button.icon = "play" if paused else "pause"
         self._step_button.disabled = not paused
-
-    def _show_header(self, state: str) -> None:
-        base, task = self._base.label, self._task.name
-        self._header.value = readout.header(self._title, base, task, state)
 
 
 def answering(place: ipywidgets.HTML, action: Callable[[], Any]) -> Callable[[Any], None]:
