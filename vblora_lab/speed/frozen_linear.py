@@ -1,15 +1,20 @@
-"""A frozen linear layer and its low-rank update in one call: y = x W^T + b + (x A^T) B^T.
+"""Frozen linear layers and their low-rank updates in one call: y = x W^T + b + (x A^T) B^T.
 
 The sum of what PyTorch's own operations compute, forward and backward, in one node of the graph
-instead of five. On a fast GPU most of a small layer's time is Python and autograd preparing the
-next kernel, so fewer nodes are less time. Gradients, with g = dL/dy and no gradient of W and b:
+instead of five a layer. On a fast GPU most of a small layer's time is Python and autograd preparing
+the next kernel, so fewer nodes and fewer kernels are less time.
 
-    dx = g W + (g B) A        dA = (g B)^T x        dB^T = (x A^T)^T g
+Layers that get the same x (q, k and v; gate and up) are one node too. Their A's stand one above the
+other as one matrix, so that x is read once for all of them, and so are the three products with A
+and its gradient. Gradients, with g = dL/dy of each layer and no gradient of W and b:
+
+    gAx = g B, side by side      dx = sum of g W, + gAx A      dA = gAx^T x      dB^T = (x A^T)^T g
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,60 +22,92 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-def frozen_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (out, in) and bias of a layer that is no more than them; None for any other.
+Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
+
+
+class Adapted(NamedTuple):
+    """A frozen layer and its update, all of one dtype."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+    A: Tensor  # (r, in)
+    B_T: Tensor  # (r, out), the transpose of B
+
+
+def frozen_weight(layer: nn.Module) -> Frozen | None:
+    """Weight and bias of a layer that is no more than them; None for any other.
 
     Other are subclasses (quantised, sharded), layers with hooks or a forward method of their own
     (offloading puts one there), and layers that are trained.
     """
-    kind = type(layer)
-    if kind not in (nn.Linear, Conv1D) or "forward" in layer.__dict__:
+    kind, own = type(layer), layer.__dict__  # a module's attributes take several times as long
+    if kind not in (nn.Linear, Conv1D) or "forward" in own:
         return None
-    weight, bias = cast(tuple[Tensor, Tensor | None], (layer.weight, layer.bias))
     hooked = (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if hooked or trained or type(weight) is not nn.Parameter:
+    weight, bias = map(own["_parameters"].get, ("weight", "bias"))
+    if hooked or type(weight) is not nn.Parameter or weight.requires_grad:
         return None
-    return (weight if kind is nn.Linear else weight.t()), bias
+    if "bias" not in own["_parameters"] or (bias is not None and bias.requires_grad):
+        return None
+    return weight if kind is nn.Linear else weight.t(), bias
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor) -> Tensor:
-    """The layer's output (..., out) for x (..., in), weight (out, in), A (r, in), B_T (r, out).
+def frozen_linear(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    """The output (..., out) of each of some layers for the same x (..., in).
 
-    All of one dtype. Only x, A and B_T get gradients, and those can be differentiated again.
+    All have one r. Only x, A and B_T get gradients, and those can be differentiated again.
     """
+    A = layers[0].A if len(layers) == 1 else torch.cat([layer.A for layer in layers])
+    frozen = [layer[:2] for layer in layers]
     # Function.apply in Python looks for torch.func, which nobody uses here (see `fused.applies`),
     # and takes as long as two launches; this is what it calls then.
     apply = super(torch.autograd.Function, _FrozenLinear).apply
-    return cast(Tensor, apply(x, weight, bias, A, B_T))
+    return cast(tuple[Tensor, ...], apply(x, frozen, A, *[layer.B_T for layer in layers]))
 
 
 class _FrozenLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y = F.linear(rows, weight, bias)
-        Ax = F.linear(rows, A)
-        y.addmm_(Ax, B_T)
-        ctx.save_for_backward(x, Ax, weight, A, B_T)
-        return y.view(*x.shape[:-1], y.shape[1])
+    # Called so often that plain loops over few names are worth it.
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, Ax, weight, A, B_T = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(
+        ctx: Any, x: Tensor, frozen: Sequence[Frozen], A: Tensor, *B_T: Tensor
+    ) -> tuple[Tensor, ...]:
+        Ax = F.linear(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), A)
+        outputs = []
+        for (weight, bias), its_Ax, its_B_T in zip(frozen, _cut(Ax, B_T), B_T, strict=True):
+            # Not of the flat x: a view of an output could not be changed in place, as nn.ReLU does.
+            y = F.linear(x, weight, bias)
+            y.view(-1, its_B_T.shape[1]).addmm_(its_Ax, its_B_T)
+            outputs.append(y)
+        ctx.save_for_backward(x, Ax, A, *B_T, *[weight for weight, _ in frozen])
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, Ax, A, *both = ctx.saved_tensors
+        n = len(grads)
+        B_T, weights = both[:n], both[n:]
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
             Ax = F.linear(rows, A)
-        g = grad.reshape(-1, grad.shape[-1])
-        gB = F.linear(g, B_T)
+        g = [grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        each = [F.linear(its_g, its_B_T) for its_g, its_B_T in zip(g, B_T, strict=True)]
+        gAx = each[0] if n == 1 else torch.cat(each, dim=1)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = g.mm(weight).addmm_(gB, A).view(x.shape)
-        return dx, None, None, gB.t().mm(rows), Ax.t().mm(g)
+            dx = g[0].mm(weights[0])
+            for its_g, weight in zip(g[1:], weights[1:], strict=True):
+                dx.addmm_(its_g, weight)
+            dx = dx.addmm_(gAx, A).view(x.shape)
+        dB_T = [its_Ax.t().mm(its_g) for its_Ax, its_g in zip(_cut(Ax, B_T), g, strict=True)]
+        return dx, None, gAx.t().mm(rows), *dB_T
+
+
+def _cut(Ax: Tensor, B_T: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The columns (rows, r) that belong to each layer."""
+    return (Ax,) if len(B_T) == 1 else Ax.chunk(len(B_T), dim=1)

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
-from vblora_lab.speed.backward import KeptMatrices
-from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
+from vblora_lab.speed.backward import KeptMatrices, in_backward
+from vblora_lab.speed.blocks import Fold, HeldBlock, Pass, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.one_input import OneInput
 from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., None])
@@ -234,10 +235,19 @@ class MatrixPool:
         """The input of a linear layer in autocast's dtype, if that is on."""
         if autocast is None or x.dtype in (autocast, torch.float64) or not x.is_floating_point():
             return x
+        inputs = self.inputs(autocast)
+        return x.to(autocast) if inputs is None else inputs.cast(x, autocast)
+
+    def inputs(self, autocast: torch.dtype | None) -> OneInput | None:
+        """What layers with the same input share in the pass that runs now, or runs again."""
         block = self._block()
-        if block is None or block.current is None:
-            return x.to(autocast)
-        return block.current.cast(x, autocast)
+        if block is not None and block.current is not None:
+            current: Pass | KeptMatrices = block.current
+        elif torch.compiler.is_compiling() or self._kept is None or not in_backward():
+            return None
+        else:
+            current = self._kept
+        return current.inputs if current.autocast == autocast else None
 
 
 def _in_static_graph() -> bool:

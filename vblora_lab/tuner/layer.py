@@ -26,7 +26,7 @@ from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
-from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
+from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
@@ -55,6 +55,7 @@ class VBLoRALayer(WrappedLinear):
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = MatrixPool(), ""
+        self.siblings: tuple[Linear, ...] = ()  # itself and others with the same input
         self.mixed: dict[str, Matrices] = {}  # by adapter, for compiled code (see `Pass.hand_out`)
 
     def has_adapter(self, adapter: str) -> bool:
@@ -234,10 +235,8 @@ class Linear(VBLoRALayer):
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
-        if type(self.base_layer) in (
-            nn.Linear,
-            Conv1D,
-        ):  # other kinds may have reasons of their own
+        base = self._modules["base_layer"]  # as an attribute it takes ten times as long
+        if type(base) in (nn.Linear, Conv1D):  # other kinds may have reasons of their own
             x = self.pool.cast_input(x, autocast)
         if self.pool.row_batches:
             compiling = torch.compiler.is_compiling()
@@ -272,15 +271,32 @@ class Linear(VBLoRALayer):
 
     def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
         """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
-        plain = frozen_weight(self.base_layer)
-        adapters = [name for name in self.active_adapters if name in self.topk]
-        if plain is None or len(adapters) != 1 or not kernels.applies():
+        if not kernels.applies():
             return None
-        weight, bias = plain
-        if x.dtype != weight.dtype or self._drops(adapters[0]):
+        layer = self._adapted(x, autocast)
+        if layer is None:
+            return None
+        learns = torch.is_grad_enabled()
+        inputs = self.pool.inputs(autocast) if self.siblings and learns else None
+        if inputs is None:
+            return frozen_linear(x, [layer])[0]
+        output = inputs.computed(self.name_in_pool, x, layer)
+        if output is not None:
+            return output
+        everyone = {each.name_in_pool: each._adapted(x, autocast) for each in self.siblings}
+        alike = {n: la for n, la in everyone.items() if la and la.A.shape == layer.A.shape}
+        return inputs.compute(self.name_in_pool, x, alike | {self.name_in_pool: layer})
+
+    def _adapted(self, x: Tensor, autocast: torch.dtype | None) -> Adapted | None:
+        """This layer, if it is plain and frozen and has one adapter, of x's dtype, and no dropout."""
+        plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
+        adapters = [name for name in self.active_adapters if name in self.topk]
+        if plain is None or len(adapters) != 1 or self._disable_adapters or self.merged_adapters:
+            return None
+        if x.dtype != plain[0].dtype or self._drops(adapters[0]):
             return None
         A, B_T = self._matrices(adapters[0], autocast)
-        return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
+        return Adapted(*plain, A, B_T) if A.dtype == x.dtype else None
 
     def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, whatever it is, and then one update after the other."""
