@@ -17,7 +17,7 @@ from vblora_lab.tuner.peft import get_peft_model
 NO_LAUNCH = {
     "view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "unsqueeze", "squeeze",
     "detach", "alias", "split", "split_with_sizes", "as_strided", "permute", "empty", "new_empty",
-    "empty_like", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias",
+    "empty_like", "empty_strided", "new_empty_strided", "lift_fresh", "_reshape_alias", "resize_",
 }  # fmt: skip
 
 

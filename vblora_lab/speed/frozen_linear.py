@@ -77,13 +77,13 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, frozen: Sequence[Frozen], A: Tensor, *B_T: Tensor
     ) -> tuple[Tensor, ...]:
-        Ax = F.linear(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), A)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        Ax = F.linear(rows, A)
         outputs = []
         for (weight, bias), its_Ax, its_B_T in zip(frozen, _cut(Ax, B_T), B_T, strict=True):
-            # Not of the flat x: a view of an output could not be changed in place, as nn.ReLU does.
-            y = F.linear(x, weight, bias)
-            y.view(-1, its_B_T.shape[1]).addmm_(its_Ax, its_B_T)
-            outputs.append(y)
+            y = F.linear(rows, weight, bias).addmm_(its_Ax, its_B_T)
+            # Not a view, which nobody could change in place, as nn.ReLU(inplace=True) does.
+            outputs.append(y if rows is x else y.resize_(*x.shape[:-1], y.shape[1]))
         ctx.save_for_backward(x, Ax, A, *B_T, *[weight for weight, _ in frozen])
         return tuple(outputs)
 
@@ -96,8 +96,7 @@ class _FrozenLinear(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
             Ax = F.linear(rows, A)
         g = [grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        each = [F.linear(its_g, its_B_T) for its_g, its_B_T in zip(g, B_T, strict=True)]
-        gAx = each[0] if n == 1 else torch.cat(each, dim=1)
+        gAx = _gradient_of_Ax(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = g[0].mm(weights[0])
@@ -111,3 +110,14 @@ class _FrozenLinear(torch.autograd.Function):
 def _cut(Ax: Tensor, B_T: Sequence[Tensor]) -> Sequence[Tensor]:
     """The columns (rows, r) that belong to each layer."""
     return (Ax,) if len(B_T) == 1 else Ax.chunk(len(B_T), dim=1)
+
+
+def _gradient_of_Ax(g: Sequence[Tensor], B_T: Sequence[Tensor]) -> Tensor:
+    """(rows, r of all layers): each layer's g B, side by side."""
+    if len(g) == 1 or torch.is_grad_enabled():
+        each = [F.linear(its_g, its_B_T) for its_g, its_B_T in zip(g, B_T, strict=True)]
+        return each[0] if len(each) == 1 else torch.cat(each, dim=1)
+    gAx = g[0].new_empty(len(g[0]), len(g) * len(B_T[0]))
+    for its_part, its_g, its_B_T in zip(_cut(gAx, B_T), g, B_T, strict=True):
+        torch.mm(its_g, its_B_T.t(), out=its_part)
+    return gAx

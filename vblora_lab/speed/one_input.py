@@ -58,7 +58,7 @@ class OneInput:
 
         Args:
             name: of the layer that is called.
-            x: (..., in), for all of them; gradients are on.
+            x: (..., in), for all of them; not made under inference_mode.
             layers: by name, with this one.
         """
         outputs = frozen_linear(x, list(layers.values()))

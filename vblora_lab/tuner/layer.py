@@ -64,7 +64,9 @@ class VBLoRALayer(WrappedLinear):
 
     def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Those of A (r, in_tiles, num_vectors) and of B (out_tiles, r, num_vectors)."""
-        return self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+        # Asked of all layers in each pass; as attributes and items they take ten times as long.
+        A, B = self._modules["vblora_logits_A"], self._modules["vblora_logits_B"]
+        return A._parameters[adapter], B._parameters[adapter]
 
     def bank(self, adapter: str) -> Tensor:
         """(num_vectors, vector_length), on the device of the logits.
@@ -276,8 +278,8 @@ class Linear(VBLoRALayer):
         layer = self._adapted(x, autocast)
         if layer is None:
             return None
-        learns = torch.is_grad_enabled()
-        inputs = self.pool.inputs(autocast) if self.siblings and learns else None
+        counted = not x.is_inference()  # else it has no version to go by
+        inputs = self.pool.inputs(autocast) if self.siblings and counted else None
         if inputs is None:
             return frozen_linear(x, [layer])[0]
         output = inputs.computed(self.name_in_pool, x, layer)
