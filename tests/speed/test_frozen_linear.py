@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.speed.interpreted import CUDA
-from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
+from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_linears, frozen_weight
 
 DEVICE = "cuda" if CUDA else "cpu"
 
@@ -29,6 +29,10 @@ def layers_of(sizes, in_features=6, r=2, dtype=torch.float64):
     ]
 
 
+def computed(x, layers):
+    return frozen_linears(x, layers) if len(layers) > 1 else (frozen_linear(x, layers[0]),)
+
+
 def plain(x, layers):
     return tuple(F.linear(x, w, b) + F.linear(F.linear(x, A), B_T.t()) for w, b, A, B_T in layers)
 
@@ -41,7 +45,7 @@ def learned(x, layers):
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 2, 3, 6)])
 def test_outputs_and_gradients(sizes, shape):
     layers, x = layers_of(sizes), drawn(*shape).requires_grad_()
-    got, expected = frozen_linear(x, layers), plain(x, layers)
+    got, expected = computed(x, layers), plain(x, layers)
     slopes = [drawn(*y.shape, seed=3) for y in expected]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -53,7 +57,7 @@ def test_outputs_and_gradients(sizes, shape):
 def test_an_input_that_is_no_leaf_lies_crosswise_or_needs_no_gradient():
     layers = layers_of((5, 4))
     for x in (drawn(3, 2, 6).transpose(0, 1), drawn(2, 6, 3).transpose(1, 2)):
-        got, expected = frozen_linear(x, layers), plain(x, layers)
+        got, expected = computed(x, layers), plain(x, layers)
         slopes = [drawn(*y.shape[::-1], seed=3).permute(2, 1, 0) for y in expected]
         both = [torch.autograd.grad(ys, learned(x, layers)[1:], slopes) for ys in (got, expected)]
         for one, other in zip((*got, *both[0]), (*expected, *both[1]), strict=True):
@@ -62,7 +66,7 @@ def test_an_input_that_is_no_leaf_lies_crosswise_or_needs_no_gradient():
 
 def test_an_output_that_nobody_uses():
     layers, x = layers_of((5, 4)), drawn(3, 6).requires_grad_()
-    first, expected = frozen_linear(x, layers)[0], plain(x, layers[:1])[0]
+    first, expected = computed(x, layers)[0], plain(x, layers[:1])[0]
     got = torch.autograd.grad(first.sum(), learned(x, layers))
     for one, other in zip(got, torch.autograd.grad(expected.sum(), learned(x, layers[:1])), strict=False):
         torch.testing.assert_close(one, other)
@@ -75,7 +79,7 @@ def test_gradients_can_be_differentiated_again(sizes):
 
     def outputs(x, *matrices):
         pairs = zip(layers, matrices[::2], matrices[1::2], strict=True)
-        return frozen_linear(x, [Adapted(*layer[:2], A, B_T) for layer, A, B_T in pairs])
+        return computed(x, [Adapted(*layer[:2], A, B_T) for layer, A, B_T in pairs])
 
     assert torch.autograd.gradgradcheck(outputs, learned(x, layers))
 
@@ -86,7 +90,7 @@ def test_an_output_can_be_changed_in_place(shape):
     layers, x = layers_of((5, 4)), drawn(*shape).requires_grad_()
     both = [
         torch.autograd.grad(sum(relu(y).sum() for y in ys), learned(x, layers))
-        for relu, ys in ((F.relu_, frozen_linear(x, layers)), (F.relu, plain(x, layers)))
+        for relu, ys in ((F.relu_, computed(x, layers)), (F.relu, plain(x, layers)))
     ]
     for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other)
@@ -100,7 +104,7 @@ def test_half_precision_is_as_near_to_float64_as_operations_one_by_one(dtype):
     expected = plain(x.double(), exact)
     errors = [
         [(y.double() - e).norm() / e.norm() for y, e in zip(ys, expected, strict=True)]
-        for ys in (frozen_linear(x, halves), plain(x, halves))
+        for ys in (computed(x, halves), plain(x, halves))
     ]
     for ours, one_by_one in zip(*errors, strict=True):
         assert ours < 1.2 * one_by_one + 1e-6

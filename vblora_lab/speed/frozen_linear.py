@@ -57,67 +57,96 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
     return weight if kind is nn.Linear else weight.t(), bias
 
 
-def frozen_linear(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
-    """The output (..., out) of each of some layers for the same x (..., in).
+def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
+    """The output (..., out) of a layer for x (..., in), of one dtype.
 
-    All have one r. Only x, A and B_T get gradients, and those can be differentiated again.
+    Only x, A and B_T get gradients, and those can be differentiated again.
     """
-    A = layers[0].A if len(layers) == 1 else torch.cat([layer.A for layer in layers])
-    frozen = [layer[:2] for layer in layers]
-    # Function.apply in Python looks for torch.func, which nobody uses here (see `fused.applies`),
+    return cast(Tensor, _apply(_FrozenLinear, x, *layer))
+
+
+def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    """The same of several layers for one x (..., in). All have the same r."""
+    weights, biases, A, B_T = zip(*layers, strict=True)
+    outputs = _apply(_FrozenLinears, x, torch.cat(A), weights, biases, *B_T)
+    return cast(tuple[Tensor, ...], outputs)
+
+
+def _apply(function: type[torch.autograd.Function], *args: object) -> object:
+    # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`),
     # and takes as long as two launches; this is what it calls then.
-    apply = super(torch.autograd.Function, _FrozenLinear).apply
-    return cast(tuple[Tensor, ...], apply(x, frozen, A, *[layer.B_T for layer in layers]))
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 class _FrozenLinear(torch.autograd.Function):
-    # Called so often that plain loops over few names are worth it.
-
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, frozen: Sequence[Frozen], A: Tensor, *B_T: Tensor
-    ) -> tuple[Tensor, ...]:
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
+    ) -> Tensor:
+        rows = _rows(x)
         Ax = F.linear(rows, A)
-        outputs = []
-        for (weight, bias), its_Ax, its_B_T in zip(frozen, _cut(Ax, B_T), B_T, strict=True):
-            y = F.linear(rows, weight, bias).addmm_(its_Ax, its_B_T)
-            # Not a view, which nobody could change in place, as nn.ReLU(inplace=True) does.
-            outputs.append(y if rows is x else y.resize_(*x.shape[:-1], y.shape[1]))
-        ctx.save_for_backward(x, Ax, A, *B_T, *[weight for weight, _ in frozen])
-        return tuple(outputs)
+        y = F.linear(rows, weight, bias).addmm_(Ax, B_T)
+        ctx.save_for_backward(x, Ax, weight, A, B_T)
+        return _shaped(y, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, Ax, weight, A, B_T = ctx.saved_tensors
+        rows, g = _rows(x), _rows(grad)
+        if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
+            Ax = F.linear(rows, A)
+        gAx = F.linear(g, B_T)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = g.mm(weight).addmm_(gAx, A).view(x.shape)
+        return dx, None, None, gAx.t().mm(rows), Ax.t().mm(g)
+
+
+class _FrozenLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        *B_T: Tensor,
+    ) -> tuple[Tensor, ...]:
+        rows = _rows(x)
+        Ax = F.linear(rows, A)
+        parts = Ax.chunk(len(B_T), dim=1)
+        layers = zip(weights, biases, parts, B_T, strict=True)
+        outputs = [F.linear(rows, w, bias).addmm_(part, b) for w, bias, part, b in layers]
+        ctx.save_for_backward(x, Ax, A, *B_T, *weights)
+        return tuple([_shaped(y, x) for y in outputs])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, Ax, A, *both = ctx.saved_tensors
         n = len(grads)
         B_T, weights = both[:n], both[n:]
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
+        rows, g = _rows(x), [_rows(grad) for grad in grads]
+        if torch.is_grad_enabled():
             Ax = F.linear(rows, A)
-        g = [grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        gAx = _gradient_of_Ax(g, B_T)
+            gAx = torch.cat([F.linear(*each) for each in zip(g, B_T, strict=True)], dim=1)
+        else:
+            gAx = torch.empty_like(Ax)
+            for part, its_g, b in zip(gAx.chunk(n, dim=1), g, B_T, strict=True):
+                torch.mm(its_g, b.t(), out=part)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = g[0].mm(weights[0])
             for its_g, weight in zip(g[1:], weights[1:], strict=True):
                 dx.addmm_(its_g, weight)
             dx = dx.addmm_(gAx, A).view(x.shape)
-        dB_T = [its_Ax.t().mm(its_g) for its_Ax, its_g in zip(_cut(Ax, B_T), g, strict=True)]
-        return dx, None, gAx.t().mm(rows), *dB_T
+        dB_T = [part.t().mm(its_g) for part, its_g in zip(Ax.chunk(n, dim=1), g, strict=True)]
+        return dx, gAx.t().mm(rows), None, None, *dB_T
 
 
-def _cut(Ax: Tensor, B_T: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The columns (rows, r) that belong to each layer."""
-    return (Ax,) if len(B_T) == 1 else Ax.chunk(len(B_T), dim=1)
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _gradient_of_Ax(g: Sequence[Tensor], B_T: Sequence[Tensor]) -> Tensor:
-    """(rows, r of all layers): each layer's g B, side by side."""
-    if len(g) == 1 or torch.is_grad_enabled():
-        each = [F.linear(its_g, its_B_T) for its_g, its_B_T in zip(g, B_T, strict=True)]
-        return each[0] if len(each) == 1 else torch.cat(each, dim=1)
-    gAx = g[0].new_empty(len(g[0]), len(g) * len(B_T[0]))
-    for its_part, its_g, its_B_T in zip(_cut(gAx, B_T), g, B_T, strict=True):
-        torch.mm(its_g, its_B_T.t(), out=its_part)
-    return gAx
+def _shaped(y: Tensor, x: Tensor) -> Tensor:
+    """Rows in the shape of x: not as a view, which nn.ReLU(inplace=True) could not change."""
+    return y if x.dim() == 2 else y.resize_(*x.shape[:-1], y.shape[1])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vblora_lab.speed.frozen_linear import Adapted, frozen_linear
+from vblora_lab.speed.frozen_linear import Adapted, frozen_linears
 
 
 class _Ahead(NamedTuple):
@@ -61,7 +61,7 @@ class OneInput:
             x: (..., in), for all of them; not made under inference_mode.
             layers: by name, with this one.
         """
-        outputs = frozen_linear(x, list(layers.values()))
+        outputs = frozen_linears(x, list(layers.values()))
         for (each, layer), y in zip(layers.items(), outputs, strict=True):
             self._ahead[each] = _Ahead(x, x._version, layer, y)
         return self._ahead.pop(name).y

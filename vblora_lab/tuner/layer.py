@@ -281,7 +281,7 @@ class Linear(VBLoRALayer):
         counted = not x.is_inference()  # else it has no version to go by
         inputs = self.pool.inputs(autocast) if self.siblings and counted else None
         if inputs is None:
-            return frozen_linear(x, [layer])[0]
+            return frozen_linear(x, layer)
         output = inputs.computed(self.name_in_pool, x, layer)
         if output is not None:
             return output
