@@ -150,6 +150,12 @@ class HeldBlock:
         if hand_out:
             self.latest.hand_out(self._layers)
 
+    def unfold(self) -> None:
+        """Let go of folds, and of outputs that layers of this pass would get."""
+        self.folds = {}
+        if self.current is not None:
+            self.current.inputs.end()
+
     def end_pass(self) -> None:
         if self.current is not None:
             self.current.end()

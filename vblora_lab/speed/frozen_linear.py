@@ -85,9 +85,8 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = _rows(x)
         Ax = F.linear(rows, A)
-        y = F.linear(rows, weight, bias).addmm_(Ax, B_T)
         ctx.save_for_backward(x, Ax, weight, A, B_T)
-        return _shaped(y, x)
+        return _shaped(_sum(rows, weight, bias, Ax, B_T), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,7 +97,7 @@ class _FrozenLinear(torch.autograd.Function):
         gAx = F.linear(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = g.mm(weight).addmm_(gAx, A).view(x.shape)
+            dx = gAx.mm(A).addmm_(g, weight).view(x.shape)
         return dx, None, None, gAx.t().mm(rows), Ax.t().mm(g)
 
 
@@ -114,11 +113,9 @@ class _FrozenLinears(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rows = _rows(x)
         Ax = F.linear(rows, A)
-        parts = Ax.chunk(len(B_T), dim=1)
-        layers = zip(weights, biases, parts, B_T, strict=True)
-        outputs = [F.linear(rows, w, bias).addmm_(part, b) for w, bias, part, b in layers]
         ctx.save_for_backward(x, Ax, A, *B_T, *weights)
-        return tuple([_shaped(y, x) for y in outputs])
+        layers = zip(weights, biases, Ax.chunk(len(B_T), dim=1), B_T, strict=True)
+        return tuple([_shaped(_sum(rows, *layer), x) for layer in layers])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,16 +132,22 @@ class _FrozenLinears(torch.autograd.Function):
                 torch.mm(its_g, b.t(), out=part)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = g[0].mm(weights[0])
-            for its_g, weight in zip(g[1:], weights[1:], strict=True):
+            dx = gAx.mm(A)
+            for its_g, weight in zip(g, weights, strict=True):
                 dx.addmm_(its_g, weight)
-            dx = dx.addmm_(gAx, A).view(x.shape)
+            dx = dx.view(x.shape)
         dB_T = [part.t().mm(its_g) for part, its_g in zip(Ax.chunk(n, dim=1), g, strict=True)]
         return dx, gAx.t().mm(rows), None, None, *dB_T
 
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _sum(rows: Tensor, weight: Tensor, bias: Tensor | None, Ax: Tensor, B_T: Tensor) -> Tensor:
+    """The update first: the large product adds to what is there at no cost, a thin one reads it."""
+    y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
+    return y.addmm_(rows, weight.t())
 
 
 def _shaped(y: Tensor, x: Tensor) -> Tensor:

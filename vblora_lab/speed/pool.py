@@ -201,9 +201,9 @@ class MatrixPool:
         return fold
 
     def unfold(self) -> None:
-        """A layer was switched, merged or the like: what was folded may stand no longer."""
+        """A layer was switched, merged or the like: what was computed may stand no longer."""
         for block in tuple(self.blocks.values()):
-            block.folds = {}
+            block.unfold()
         self.has_folds = False
 
     def _look_for_folds(self) -> None:
@@ -230,13 +230,6 @@ class MatrixPool:
         if current is None or not current.handed_out or current.autocast != autocast:
             return None
         return layer.mixed.get(adapter)
-
-    def cast_input(self, x: Tensor, autocast: torch.dtype | None) -> Tensor:
-        """The input of a linear layer in autocast's dtype, if that is on."""
-        if autocast is None or x.dtype in (autocast, torch.float64) or not x.is_floating_point():
-            return x
-        inputs = self.inputs(autocast)
-        return x.to(autocast) if inputs is None else inputs.cast(x, autocast)
 
     def inputs(self, autocast: torch.dtype | None) -> OneInput | None:
         """What layers with the same input share in the pass that runs now, or runs again."""

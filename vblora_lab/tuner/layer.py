@@ -28,6 +28,7 @@ from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+from vblora_lab.speed.one_input import OneInput, cast_input
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -55,7 +56,7 @@ class VBLoRALayer(WrappedLinear):
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = MatrixPool(), ""
-        self.siblings: tuple[Linear, ...] = ()  # itself and others with the same input
+        self.siblings: tuple[Linear, ...] = ()  # others with the same input
         self.mixed: dict[str, Matrices] = {}  # by adapter, for compiled code (see `Pass.hand_out`)
 
     def has_adapter(self, adapter: str) -> bool:
@@ -237,17 +238,23 @@ class Linear(VBLoRALayer):
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
-        base = self._modules["base_layer"]  # as an attribute it takes ten times as long
-        if type(base) in (nn.Linear, Conv1D):  # other kinds may have reasons of their own
-            x = self.pool.cast_input(x, autocast)
+        inputs, given = self.pool.inputs(autocast), x
+        in_one_call = not args and not kwargs and kernels.applies()
+        if in_one_call and inputs is not None:
+            output = inputs.computed(self.name_in_pool, x)
+            if output is not None:
+                return output
+        # Other kinds than these may have reasons of their own to see x as it is.
+        if autocast is not None and type(self._modules["base_layer"]) in (nn.Linear, Conv1D):
+            x = cast_input(x, autocast, inputs)
         if self.pool.row_batches:
             compiling = torch.compiler.is_compiling()
             by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
             output = by_row(x, *args, **kwargs)
             if output is not None:
                 return output
-        if not args and not kwargs:
-            output = self._forward_in_one_call(x, autocast)
+        if in_one_call:
+            output = self._forward_in_one_call(x, autocast, given, inputs)
             if output is not None:
                 return output
         return self._forward_in_steps(x, *args, **kwargs)
@@ -271,23 +278,26 @@ class Linear(VBLoRALayer):
     # Compiled code can't ask in which thread it runs.
     _forward_by_row_uncompiled = _disable_dynamo(_forward_by_row)
 
-    def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
-        """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
-        if not kernels.applies():
-            return None
+    def _forward_in_one_call(
+        self, x: Tensor, autocast: torch.dtype | None, given: Tensor, inputs: OneInput | None
+    ) -> Tensor | None:
+        """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case.
+
+        Layers with the same input are computed together, when the first of them is called.
+        """
         layer = self._adapted(x, autocast)
         if layer is None:
             return None
-        counted = not x.is_inference()  # else it has no version to go by
-        inputs = self.pool.inputs(autocast) if self.siblings and counted else None
-        if inputs is None:
+        if inputs is None or not self.siblings or x.is_inference():  # which counts no versions
             return frozen_linear(x, layer)
-        output = inputs.computed(self.name_in_pool, x, layer)
-        if output is not None:
-            return output
-        everyone = {each.name_in_pool: each._adapted(x, autocast) for each in self.siblings}
-        alike = {n: la for n, la in everyone.items() if la and la.A.shape == layer.A.shape}
-        return inputs.compute(self.name_in_pool, x, alike | {self.name_in_pool: layer})
+        together = {self.name_in_pool: layer}
+        for sibling in self.siblings:
+            other = sibling._adapted(x, autocast)
+            if other is not None and other.A.shape == layer.A.shape:
+                together[sibling.name_in_pool] = other
+        if len(together) == 1:
+            return frozen_linear(x, layer)
+        return inputs.compute(self.name_in_pool, given, x, together)
 
     def _adapted(self, x: Tensor, autocast: torch.dtype | None) -> Adapted | None:
         """This layer, if it is plain and frozen and has one adapter, of x's dtype, and no dropout."""

@@ -40,7 +40,7 @@ def join_siblings(model: nn.Module, layers: Mapping[str, VBLoRALayer]) -> None:
             adapted = [each for each in children if isinstance(each, Linear)]
             if len({layer.in_features for layer in adapted}) == 1 < len(adapted):
                 for layer in adapted:
-                    layer.siblings = tuple(adapted)
+                    layer.siblings = tuple(each for each in adapted if each is not layer)
 
 
 @cache
