@@ -68,7 +68,9 @@ def test_an_output_that_nobody_uses():
     layers, x = layers_of((5, 4)), drawn(3, 6).requires_grad_()
     first, expected = computed(x, layers)[0], plain(x, layers[:1])[0]
     got = torch.autograd.grad(first.sum(), learned(x, layers))
-    for one, other in zip(got, torch.autograd.grad(expected.sum(), learned(x, layers[:1])), strict=False):
+    for one, other in zip(
+        got, torch.autograd.grad(expected.sum(), learned(x, layers[:1])), strict=False
+    ):
         torch.testing.assert_close(one, other)
     assert not any(gradient.any() for gradient in got[3:])  # of the other layer
 

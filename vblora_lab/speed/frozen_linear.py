@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-
 Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linears
-
 
 _Ahead = tuple[Tensor, int, bool, dict[str, Tensor]]  # x, see `_now`, outputs by name of a layer
 
@@ -15,8 +15,8 @@ _Ahead = tuple[Tensor, int, bool, dict[str, Tensor]]  # x, see `_now`, outputs b
 class OneInput:
     """Of one forward pass, or of the parts of it that gradient checkpointing calls again.
 
-    A layer gets what was computed for it if it is called with the very tensor that another layer was
-    called with, which hasn't changed since, and with gradients on or off as then.
+    A layer gets what was computed for it if it is called with the very tensor that another layer
+    was called with, which hasn't changed since, and with gradients on or off as then.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class OneInput:
         Autocast would cast it in the base layer and again in the adapter, and for q, k and v each:
         they get the same tensor, so one cast, kept until the next, serves all six.
         """
-        if torch.compiler.is_compiling() or x.is_inference():  # which counts no versions
+        if x.is_inference():  # which counts no versions
             return x.to(dtype)
         last = self._last_cast
         if last is None or last[0] is not x or last[1:3] != _now(x):
@@ -46,7 +46,9 @@ class OneInput:
             self._ahead = None
         return output
 
-    def compute(self, name: str, x: Tensor, cast_x: Tensor, layers: Mapping[str, Adapted]) -> Tensor:
+    def compute(
+        self, name: str, x: Tensor, cast_x: Tensor, layers: Mapping[str, Adapted]
+    ) -> Tensor:
         """The output of a layer, and for later those of others that will get the same input.
 
         Args:

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -204,6 +203,8 @@ class MatrixPool:
         """A layer was switched, merged or the like: what was computed may stand no longer."""
         for block in tuple(self.blocks.values()):
             block.unfold()
+        if self._kept is not None:
+            self._kept.inputs.end()
         self.has_folds = False
 
     def _look_for_folds(self) -> None:
@@ -232,15 +233,17 @@ class MatrixPool:
         return layer.mixed.get(adapter)
 
     def inputs(self, autocast: torch.dtype | None) -> OneInput | None:
-        """What layers with the same input share in the pass that runs now, or runs again."""
-        block = self._block()
-        if block is not None and block.current is not None:
-            current: Pass | KeptMatrices = block.current
-        elif torch.compiler.is_compiling() or self._kept is None or not in_backward():
+        """What layers with the same input share in the pass that runs now, or runs again.
+
+        None outside of any, and for compiled code: a compiler sees by itself what is the same.
+        """
+        if torch.compiler.is_compiling():
             return None
-        else:
+        block = self._block()
+        current: Pass | KeptMatrices | None = None if block is None else block.current
+        if current is None and self._kept is not None and in_backward():
             current = self._kept
-        return current.inputs if current.autocast == autocast else None
+        return None if current is None or current.autocast != autocast else current.inputs
 
 
 def _in_static_graph() -> bool:

@@ -288,19 +288,21 @@ class Linear(VBLoRALayer):
         layer = self._adapted(x, autocast)
         if layer is None:
             return None
-        if inputs is None or not self.siblings or x.is_inference():  # which counts no versions
+        if inputs is None or not self.siblings or given.is_inference():  # it counts no versions
             return frozen_linear(x, layer)
         together = {self.name_in_pool: layer}
         for sibling in self.siblings:
             other = sibling._adapted(x, autocast)
-            if other is not None and other.A.shape == layer.A.shape:
+            # Adapters of another rank don't fit; a weight that was put aside isn't there yet.
+            fits = other is not None and other.A.shape == layer.A.shape
+            if fits and other.weight.device == x.device:
                 together[sibling.name_in_pool] = other
         if len(together) == 1:
             return frozen_linear(x, layer)
         return inputs.compute(self.name_in_pool, given, x, together)
 
     def _adapted(self, x: Tensor, autocast: torch.dtype | None) -> Adapted | None:
-        """This layer, if it is plain and frozen and has one adapter, of x's dtype, and no dropout."""
+        """This layer, if it is plain and frozen, and has one adapter of x's dtype, undropped."""
         plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
         adapters = [name for name in self.active_adapters if name in self.topk]
         if plain is None or len(adapters) != 1 or self._disable_adapters or self.merged_adapters:
