@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 
 from vblora_lab.speed.mixing import Matrices
+from vblora_lab.speed.one_input import OneInput
 
 Key = tuple[str, str]  # adapter and name of a layer
 
@@ -37,8 +38,9 @@ class KeptMatrices:
         self, matrices: Mapping[Key, Matrices], autocast: torch.dtype | None, without_grad: set[Key]
     ) -> None:
         self._matrices = dict(matrices)
-        self._autocast = autocast
+        self.autocast = autocast
         self._without_grad = without_grad
+        self.inputs = OneInput()
         # Autograd holds it while it runs, and alone: should the pass fail, it is gone with it.
         self._running: weakref.ReferenceType[BackwardPass] | None = None
 
@@ -48,7 +50,7 @@ class KeptMatrices:
         They are equal to those of the pass that is differentiated, if it was not the last one too:
         parameters change between steps, not between passes whose gradients are accumulated.
         """
-        if key not in self._matrices or autocast != self._autocast or not in_backward():
+        if key not in self._matrices or autocast != self.autocast or not in_backward():
             return None
         return self._backward_pass().leaf(key) if key in self._without_grad else self._matrices[key]
 

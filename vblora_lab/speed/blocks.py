@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vblora_lab.speed.backward import Key
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+from vblora_lab.speed.one_input import OneInput
 
 Fold = tuple[Tensor, Tensor | None]  # W + B A (out, in) and the bias of a layer
 Place = tuple[Mapping[str, Tensor | None], str]  # what holds a parameter, and its key there
@@ -45,7 +46,7 @@ Layers = Mapping[str, Mapping[str, PooledLayer]]  # by adapter, then by name
 
 
 class Pass:
-    """One forward pass of a model: the matrices of all its layers, and its last cast input.
+    """One forward pass of a model: the matrices of all its layers, and what layers share beside.
 
     Args:
         layers: of the whole model.
@@ -60,7 +61,7 @@ class Pass:
         self.autocast: torch.dtype | None = None  # as it was when they were mixed
         self.without_grad: set[Key] = set()  # see `backward.KeptMatrices`
         self.handed_out = False
-        self._last_cast: tuple[Tensor, int, bool, Tensor] | None = None
+        self.inputs = OneInput()
         for adapter in adapters:
             self._mix(layers[adapter], adapter)
 
@@ -101,23 +102,9 @@ class Pass:
             layers[adapter][name].mixed[adapter] = matrices
         self.handed_out = True
 
-    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """An input in autocast's dtype.
-
-        Autocast would cast it in the base layer and again in the adapter, and for q, k and v each:
-        they get the same tensor, so one cast, kept until the next, serves all six.
-        """
-        if torch.compiler.is_compiling() or x.is_inference():  # which counts no versions
-            return x.to(dtype)
-        now = (x._version, torch.is_grad_enabled())
-        last = self._last_cast
-        if last is None or last[0] is not x or last[1:3] != now:
-            self._last_cast = last = (x, *now, x.to(dtype))
-        return last[3]
-
     def end(self) -> None:
-        """Let go of the input; the matrices may serve the next pass."""
-        self._last_cast = None
+        """Let go of inputs and outputs; the matrices may serve the next pass."""
+        self.inputs.end()
 
 
 class HeldBlock:
@@ -162,6 +149,12 @@ class HeldBlock:
         self.current = self.latest = Pass(self._layers, adapters)
         if hand_out:
             self.latest.hand_out(self._layers)
+
+    def unfold(self) -> None:
+        """Let go of folds, and of outputs that layers of this pass would get."""
+        self.folds = {}
+        if self.current is not None:
+            self.current.inputs.end()
 
     def end_pass(self) -> None:
         if self.current is not None:

@@ -1,62 +1,80 @@
-"""A frozen linear layer and its low-rank update in one call: y = x W^T + b + (x A^T) B^T.
+"""Frozen linear layers and their low-rank updates in one call: y = x W^T + b + (x A^T) B^T.
 
 The sum of what PyTorch's own operations compute, forward and backward, in one node of the graph
-instead of five. On a fast GPU most of a small layer's time is Python and autograd preparing the
-next kernel, so fewer nodes are less time. Gradients, with g = dL/dy and no gradient of W and b:
+instead of five a layer. On a fast GPU most of a small layer's time is Python and autograd preparing
+the next kernel, so fewer nodes and fewer kernels are less time.
 
-    dx = g W + (g B) A        dA = (g B)^T x        dB^T = (x A^T)^T g
+Layers that get the same x (q, k and v; gate and up) are one node too. Their A's stand one above the
+other as one matrix, so that x is read once for all of them, and so are the three products with A
+and its gradient. Gradients, with g = dL/dy of each layer and no gradient of W and b:
+
+    gAx = g B, side by side      dx = sum of g W, + gAx A      dA = gAx^T x      dB^T = (x A^T)^T g
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
-def frozen_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (out, in) and bias of a layer that is no more than them; None for any other.
+
+class Adapted(NamedTuple):
+    """A frozen layer and its update, all of one dtype."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+    A: Tensor  # (r, in)
+    B_T: Tensor  # (r, out), the transpose of B
+
+
+def frozen_weight(layer: nn.Module) -> Frozen | None:
+    """Weight and bias of a layer that is no more than them; None for any other.
 
     Other are subclasses (quantised, sharded), layers with hooks or a forward method of their own
     (offloading puts one there), and layers that are trained.
     """
-    kind = type(layer)
-    if kind not in (nn.Linear, Conv1D) or "forward" in layer.__dict__:
+    kind, own = type(layer), layer.__dict__  # a module's attributes take several times as long
+    if kind not in (nn.Linear, Conv1D) or "forward" in own:
         return None
-    weight, bias = cast(tuple[Tensor, Tensor | None], (layer.weight, layer.bias))
     hooked = (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if hooked or trained or type(weight) is not nn.Parameter:
+    weight, bias = map(own["_parameters"].get, ("weight", "bias"))
+    if hooked or type(weight) is not nn.Parameter or weight.requires_grad:
         return None
-    return (weight if kind is nn.Linear else weight.t()), bias
+    if "bias" not in own["_parameters"] or (bias is not None and bias.requires_grad):
+        return None
+    return weight if kind is nn.Linear else weight.t(), bias
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor) -> Tensor:
-    """The layer's output (..., out) for x (..., in), weight (out, in), A (r, in), B_T (r, out).
+def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
+    """The output (..., out) of a layer for x (..., in), of one dtype.
 
-    All of one dtype. Only x, A and B_T get gradients, and those can be differentiated again.
+    Only x, A and B_T get gradients, and those can be differentiated again.
     """
-    # Function.apply in Python looks for torch.func, which nobody uses here (see `fused.applies`),
+    return cast(Tensor, _apply(_FrozenLinear, x, *layer))
+
+
+def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    """The same of several layers for one x (..., in). All have the same r."""
+    weights, biases, A, B_T = zip(*layers, strict=True)
+    outputs = _apply(_FrozenLinears, x, torch.cat(A), weights, biases, *B_T)
+    return cast(tuple[Tensor, ...], outputs)
+
+
+def _apply(function: type[torch.autograd.Function], *args: object) -> object:
+    # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`),
     # and takes as long as two launches; this is what it calls then.
-    apply = super(torch.autograd.Function, _FrozenLinear).apply
-    return cast(Tensor, apply(x, weight, bias, A, B_T))
-
-
-def thin_first(x: Tensor) -> bool:
-    """Whether a sum of a wide and a thin product begins with the thin one.
-
-    It does on a CPU: the wide one adds to what is there in any case (to a bias, which is laid out
-    first), while a thin product that adds goes over all of the sum once more.
-    """
-    return x.device.type == "cpu"
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -64,27 +82,73 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         Ax = F.linear(rows, A)
-        if thin_first(x):
-            y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
-            y.addmm_(rows, weight.t())
-        else:
-            y = F.linear(rows, weight, bias).addmm_(Ax, B_T)
         ctx.save_for_backward(x, Ax, weight, A, B_T)
-        return y.view(*x.shape[:-1], y.shape[1])
+        return _shaped(_sum(rows, weight, bias, Ax, B_T), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, Ax, weight, A, B_T = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
+        rows, g = _rows(x), _rows(grad)
         if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
             Ax = F.linear(rows, A)
-        g = grad.reshape(-1, grad.shape[-1])
-        gB = F.linear(g, B_T)
+        gAx = F.linear(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
-            thin, wide = (gB, A), (g, weight)
-            first, then = (thin, wide) if thin_first(x) else (wide, thin)
-            dx = torch.mm(*first).addmm_(*then).view(x.shape)
-        return dx, None, None, gB.t().mm(rows), Ax.t().mm(g)
+            dx = gAx.mm(A).addmm_(g, weight).view(x.shape)
+        return dx, None, None, gAx.t().mm(rows), Ax.t().mm(g)
+
+
+class _FrozenLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        *B_T: Tensor,
+    ) -> tuple[Tensor, ...]:
+        rows = _rows(x)
+        Ax = F.linear(rows, A)
+        ctx.save_for_backward(x, Ax, A, *B_T, *weights)
+        layers = zip(weights, biases, Ax.chunk(len(B_T), dim=1), B_T, strict=True)
+        return tuple([_shaped(_sum(rows, *layer), x) for layer in layers])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, Ax, A, *both = ctx.saved_tensors
+        n = len(grads)
+        B_T, weights = both[:n], both[n:]
+        rows, g = _rows(x), [_rows(grad) for grad in grads]
+        if torch.is_grad_enabled():
+            Ax = F.linear(rows, A)
+            gAx = torch.cat([F.linear(*each) for each in zip(g, B_T, strict=True)], dim=1)
+        else:
+            gAx = torch.empty_like(Ax)
+            for part, its_g, b in zip(gAx.chunk(n, dim=1), g, B_T, strict=True):
+                torch.mm(its_g, b.t(), out=part)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = gAx.mm(A)
+            for its_g, weight in zip(g, weights, strict=True):
+                dx.addmm_(its_g, weight)
+            dx = dx.view(x.shape)
+        dB_T = [part.t().mm(its_g) for part, its_g in zip(Ax.chunk(n, dim=1), g, strict=True)]
+        return dx, gAx.t().mm(rows), None, None, *dB_T
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _sum(rows: Tensor, weight: Tensor, bias: Tensor | None, Ax: Tensor, B_T: Tensor) -> Tensor:
+    """The update first: the large product adds to what is there at no cost, a thin one reads it."""
+    y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
+    return y.addmm_(rows, weight.t())
+
+
+def _shaped(y: Tensor, x: Tensor) -> Tensor:
+    """Rows in the shape of x: not as a view, which nn.ReLU(inplace=True) could not change."""
+    return y if x.dim() == 2 else y.resize_(*x.shape[:-1], y.shape[1])

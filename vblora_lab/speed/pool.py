@@ -23,13 +23,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
-from vblora_lab.speed.backward import KeptMatrices
-from vblora_lab.speed.blocks import Fold, HeldBlock, PooledLayer
+from vblora_lab.speed.backward import KeptMatrices, in_backward
+from vblora_lab.speed.blocks import Fold, HeldBlock, Pass, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.one_input import OneInput
 from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., None])
@@ -200,9 +200,11 @@ class MatrixPool:
         return fold
 
     def unfold(self) -> None:
-        """A layer was switched, merged or the like: what was folded may stand no longer."""
+        """A layer was switched, merged or the like: what was computed may stand no longer."""
         for block in tuple(self.blocks.values()):
-            block.folds = {}
+            block.unfold()
+        if self._kept is not None:
+            self._kept.inputs.end()
         self.has_folds = False
 
     def _look_for_folds(self) -> None:
@@ -230,14 +232,18 @@ class MatrixPool:
             return None
         return layer.mixed.get(adapter)
 
-    def cast_input(self, x: Tensor, autocast: torch.dtype | None) -> Tensor:
-        """The input of a linear layer in autocast's dtype, if that is on."""
-        if autocast is None or x.dtype in (autocast, torch.float64) or not x.is_floating_point():
-            return x
+    def inputs(self, autocast: torch.dtype | None) -> OneInput | None:
+        """What layers with the same input share in the pass that runs now, or runs again.
+
+        None outside of any, and for compiled code: a compiler sees by itself what is the same.
+        """
+        if torch.compiler.is_compiling():
+            return None
         block = self._block()
-        if block is None or block.current is None:
-            return x.to(autocast)
-        return block.current.cast(x, autocast)
+        current: Pass | KeptMatrices | None = None if block is None else block.current
+        if current is None and self._kept is not None and in_backward():
+            current = self._kept
+        return None if current is None or current.autocast != autocast else current.inputs
 
 
 def _in_static_graph() -> bool:

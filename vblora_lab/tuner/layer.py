@@ -26,8 +26,9 @@ from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
-from vblora_lab.speed.frozen_linear import frozen_linear, frozen_weight
+from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+from vblora_lab.speed.one_input import OneInput, cast_input
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -55,6 +56,7 @@ class VBLoRALayer(WrappedLinear):
         self.logits_are_complete: dict[str, bool] = {}
         # Where the layers of a model get their matrices from, and this one's name there.
         self.pool, self.name_in_pool = MatrixPool(), ""
+        self.siblings: tuple[Linear, ...] = ()  # others with the same input
         self.mixed: dict[str, Matrices] = {}  # by adapter, for compiled code (see `Pass.hand_out`)
 
     def has_adapter(self, adapter: str) -> bool:
@@ -63,7 +65,9 @@ class VBLoRALayer(WrappedLinear):
 
     def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Those of A (r, in_tiles, num_vectors) and of B (out_tiles, r, num_vectors)."""
-        return self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
+        # Asked of all layers in each pass; as attributes and items they take ten times as long.
+        A, B = self._modules["vblora_logits_A"], self._modules["vblora_logits_B"]
+        return A._parameters[adapter], B._parameters[adapter]
 
     def bank(self, adapter: str) -> Tensor:
         """(num_vectors, vector_length), on the device of the logits.
@@ -234,19 +238,23 @@ class Linear(VBLoRALayer):
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
         autocast = autocast_dtype(x.device)
-        if type(self.base_layer) in (
-            nn.Linear,
-            Conv1D,
-        ):  # other kinds may have reasons of their own
-            x = self.pool.cast_input(x, autocast)
+        inputs, given = self.pool.inputs(autocast), x
+        in_one_call = not args and not kwargs and kernels.applies()
+        if in_one_call and inputs is not None:
+            output = inputs.computed(self.name_in_pool, x)
+            if output is not None:
+                return output
+        # Other kinds than these may have reasons of their own to see x as it is.
+        if autocast is not None and type(self._modules["base_layer"]) in (nn.Linear, Conv1D):
+            x = cast_input(x, autocast, inputs)
         if self.pool.row_batches:
             compiling = torch.compiler.is_compiling()
             by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
             output = by_row(x, *args, **kwargs)
             if output is not None:
                 return output
-        if not args and not kwargs:
-            output = self._forward_in_one_call(x, autocast)
+        if in_one_call:
+            output = self._forward_in_one_call(x, autocast, given, inputs)
             if output is not None:
                 return output
         return self._forward_in_steps(x, *args, **kwargs)
@@ -270,17 +278,39 @@ class Linear(VBLoRALayer):
     # Compiled code can't ask in which thread it runs.
     _forward_by_row_uncompiled = _disable_dynamo(_forward_by_row)
 
-    def _forward_in_one_call(self, x: Tensor, autocast: torch.dtype | None) -> Tensor | None:
-        """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case."""
-        plain = frozen_weight(self.base_layer)
-        adapters = [name for name in self.active_adapters if name in self.topk]
-        if plain is None or len(adapters) != 1 or not kernels.applies():
+    def _forward_in_one_call(
+        self, x: Tensor, autocast: torch.dtype | None, given: Tensor, inputs: OneInput | None
+    ) -> Tensor | None:
+        """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case.
+
+        Layers with the same input are computed together, when the first of them is called.
+        """
+        layer = self._adapted(x, autocast)
+        if layer is None:
             return None
-        weight, bias = plain
-        if x.dtype != weight.dtype or self._drops(adapters[0]):
+        if inputs is None or not self.siblings or given.is_inference():  # it counts no versions
+            return frozen_linear(x, layer)
+        together = {self.name_in_pool: layer}
+        for sibling in self.siblings:
+            other = sibling._adapted(x, autocast)
+            # Adapters of another rank don't fit; a weight that was put aside isn't there yet.
+            fits = other is not None and other.A.shape == layer.A.shape
+            if fits and other.weight.device == x.device:
+                together[sibling.name_in_pool] = other
+        if len(together) == 1:
+            return frozen_linear(x, layer)
+        return inputs.compute(self.name_in_pool, given, x, together)
+
+    def _adapted(self, x: Tensor, autocast: torch.dtype | None) -> Adapted | None:
+        """This layer, if it is plain and frozen, and has one adapter of x's dtype, undropped."""
+        plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
+        adapters = [name for name in self.active_adapters if name in self.topk]
+        if plain is None or len(adapters) != 1 or self._disable_adapters or self.merged_adapters:
+            return None
+        if x.dtype != plain[0].dtype or self._drops(adapters[0]):
             return None
         A, B_T = self._matrices(adapters[0], autocast)
-        return frozen_linear(x, weight, bias, A, B_T) if A.dtype == x.dtype else None
+        return Adapted(*plain, A, B_T) if A.dtype == x.dtype else None
 
     def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, whatever it is, and then one update after the other."""
