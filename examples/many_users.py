@@ -76,7 +76,13 @@ def experiment(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
     served = [*names, *own, "__base__"]
     started = time.perf_counter()
     texts = [
-        write_texts(model, base.tokenizer, [format_mr(each)] * len(served), adapter_names=served)
+        write_texts(
+            model,
+            base.tokenizer,
+            [format_mr(each)] * len(served),
+            adapter_names=served,
+            batch_size=len(served),
+        )
         for each in held_out
     ]
     serving = time.perf_counter() - started

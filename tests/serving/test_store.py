@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import peft
 import pytest
@@ -165,6 +166,27 @@ def test_a_reader_keeps_what_it_read_while_that_is_removed(store, adapters):
     store.remove("user-0")
     wanted = load_file(adapters / "user-0" / WEIGHTS)
     assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+
+
+@on_posix
+@pytest.mark.parametrize("kind", [ADAPTERS, BANKS])
+def test_a_file_that_goes_while_it_is_opened_is_looked_for_again(
+    store, adapters, monkeypatch, kind
+):
+    """safetensors opens it, and then PyTorch by its path: a writer may come between the two."""
+    reader, mapped, gone = AdapterStore(store.path), torch.UntypedStorage.from_file, []
+
+    def deleted_first(path, *rest, **options):
+        if not gone and Path(path).parts[-4] == kind:
+            gone.append(path)
+            for name in list(store):  # the last to use the bank too
+                store.remove(name)
+            store.add(adapters / "own", "user-0")
+            assert not Path(path).exists()
+        return mapped(path, *rest, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", deleted_first)
+    assert same(reader, "user-0", adapters / "own") and len(gone) == 1
 
 
 # --- what is refused

@@ -12,6 +12,7 @@ from .run import loss_curve as loss_curve
 from .run import loss_curves as loss_curves
 from .run import run_summary as run_summary
 from .run import smooth as smooth
+from .served import served_figure as served_figure
 from .style import BLUE as BLUE
 from .style import FAINT as FAINT
 from .style import INK as INK

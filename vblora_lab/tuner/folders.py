@@ -70,8 +70,8 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors in an adapter folder, by PEFT's keys; those of 8 bits in float32.
 
     Raises:
-        CheckpointError: there is no safetensors file, or it is damaged. Pickled weights are never
-            read, since a pickle can run any code.
+        CheckpointError: there is no safetensors file, or it is damaged, or it goes while it is
+            read. Pickled weights are never read, since a pickle can run any code.
     """
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     pickled = Path(folder) / WEIGHTS_NAME
@@ -115,6 +115,11 @@ def _readable(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}); copy it again."
+        ) from error
+    except RuntimeError as error:  # PyTorch opens it once more, by its path, to map it
+        raise CheckpointError(
+            f"{path} was there and could not be mapped ({error}): it was deleted or replaced "
+            "meanwhile, or there is no memory for it. Read it again."
         ) from error
 
 
