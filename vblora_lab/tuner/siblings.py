@@ -21,18 +21,26 @@ from functools import cache
 
 from torch import nn
 
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 
 Place = tuple[int, int]  # line and column
 
 
-def join_siblings(model: nn.Module, layers: Mapping[str, VBLoRALayer]) -> None:
-    """Tell layers which others get the same input.
+def pool_layers(
+    model: nn.Module, pool: MatrixPool, adapter: str, layers: Mapping[str, VBLoRALayer]
+) -> None:
+    """Give layers the pool that mixes for them, and tell them which others get the same input.
 
     Args:
         model: the adapted base model.
-        layers: of it, by name.
+        pool: of the model.
+        adapter: whose layers they are.
+        layers: of the model, by name.
     """
+    pool.layers[adapter] = dict(layers)
+    for name, layer in layers.items():
+        layer.pool, layer.name_in_pool = pool, name
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
         parent = model.get_submodule(name)
         for names in called_alike(type(parent)):
