@@ -18,6 +18,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,7 @@ def join_siblings(model: nn.Module, layers: Mapping[str, VBLoRALayer]) -> None:
 
 
 @cache
-def called_alike(kind: type[nn.Module]) -> list[tuple[str, ...]]:
+def called_alike(kind: type[Any]) -> list[tuple[str, ...]]:
     """Names of submodules that a kind of module calls with the same argument, group by group.
 
     Empty if its code isn't there to be read.
