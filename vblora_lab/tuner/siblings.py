@@ -18,7 +18,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -36,7 +36,7 @@ def join_siblings(model: nn.Module, layers: Mapping[str, VBLoRALayer]) -> None:
     """
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
         parent = model.get_submodule(name)
-        for names in called_alike(type(parent)):
+        for names in called_alike(cast(Any, type(parent))):
             children = [getattr(parent, each, None) for each in names]
             adapted = [each for each in children if isinstance(each, Linear)]
             if len({layer.in_features for layer in adapted}) == 1 < len(adapted):
