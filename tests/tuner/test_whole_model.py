@@ -49,11 +49,11 @@ def gradients_of(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def assert_same_gradients(found, expected):
+def assert_same_gradients(found, expected, relative=1e-5):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert gradient.norm() > 0, name
-        assert_close(found[name], gradient, relative=1e-5)
+        assert_close(found[name], gradient, relative)
 
 
 def plain_gradients(model, tokens):
@@ -132,7 +132,9 @@ def test_a_base_that_is_put_aside(where, tmp_path):
     loaded = lab.from_pretrained(base, tmp_path / "adapter", is_trainable=True)
     assert loaded.get_base_model().model.decoder.layers[0].fc1.base_layer.weight.is_meta
     assert_close(loaded(tokens).logits, expected, relative=1e-6)
-    assert_same_gradients(plain_gradients(loaded, tokens), plain_gradients(model, tokens))
+    # Its layers have hooks, and so are computed by other operations than those of the model.
+    both = (plain_gradients(each, tokens) for each in (loaded, model))
+    assert_same_gradients(*both, relative=1e-4)
     for safe_merge in (False, True):
         loaded.merge_adapter(safe_merge=safe_merge)
         assert_close(loaded(tokens).logits, expected, relative=1e-5)

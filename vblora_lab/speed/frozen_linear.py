@@ -74,7 +74,7 @@ def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
 def _apply(function: type[torch.autograd.Function], *args: object) -> object:
     # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`),
     # and takes as long as two launches; this is what it calls then.
-    return super(torch.autograd.Function, function).apply(*args)
+    return cast(Any, super(torch.autograd.Function, function)).apply(*args)
 
 
 class _FrozenLinear(torch.autograd.Function):

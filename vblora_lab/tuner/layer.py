@@ -66,8 +66,10 @@ class VBLoRALayer(WrappedLinear):
     def logits(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """Those of A (r, in_tiles, num_vectors) and of B (out_tiles, r, num_vectors)."""
         # Asked of all layers in each pass; as attributes and items they take ten times as long.
-        A, B = self._modules["vblora_logits_A"], self._modules["vblora_logits_B"]
-        return A._parameters[adapter], B._parameters[adapter]
+        modules = cast(dict[str, nn.Module], self._modules)
+        A = modules["vblora_logits_A"]._parameters[adapter]
+        B = modules["vblora_logits_B"]._parameters[adapter]
+        return cast(tuple[nn.Parameter, nn.Parameter], (A, B))
 
     def bank(self, adapter: str) -> Tensor:
         """(num_vectors, vector_length), on the device of the logits.
@@ -293,9 +295,9 @@ class Linear(VBLoRALayer):
         together = {self.name_in_pool: layer}
         for sibling in self.siblings:
             other = sibling._adapted(x, autocast)
-            # Adapters of another rank don't fit; a weight that was put aside isn't there yet.
-            fits = other is not None and other.A.shape == layer.A.shape
-            if fits and other.weight.device == x.device:
+            if other is None or other.weight.device != x.device:  # put aside, and not there yet
+                continue
+            if other.A.shape == layer.A.shape:  # else adapters of another rank
                 together[sibling.name_in_pool] = other
         if len(together) == 1:
             return frozen_linear(x, layer)

@@ -18,6 +18,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any, cast
 
 from torch import nn
 
@@ -43,7 +44,7 @@ def pool_layers(
         layer.pool, layer.name_in_pool = pool, name
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
         parent = model.get_submodule(name)
-        for names in called_alike(type(parent)):
+        for names in called_alike(cast(Any, type(parent))):
             children = [getattr(parent, each, None) for each in names]
             adapted = [each for each in children if isinstance(each, Linear)]
             if len({layer.in_features for layer in adapted}) == 1 < len(adapted):
@@ -52,7 +53,7 @@ def pool_layers(
 
 
 @cache
-def called_alike(kind: type[nn.Module]) -> list[tuple[str, ...]]:
+def called_alike(kind: type[Any]) -> list[tuple[str, ...]]:
     """Names of submodules that a kind of module calls with the same argument, group by group.
 
     Empty if its code isn't there to be read.
