@@ -38,7 +38,7 @@ from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
-from vblora_lab.tuner.siblings import join_siblings
+from vblora_lab.tuner.siblings import join_layers
 from vblora_lab.tuner.starts import begin_as_asked, copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -170,9 +170,7 @@ class VBLoRAModel(BaseTuner):
 
     def _pool_layers(self, adapter_name: str, layers: dict[str, VBLoRALayer]) -> None:
         self.pool.layers[adapter_name] = dict(layers)
-        for name, layer in layers.items():
-            layer.pool, layer.name_in_pool = self.pool, name
-        join_siblings(self.model, layers)
+        join_layers(self.model, self.pool, layers)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter: its logits, its bank and its config.

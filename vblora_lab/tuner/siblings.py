@@ -22,18 +22,22 @@ from typing import Any, cast
 
 from torch import nn
 
+from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.layer import Linear, VBLoRALayer
 
 Place = tuple[int, int]  # line and column
 
 
-def join_siblings(model: nn.Module, layers: Mapping[str, VBLoRALayer]) -> None:
-    """Tell layers which others get the same input.
+def join_layers(model: nn.Module, pool: MatrixPool, layers: Mapping[str, VBLoRALayer]) -> None:
+    """Tell layers where they get their matrices from, and which others get the same input.
 
     Args:
         model: the adapted base model.
+        pool: of this model.
         layers: of it, by name.
     """
+    for name, layer in layers.items():
+        layer.pool, layer.name_in_pool = pool, name
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
         parent = model.get_submodule(name)
         for names in called_alike(cast(Any, type(parent))):
