@@ -38,7 +38,7 @@ from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
-from vblora_lab.tuner.siblings import pool_layers
+from vblora_lab.tuner.siblings import join_layers
 from vblora_lab.tuner.starts import begin_as_asked, copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -154,8 +154,7 @@ class VBLoRAModel(BaseTuner):
                         state_dict=state_dict,
                     )
                 self._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-                layers = adapted_layers(self, adapter_name)
-                pool_layers(self.model, self.pool, adapter_name, layers)
+                self._pool_layers(adapter_name, layers := adapted_layers(self, adapter_name))
                 if config.inference_mode:  # PEFT would train its biases nevertheless
                     train_biases(model, {adapter_name: config}, ())
                 elif source is None:
@@ -168,6 +167,10 @@ class VBLoRAModel(BaseTuner):
             if adapter_name in self.vblora_vector_bank:
                 del self.vblora_vector_bank[adapter_name]
             raise
+
+    def _pool_layers(self, adapter_name: str, layers: dict[str, VBLoRALayer]) -> None:
+        self.pool.layers[adapter_name] = dict(layers)
+        join_layers(self.model, self.pool, layers)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter: its logits, its bank and its config.

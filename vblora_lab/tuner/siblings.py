@@ -28,18 +28,14 @@ from vblora_lab.tuner.layer import Linear, VBLoRALayer
 Place = tuple[int, int]  # line and column
 
 
-def pool_layers(
-    model: nn.Module, pool: MatrixPool, adapter: str, layers: Mapping[str, VBLoRALayer]
-) -> None:
-    """Give layers the pool that mixes for them, and tell them which others get the same input.
+def join_layers(model: nn.Module, pool: MatrixPool, layers: Mapping[str, VBLoRALayer]) -> None:
+    """Tell layers where they get their matrices from, and which others get the same input.
 
     Args:
         model: the adapted base model.
-        pool: of the model.
-        adapter: whose layers they are.
-        layers: of the model, by name.
+        pool: of this model.
+        layers: of it, by name.
     """
-    pool.layers[adapter] = dict(layers)
     for name, layer in layers.items():
         layer.pool, layer.name_in_pool = pool, name
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
