@@ -41,5 +41,6 @@ def test_a_small_run_writes_record_and_table(benchmark, monkeypatch, tmp_path, c
     assert not work.exists()
     # Sizes by hand: 24 modules, two logits of 4 x 3 sub-vectors; an index takes a byte, a weight 4.
     choices = 24 * 2 * 4 * 3 * (2 * 1 + 4)
-    assert 3 * choices < record["vblora"]["files"] < 3 * (choices + 20_000) + 4 * 256 * 256 + 50_000
+    rest = record["vblora"]["files"] - 3 * choices - 4 * 256 * 256  # headers, configs, the index
+    assert 0 < rest < 250_000
     assert record["lora_float32"]["files"] > 3 * 4 * 24 * 2 * 4 * 768
