@@ -70,7 +70,7 @@ TRAINING = Page(
 USERS = Page(
     "play/users.html",
     "Many users",
-    "One base model, an adapter for each of a million users: what has to be stored?",
+    "Model, rank and users as sliders: from how many adapters on one bank for all pays.",
 )
 PAGES = (FRONT, EXPLORER, TRAINING, USERS)
 

@@ -32,7 +32,7 @@ Values = dict[str, list[Any]]
 """By field, the values that are recorded, as the form has them."""
 Path = tuple[str | int, ...]
 
-USUAL = {
+USUAL: Values = {
     "r": [1, 2, 4, 8, 16, 32],
     "num_vectors": [64, 256, 512, 1024, 2048],
     "topk": [2, 4],
@@ -151,7 +151,7 @@ def _once(model: nn.Module, config: VBLoRAConfig) -> dict[str, Any]:
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
     return {
         "fields": form_of(config),
-        "catalogue": {name: catalogue[name] for name in ("model", "help", "presets")},
+        "catalogue": {name: catalogue[name] for name in ("model", "help")},
         "targets": _targets(model, form_of(config)["target_modules"]),
         "about": f"{type(model).__name__}: {count:,} parameters in {' and '.join(dtypes)}",
     }

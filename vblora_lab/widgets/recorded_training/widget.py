@@ -139,7 +139,9 @@ def _map_of(trace: Trace) -> dict[str, Any]:
 
 def _numbers_of(trace: Trace) -> list[dict[str, tuple[str, str]]]:
     """By step, the tiles that change; each is a number and a note."""
-    heard, shown, changes = Heard(), {}, [{}]
+    heard = Heard()
+    shown: dict[str, tuple[str, str]] = {}
+    changes: list[dict[str, tuple[str, str]]] = [{}]
     for event in trace.events:
         match event:
             case Started():
