@@ -51,15 +51,13 @@ def encode(
         DataError: the row is longer, or the chat template writes a question otherwise once it is
             answered, so that it can't be said where the answer begins.
     """
+    text = asked if isinstance(asked, str) else asked.mr
     start = prompt_ids(tokenizer, asked)
-    said = (
-        " " + reference if not _is_chat(tokenizer, asked) else _answer(tokenizer, asked, reference)
-    )
+    said = _answer(tokenizer, text, reference) if _is_chat(tokenizer, asked) else f" {reference}"
     rest = tokenizer(said, add_special_tokens=False)["input_ids"]
     if rest[-1:] != [tokenizer.eos_token_id]:  # the end of a turn is another token with some
         rest = [*rest, tokenizer.eos_token_id]
     if len(start) + len(rest) > max_length:
-        text = asked if isinstance(asked, str) else asked.mr
         raise DataError(
             f"an example takes {len(start) + len(rest)} tokens, but the model has {max_length} "
             f"positions; shorten or drop {text!r}"
@@ -81,10 +79,10 @@ def _as_turns(tokenizer: Tokenizer, question: str, answer: str | None = None) ->
     )
 
 
-def _answer(tokenizer: Tokenizer, asked: Example, reference: str) -> str:
+def _answer(tokenizer: Tokenizer, question: str, reference: str) -> str:
     """What the template writes of an answer: its text and the end of the turn."""
-    start = _as_turns(tokenizer, asked.mr)
-    whole = _as_turns(tokenizer, asked.mr, reference)
+    start = _as_turns(tokenizer, question)
+    whole = _as_turns(tokenizer, question, reference)
     if not whole.startswith(start):
         raise DataError(
             "the tokenizer's chat_template writes a question otherwise once it is answered, so the "
