@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--test", type=Path, required=True, help="the same, with other MRs")
     run.add_argument("--texts", type=int, default=1000, help="to train on")
     run.add_argument("--held-out", type=int, default=400, help="to validate; as many to test")
-    run.add_argument("--steps", type=int, default=100)
+    run.add_argument("--steps", type=int, default=200)
     run.add_argument("--batch-size", type=int, default=16)
     run.add_argument("--rates", type=float, nargs="+", default=RATES, help="of adapters")
     run.add_argument("--methods", nargs="+", default=[""], help="those with this in their names")

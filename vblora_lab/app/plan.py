@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
         metavar="MODEL",
         nargs="?",
         default="mini-opt",
-        help="a hub name, a folder, smollm2-135m, or mini-opt (the default)",
+        help="a hub name, a folder, smollm2-135m, minilm-l6, or mini-opt (the default)",
     )
     plan.add_argument("--preset", metavar="NAME", help="start from a preset; 'list' lists them")
     plan.add_argument("--json", action="store_true", help="print JSON, for scripts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from vblora_lab.bases.hub import cached_config, check_hub, what_to_do
-from vblora_lab.bases.names import ASSETS, MINI_OPT, OPT_125M_RANDOM, SMOLLM2
+from vblora_lab.bases.names import ASSETS, MINI_OPT, MINILM, OPT_125M_RANDOM, SMOLLM2
 from vblora_lab.errors import BaseModelError
 
 # A config.json tells the class it was made for; these tasks put another head on the same model.
@@ -59,6 +60,21 @@ def smollm2_config() -> transformers.LlamaConfig:
     return config
 
 
+def minilm_config() -> transformers.BertConfig:
+    """The config of all-MiniLM-L6-v2, known without fetching it."""
+    config = transformers.BertConfig(
+        vocab_size=30522,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        max_position_embeddings=512,
+        architectures=["BertModel"],
+    )
+    config.name_or_path = MINILM
+    return config
+
+
 def load_skeleton(
     name: str | Path = MINI_OPT,
     *,
@@ -68,8 +84,8 @@ def load_skeleton(
     """A base model without its weights, on the meta device: only its config.json is read.
 
     Args:
-        name: "mini-opt", "smollm2-135m" or "opt-125m-random" (none of which needs a network), a
-            hub name, or a local folder with a config.json.
+        name: "mini-opt", "smollm2-135m", "minilm-l6" or "opt-125m-random" (none of which needs a
+            network), a hub name, or a local folder with a config.json.
         task_type: PEFT's name of a task, for the head that the model would get for it.
         dtype: that the weights would have.
 
@@ -77,10 +93,10 @@ def load_skeleton(
         BaseModelError: there is no such config.json, or transformers can't build the model.
     """
     where = str(ASSETS / MINI_OPT) if str(name) == MINI_OPT else str(name)
-    if where == OPT_125M_RANDOM:
-        config: PretrainedConfig = opt_125m_config()
-    else:
-        config = smollm2_config() if where == SMOLLM2 else _read_config(where)
+    known: dict[str, Callable[[], PretrainedConfig]] = {
+        OPT_125M_RANDOM: opt_125m_config, SMOLLM2: smollm2_config, MINILM: minilm_config
+    }  # fmt: skip
+    config = known[where]() if where in known else _read_config(where)
     return skeleton_of(config, task_type=task_type, dtype=dtype)
 
 

@@ -12,6 +12,20 @@ YES, NO, NOT_SAID = 150, 90, 260
 
 EXERCISES = [
     Exercise(
+        "12-most-frequent",
+        hint="What share of the texts has the label that is most frequent?",
+        checker=equals(
+            NOT_SAID / (YES + NO + NOT_SAID),
+            {
+                1 / LABELS: "that is what guessing gives, each label as often as any other.",
+                NOT_SAID: "a share of all texts, between 0 and 1.",
+            },
+        ),
+        because="who says 'not said' of every text is right in 52% of the cases, and has read none "
+        "of them. What a classifier is worth begins there.",
+        solution="answer = 260 / (150 + 90 + 260)",
+    ),
+    Exercise(
         "12-head",
         hint="One weight for each label and each number that comes in, and one bias for each "
         "label.",
@@ -25,20 +39,6 @@ EXERCISES = [
         ),
         because="384 x 3 weights and 3 biases: 4,620 bytes in the file.",
         solution="answer = 384 * 3 + 3",
-    ),
-    Exercise(
-        "12-most-frequent",
-        hint="What share of the texts has the label that is most frequent?",
-        checker=equals(
-            NOT_SAID / (YES + NO + NOT_SAID),
-            {
-                1 / LABELS: "that is what guessing gives, each label as often as any other.",
-                NOT_SAID: "a share of all texts, between 0 and 1.",
-            },
-        ),
-        because="who says 'not said' of every text is right in 52% of the cases, and has read none "
-        "of them. What a classifier is worth begins there.",
-        solution="answer = 260 / (150 + 90 + 260)",
     ),
     Exercise(
         "12-roberta",

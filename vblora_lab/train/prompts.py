@@ -79,7 +79,8 @@ def _prompts_ids(tokenizer: Tokenizer, asked: Sequence[str | Example]) -> list[l
 
 
 def _said(tokenizer: Tokenizer, asked: str | Example, reference: str) -> str:
-    return _answer(tokenizer, asked, reference) if _is_chat(tokenizer, asked) else " " + reference
+    text = asked if isinstance(asked, str) else asked.mr
+    return _answer(tokenizer, text, reference) if _is_chat(tokenizer, asked) else f" {reference}"
 
 
 def _is_chat(tokenizer: Tokenizer, asked: str | Example) -> bool:
@@ -96,10 +97,10 @@ def _as_turns(tokenizer: Tokenizer, question: str, answer: str | None = None) ->
     )
 
 
-def _answer(tokenizer: Tokenizer, asked: Example, reference: str) -> str:
+def _answer(tokenizer: Tokenizer, question: str, reference: str) -> str:
     """What the template writes of an answer: its text and the end of the turn."""
-    start = _as_turns(tokenizer, asked.mr)
-    whole = _as_turns(tokenizer, asked.mr, reference)
+    start = _as_turns(tokenizer, question)
+    whole = _as_turns(tokenizer, question, reference)
     if not whole.startswith(start):
         raise DataError(
             "the tokenizer's chat_template writes a question otherwise once it is answered, so the "
