@@ -50,70 +50,27 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T
     return cast(Tensor, apply(x, weight, bias, A, B_T))
 
 
-# --- on a CPU, where a pass over a large matrix costs more than a launch
-
-
-def thin_first(x: Tensor) -> bool:
-    """Whether a sum of a wide and a thin product begins with the thin one.
-
-    It does on a CPU: the wide one adds to what is there in any case (to a bias, which is laid out
-    first), while a thin product that adds goes over all of the sum once more.
-    """
-    return x.device.type == "cpu"
-
-
-def worth_folding(rows: Tensor, weight: Tensor) -> bool:
-    """Whether W + B A is made once, in place of two products that add to the output and to dx.
-
-    On a CPU, for so many rows that it is no larger than the output; not in half precision, where
-    rounding W + B A would lose most of B A.
-    """
-    is_precise = weight.dtype.itemsize >= torch.float32.itemsize
-    return weight.device.type == "cpu" and is_precise and len(rows) >= weight.shape[1]
-
-
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        Ax = folded = None
-        if worth_folding(rows, weight):
-            folded = torch.addmm(weight, B_T.t(), A)
-            y = F.linear(rows, folded, bias)
-        else:
-            Ax = F.linear(rows, A)
-            if thin_first(x):
-                y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
-                y.addmm_(rows, weight.t())
-            else:
-                y = F.linear(rows, weight, bias).addmm_(Ax, B_T)
-        ctx.save_for_backward(x, Ax, weight, A, B_T, folded)
+        y = F.linear(rows, weight, bias)
+        Ax = F.linear(rows, A)
+        y.addmm_(Ax, B_T)
+        ctx.save_for_backward(x, Ax, weight, A, B_T)
         return y.view(*x.shape[:-1], y.shape[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, Ax, weight, A, B_T, folded = ctx.saved_tensors
+        x, Ax, weight, A, B_T = ctx.saved_tensors
         rows = x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled():  # create_graph=True; what is kept has no graph
-            Ax = folded = None
-        if Ax is None:
+        if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
             Ax = F.linear(rows, A)
         g = grad.reshape(-1, grad.shape[-1])
         gB = F.linear(g, B_T)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = _grad_of_input(g, gB, weight, A, folded).view(x.shape)
+            dx = g.mm(weight).addmm_(gB, A).view(x.shape)
         return dx, None, None, gB.t().mm(rows), Ax.t().mm(g)
-
-
-def _grad_of_input(
-    g: Tensor, gB: Tensor, weight: Tensor, A: Tensor, folded: Tensor | None
-) -> Tensor:
-    """g W + (g B) A, as rows."""
-    if folded is not None:
-        return g.mm(folded)
-    thin, wide = (gB, A), (g, weight)
-    first, then = (thin, wide) if thin_first(g) else (wide, thin)
-    return torch.mm(*first).addmm_(*then)
