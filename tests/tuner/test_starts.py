@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import set_seed
 
 import vblora_lab as lab
@@ -88,8 +87,8 @@ def test_trl_s_reference_is_a_copy_and_other_adapters_are_not():
 @pytest.mark.parametrize("start", ["trained", "at base"])
 def test_dpo_s_first_loss_is_ln_2(tmp_path, start):
     """Policy and reference are the same model before the first step, whatever its adapter."""
-    from trl import DPOConfig, DPOTrainer
-
+    trl = pytest.importorskip("trl", reason="TRL isn't installed")
+    datasets = pytest.importorskip("datasets")
     set_seed(0)
     base = load_base(device="cpu")
     config = lab.VBLoRAConfig(
@@ -101,12 +100,12 @@ def test_dpo_s_first_loss_is_ln_2(tmp_path, start):
     else:
         lab.start_at_base(model)
     rows = {"prompt": ["name[Aroma] ->"] * 4, "chosen": [" Aroma is nice."] * 4}
-    data = Dataset.from_dict({**rows, "rejected": [" It is cheap, and far away."] * 4})
-    arguments = DPOConfig(
+    data = datasets.Dataset.from_dict({**rows, "rejected": [" It is cheap, and far away."] * 4})
+    arguments = trl.DPOConfig(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[],
         logging_steps=1, disable_tqdm=True, use_cpu=True, bf16=False, learning_rate=0.0,
     )  # fmt: skip
-    trainer = DPOTrainer(
+    trainer = trl.DPOTrainer(
         model=model, args=arguments, train_dataset=data, processing_class=base.tokenizer
     )
     trainer.train()

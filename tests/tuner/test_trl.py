@@ -8,7 +8,6 @@ import math
 import peft
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import vblora_lab.tuner.peft as lab
@@ -19,6 +18,7 @@ from vblora_lab.tuner.model import VBLoRAModel
 from vblora_lab.tuner.saving import full_state_dict
 
 trl = pytest.importorskip("trl", reason="TRL isn't installed")
+Dataset = pytest.importorskip("datasets").Dataset
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 PROMPTS = ["name[Aroma] ->", "name[The Mill], food[Thai] ->"] * 2
