@@ -135,9 +135,13 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     # Controls, loss and map fit into one window.
     size = page.viewport_size
     page.set_viewport_size({"width": 1400, "height": 1000})
-    window = page.locator(".jp-WindowedPanel-outer").first.bounding_box()
-    top, views = panel.bounding_box()["y"], panel.locator(".vblora-columns").bounding_box()
-    assert views["y"] + views["height"] - top <= window["height"]
+    page.wait_for_function(
+        """() => {
+          const box = (part) => document.querySelector(part).getBoundingClientRect();
+          const height = box(".vblora-columns").bottom - box(".vblora-panel").top;
+          return height <= box(".jp-WindowedPanel-outer").height;
+        }"""
+    )
     page.set_viewport_size(size)
 
     # Training again starts from nothing.

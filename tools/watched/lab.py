@@ -91,12 +91,12 @@ class Newcomer:
     def run(self, cell: str, wait: bool = True) -> float:
         """Run a cell by its keys; seconds until it ended. A cell that fails is a fault."""
         self.at(cell)
-        before = self.page.evaluate("id => watched.runs[id].begun", cell)
+        before = self.page.evaluate("id => ({ ...watched.runs[id] })", cell)
         began = time.monotonic()
-        self._press_run(cell, before)
+        self._press_run(cell, before["begun"])
         if not wait:
             return 0.0
-        self.ended(cell)
+        self.ended(cell, before["ended"])
         return time.monotonic() - began
 
     def _press_run(self, cell: str, before: int) -> None:
@@ -116,11 +116,12 @@ class Newcomer:
                 self.at(cell)
         raise RuntimeError(f"cell {cell} can't be run")
 
-    def ended(self, cell: str) -> None:
-        """Wait until a cell that was begun has ended, and look whether it failed."""
+    def ended(self, cell: str, before: int) -> None:
+        """Wait until a cell has ended once more than `before`, and look whether it failed."""
         self.page.wait_for_function(
-            "id => watched.runs[id].begun && watched.runs[id].ended === watched.runs[id].begun",
-            arg=cell,
+            """([id, before]) => watched.runs[id].ended > before
+              && watched.cellOf(id).model.executionState === "idle" """,
+            arg=[cell, before],
             timeout=5 * LONG,
         )
         self.look_for_errors(cell)
@@ -295,11 +296,7 @@ class Newcomer:
         began = time.monotonic()
         *_, last = self.ids()
         before = self.page.evaluate("id => watched.runs[id].ended", last)
-        self.page.wait_for_function(
-            "([id, before]) => watched.runs[id].ended > before",
-            arg=[last, before],
-            timeout=5 * LONG,
-        )
+        self.ended(last, before)
         for cell in self.ids():
             self.look_for_errors(cell)
         return time.monotonic() - began
