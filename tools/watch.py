@@ -29,7 +29,7 @@ from playwright.sync_api import Error, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "browser"), str(ROOT / "tools" / "watched")]
 from browser_lab import CHROMIUM_FLAGS, EXPOSED, Jupyter, chromium, jupyter  # noqa: E402
-from chapters import AFTERWARDS, FROM_THE_TOP, MEANWHILE  # noqa: E402
+from chapters import AFTERWARDS, FROM_THE_TOP, MEANWHILE, ONLY_ONCE  # noqa: E402
 from lab import Newcomer  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -61,7 +61,7 @@ def watch(browser: Any, lab: Jupyter, name: str) -> tuple[dict[str, float], list
         newcomer.pictures(PICTURES, LOOK_FOR)
         newcomer.reload()
         for cell in () if name[:2] in FROM_THE_TOP else reversed(newcomer.ids()):
-            newcomer.run(cell)
+            newcomer.run(cell, refused=ONLY_ONCE.get((name[:2], cell), ""))
         seconds["restart"] = newcomer.restart()
     except (Error, RuntimeError) as error:
         newcomer.fault(f"stopped: {error}")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "watched")]
 import watch  # noqa: E402
-from chapters import AFTERWARDS, MEANWHILE  # noqa: E402
+from chapters import AFTERWARDS, MEANWHILE, ONLY_ONCE  # noqa: E402
 from lab import Newcomer  # noqa: E402
 
 SHOW = "from IPython.display import HTML, Javascript, display\nimport ipywidgets\n"
@@ -67,6 +67,12 @@ def test_acts_are_known_and_their_cells_are_there(acts):
             assert callable(getattr(Newcomer, name))
             assert not arguments or arguments[0] in there | made, (chapter, name, arguments)
         assert acts is AFTERWARDS or found.keys() <= there
+
+
+def test_cells_that_run_once_are_there():
+    for chapter, cell in ONLY_ONCE:
+        (path,) = watch.NOTEBOOKS.glob(f"{chapter}*.ipynb")
+        assert cell in {it.id for it in nbformat.read(path, 4).cells}
 
 
 def test_the_report_has_a_row_for_each_chapter_and_says_when_others_worked():

@@ -83,3 +83,5 @@ AFTERWARDS: dict[str, list[Act]] = {
 }
 # Their last cell removes the folder that the others write to, so they are run again from the top.
 FROM_THE_TOP = {"07", "08", "10"}
+# Cells that refuse to run a second time, and what they must say then.
+ONLY_ONCE = {("00", "train"): "a session trains once"}

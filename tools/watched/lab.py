@@ -88,15 +88,16 @@ class Newcomer:
             cell,
         )
 
-    def run(self, cell: str, wait: bool = True) -> float:
-        """Run a cell by its keys; seconds until it ended. A cell that fails is a fault."""
+    def run(self, cell: str, refused: str = "") -> float:
+        """Run a cell by its keys; seconds until it ended.
+
+        A cell that fails is a fault, unless its error says what it should: `refused`.
+        """
         self.at(cell)
         before = self.page.evaluate("id => ({ ...watched.runs[id] })", cell)
         began = time.monotonic()
         self._press_run(cell, before["begun"])
-        if not wait:
-            return 0.0
-        self.ended(cell, before["ended"])
+        self.ended(cell, before["ended"], refused)
         return time.monotonic() - began
 
     def _press_run(self, cell: str, before: int) -> None:
@@ -116,7 +117,7 @@ class Newcomer:
                 self.at(cell)
         raise RuntimeError(f"cell {cell} can't be run")
 
-    def ended(self, cell: str, before: int) -> None:
+    def ended(self, cell: str, before: int, refused: str = "") -> None:
         """Wait until a cell has ended once more than `before`, and look whether it failed."""
         self.page.wait_for_function(
             """([id, before]) => watched.runs[id].ended > before
@@ -124,9 +125,9 @@ class Newcomer:
             arg=[cell, before],
             timeout=5 * LONG,
         )
-        self.look_for_errors(cell)
+        self.look_for_errors(cell, refused)
 
-    def look_for_errors(self, cell: str) -> None:
+    def look_for_errors(self, cell: str, refused: str = "") -> None:
         errors = self.page.evaluate(
             """id => {
               const { model } = watched.cellOf(id);
@@ -136,7 +137,10 @@ class Newcomer:
             cell,
         )
         for error in errors:
-            self.fault(f"{cell}: error: {error[:300]}")
+            if not refused or refused not in error:
+                self.fault(f"{cell}: error: {error[:300]}")
+        if refused and not errors:
+            self.fault(f"{cell}: error: it should have been refused: {refused}")
 
     def output(self, cell: str) -> Any:
         """A locator of what a cell shows."""

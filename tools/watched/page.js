@@ -103,7 +103,7 @@ function wrapped(output) {
 
 // ---- contrast
 
-const LEAST = 4.5, LEAST_LARGE = 3; // of WCAG 2, level AA
+const LEAST = 4.5, LEAST_LARGE = 3; // of WCAG 2, level AA; a sign alone counts as large
 
 function rgba(text) {
   const canvas = (rgba.canvas ??= new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true }));
@@ -153,7 +153,7 @@ function faint(output) {
     const ink = rgba(element.closest("svg") ? style.fill : style.color);
     if (ink.a === 0) continue;
     const ratio = contrast(over(ink, below), below);
-    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    const size = parseFloat(style.fontSize), large = walker.currentNode.textContent.trim().length === 1 || size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
     if (ratio < (large ? LEAST_LARGE : LEAST) - 0.05) found.push(`has a contrast of ${ratio.toFixed(1)} in ${named(element)}`);
   }
   return found;
