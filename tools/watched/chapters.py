@@ -24,6 +24,7 @@ def at(cell: str, *acts: Act) -> list[Act]:
 # It begins in the phase that the first button is for.
 ONE_STEP: list[Act] = [
     ("press_all", "", "Run|1 Forward"),
+    ("press", "", "2 Gradients"),
     ("press", "", "1 Forward"),
     ("press", "", "Run"),
 ]
