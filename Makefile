@@ -1,5 +1,5 @@
 # make lab | make test | make test-fast | make demo | make setup | make check | make notebooks
-# make images | make site | make bench | make fuzz | make mutants | make clean
+# make images | make site | make watch | make bench | make fuzz | make mutants | make clean
 # make processes | make serve-check | make binder-check | make colab-check | make matrix: minutes each,
 # on environments of their own
 PYTHON ?= python3
@@ -24,12 +24,12 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # How long OpenMP's threads spin before they sleep. Long spinning slows training many times as soon as
 # a browser takes one of two cores, which it does in these.
-lab test test-fast notebooks site: export GOMP_SPINCOUNT ?= 2000
+lab test test-fast notebooks site watch: export GOMP_SPINCOUNT ?= 2000
 # Give freed memory back to the system, so that OPT-125m trains in what Binder has.
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site bench fuzz mutants processes clean binder-check colab-check matrix serve-check
+.PHONY: lab test test-fast demo setup check notebooks images site watch bench fuzz mutants processes clean binder-check colab-check matrix serve-check
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -69,6 +69,9 @@ images: $(READY)  ## take the pictures in docs/images anew
 
 site: $(READY)  ## run the course and make it a site, in build/site/html
 	OMP_NUM_THREADS=1 $(BIN)/python tools/make_site.py
+
+watch: $(READY)  ## a newcomer goes through the course in a browser; CHAPTERS="00 03" for some
+	$(BIN)/python tools/watch.py $(CHAPTERS)
 
 bench: $(READY)  ## measure speed on this machine, GPU or CPU; writes benchmarks/results
 	$(BIN)/python benchmarks/speed.py $(BENCH)

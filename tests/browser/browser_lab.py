@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 TOKEN = "vblora-lab-browser-test"
+EXPOSED = ("--LabApp.expose_app_in_browser=True",)  # JupyterLab as `jupyterapp`, for page scripts
 LONG = 120_000  # milliseconds: for a kernel's first imports on a busy machine
 
 
@@ -67,13 +68,24 @@ class Jupyter:
         path.write_text(json.dumps(notebook), encoding="utf-8")
         return path
 
-    def open(self, browser: Any, name: str, **context: Any) -> Any:
-        """A notebook in a page of its own, with an idle kernel. Close `page.context` at the end."""
+    def open(
+        self,
+        browser: Any,
+        name: str,
+        *,
+        on_page: Callable[[Any], None] = lambda _: None,
+        **context: Any,
+    ) -> Any:
+        """A notebook in a page of its own, with an idle kernel. Close `page.context` at the end.
+
+        on_page: gets the page before anything is loaded into it.
+        """
         where = (
             f"lab/workspaces/{name}/tree" if self.application == "jupyterlab" else "notebooks"
         )  # a workspace of its own: JupyterLab would open there what was open before
         page = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}} | context)
         page = page.new_page()
+        on_page(page)
         page.set_default_timeout(30_000)
         page.goto(f"{self.address}/{where}/{name}.ipynb?token={TOKEN}")
         wait_until_idle(page)
@@ -167,11 +179,11 @@ def wait_for_step(page: Any, step: int) -> int:
 
 @contextmanager
 def jupyter(
-    application: str, files: Path, home: Path, python: str = sys.executable
+    application: str, files: Path, home: Path, python: str = sys.executable, *options: str
 ) -> Iterator[Jupyter]:
     """Serve `files` from a free local port until the block ends.
 
-    All of Jupyter's own files go below `home`.
+    All of Jupyter's own files go below `home`. options: further ones of the command.
     """
     settings = home / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -183,7 +195,7 @@ def jupyter(
     command = [
         python, "-m", application, "--no-browser", "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={files}",
-        f"--IdentityProvider.token={TOKEN}",
+        f"--IdentityProvider.token={TOKEN}", *options,
     ]  # fmt: skip
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")

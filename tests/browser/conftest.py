@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from browser_lab import CHROMIUM_FLAGS, Jupyter, chromium, jupyter
+from browser_lab import CHROMIUM_FLAGS, EXPOSED, Jupyter, chromium, jupyter
 from widget_page import Open
 
 REQUIRED = os.environ.get("VBLORA_LAB_REQUIRE_BROWSER") == "1"
@@ -55,8 +55,9 @@ def servers(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
                 (home / "files").mkdir()
                 found = subprocess.run([sys.executable, "-c", "import vblora_lab"], cwd=home)
                 assert found.returncode == 0, "the kernel needs the package: pip install -e ."
+                more = EXPOSED if application == "jupyterlab" else ()
                 started[application] = stack.enter_context(
-                    jupyter(application, home / "files", home)
+                    jupyter(application, home / "files", home, sys.executable, *more)
                 )
             return started[application]
 

@@ -380,6 +380,8 @@ def test_the_table_says_what_the_map_shows(open_page):
     assert toggle.get_attribute("aria-expanded") == "true"
     table = page.page.get_by_role("table")
     assert table.locator("caption").inner_text() == "Sub-vectors 1 to 20 of 48, by layer"
+    views = page.page.locator(".vblora-linked")
+    assert page.canvas.bounding_box()["y"] < table.bounding_box()["y"] < views.bounding_box()["y"]
     page.page.get_by_role("button", name="Next").click()
     cells = table.locator("tbody tr").nth(3).locator("th, td").all_inner_texts()
     (a, b), (v, w) = selection.indices[23], selection.weights[23]

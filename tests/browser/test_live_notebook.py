@@ -12,6 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "01-vblora-live.ipynb"
 
 
+# Each change of the panel's words: its status, what it is doing, how many steps are done.
+NOTE_WORDS = """() => {
+  const panel = document.querySelector(".vblora-panel");
+  const words = (window.words = []);
+  const text = (part) => panel.querySelector(part)?.textContent ?? "";
+  new MutationObserver(() => {
+    const steps = Number(text(".vblora-steps").split(" ")[1] ?? 0);
+    const now = [text(".vblora-status"), text(".vblora-doing"), steps];
+    if (String(now) !== String(words.at(-1))) words.push(now);
+  }).observe(panel, { childList: true, characterData: true, subtree: true });
+}"""
+
+
 @pytest.fixture
 def page(browser, lab):
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, lab.files)
@@ -56,8 +69,19 @@ def test_a_person_trains_live_and_stops(page, screenshots):
 
     panel.get_by_role("button", name="Train").scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "1-ready.png")
+    page.evaluate(NOTE_WORDS)
     panel.get_by_role("button", name="Train").click()
     page.get_by_text("▶ training").wait_for()
+
+    # What takes longer than a step is told before the first one ends.
+    wait_for_step(page, 1)
+    said = page.evaluate("words")
+    before = said[: next(i for i, (_, _, steps) in enumerate(said) if steps > 0)]
+    assert before[0][0] == "▶ training", "at once"
+    done = [doing for _, doing, _ in before]
+    for what in ("preparing the adapter", "reading", "writing texts", "measuring the loss"):
+        assert any(text.startswith(what) for text in done), (what, done)
+    assert said[-1][1] == "", "steps speak for themselves"
 
     # Loss and heatmap move while it trains.
     loss, heatmap = panel.locator("canvas").nth(0), panel.locator("canvas").nth(1)
@@ -111,9 +135,13 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     # Controls, loss and map fit into one window.
     size = page.viewport_size
     page.set_viewport_size({"width": 1400, "height": 1000})
-    window = page.locator(".jp-WindowedPanel-outer").first.bounding_box()
-    top, views = panel.bounding_box()["y"], panel.locator(".vblora-columns").bounding_box()
-    assert views["y"] + views["height"] - top <= window["height"]
+    page.wait_for_function(
+        """() => {
+          const box = (part) => document.querySelector(part).getBoundingClientRect();
+          const height = box(".vblora-columns").bottom - box(".vblora-panel").top;
+          return height <= box(".jp-WindowedPanel-outer").height;
+        }"""
+    )
     page.set_viewport_size(size)
 
     # Training again starts from nothing.

@@ -14,7 +14,7 @@ from vblora_lab.tables import Html, as_html
 Status = Literal["ok", "warning", "error"]
 VERSION = metadata.version("vblora-lab")
 SIGNS = {"ok": "✓", "warning": "!", "error": "✗"}
-COLOURS = {"ok": "#2e9e4f", "warning": "#d9822b", "error": "#e5484d"}
+COLOURS = {"ok": "#26863f", "warning": "#b86a12", "error": "#e5484d"}
 
 
 @dataclass(frozen=True)

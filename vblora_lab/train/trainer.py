@@ -126,7 +126,7 @@ class LabTrainer(CapturingTrainer):
         return found
 
     def _tell_evaluated(self) -> None:
-        total = len(self.eval_dataset)
+        total = len(cast(Sized, self.eval_dataset))
         done = min(self._evaluated, total)  # processes fill up the last batch
         self.emit(Working(self.state.global_step, "measuring the loss", done, total))
 

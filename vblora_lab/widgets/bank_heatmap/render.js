@@ -9,9 +9,9 @@ function render({ model, el }) {
   parts.stage.before(toolbar.box);
   const scrubber = new Scrubber(parts.root, model, data);
   parts.stage.after(scrubber.box);
+  parts.root.append(table.box); // below the map, where it is seen to open
   const views = new Views(parts.root, model, data);
   const bench = new Bench(parts.root, model, data);
-  parts.root.append(table.box);
   // What is around the map changes with the data, not with the pointer.
   const around = oncePerFrame(() => { for (const part of [toolbar, scrubber, views, bench, table]) part.draw(); });
   const all = () => { map.redraw(); around(); };

@@ -1,0 +1,88 @@
+"""What a newcomer does in each chapter beside running its cells, in the order of the cells.
+
+`MEANWHILE` names a cell, and what is done when it has run; `AFTERWARDS` is done when all have.
+Each act is the name of a method of `Newcomer` and its arguments, the cell first.
+"""
+
+from __future__ import annotations
+
+Act = tuple[str, ...]
+
+# Of the heatmap: these two end what is shown, and are pressed by name.
+MAP = ("press_all", "", "^Undo|^Try|All modules|All rows|Play|Pause")
+OPEN_A_MODULE: list[Act] = [
+    ("keys", "", ".vblora-stage canvas", "ArrowDown", "ArrowRight", "Enter"),
+    ("press", "", "All modules"),
+]
+
+
+def at(cell: str, *acts: Act) -> list[Act]:
+    """The acts in a cell."""
+    return [(name, cell, *more) for name, _, *more in acts]
+
+
+# It begins in the phase that the first button is for.
+ONE_STEP: list[Act] = [
+    ("press_all", "", "Run|1 Forward"),
+    ("press", "", "2 Gradients"),
+    ("press", "", "1 Forward"),
+    ("press", "", "Run"),
+]
+STEERED: list[Act] = [
+    ("first_sign", "", "Train"),
+    ("step", "", "3"),
+    ("press", "", "Pause", "paused"),
+    ("press", "", "Step"),
+    ("press", "", "Resume", "training"),
+    ("step", "", "6"),
+]
+SECOND_PANEL = """
+another = lab.LiveTraining(base, steps=20, sample_count=0, eval_examples=0)
+another
+"""
+
+MEANWHILE: dict[str, dict[str, list[Act]]] = {
+    "00": {
+        "many-users": at("many-users", ("press_all", "")),
+        "map": at("map", *OPEN_A_MODULE, MAP),
+    },
+    "01": {
+        "one": at("one", *ONE_STEP),
+        "panel": [
+            *at("panel", *STEERED),
+            ("reload",),
+            ("says", "panel", "training"),
+            *at("panel", ("press", "", "Stop", "stopped")),
+        ],
+    },
+    "02": {"play": at("play", *ONE_STEP)},
+    "03": {"sub-vector": at("sub-vector", *ONE_STEP)},
+    "04": {"explorer": at("explorer", ("press_all", ""))},
+    "06": {
+        "heatmap": at("heatmap", ("press", "", "Play"), *OPEN_A_MODULE, MAP),
+        "bench": at("bench", *OPEN_A_MODULE, MAP),
+    },
+    "11": {"build-17": [*at("build-17", *STEERED, ("press", "", "Stop", "stopped"))]},
+}
+AFTERWARDS: dict[str, list[Act]] = {
+    "01": [
+        # Two panels: one trains, the other says so, and is free when the first is.
+        ("write", "another", SECOND_PANEL, "panel"),
+        ("run", "another"),
+        ("press", "panel", "Train", "training"),
+        ("press", "another", "Train"),
+        ("says", "another", "another session is training"),
+        ("press", "panel", "Stop", "stopped"),
+        ("press", "another", "Train", "training"),
+        ("step", "another", "2"),
+        # A cell that trains while a panel does.
+        ("press", "another", "Stop", "stopped"),
+        ("press", "panel", "Train", "training"),
+        ("run", "from-code"),
+        ("says", "panel", "completed"),
+    ],
+}
+# Their last cell removes the folder that the others write to, so they are run again from the top.
+FROM_THE_TOP = {"07", "08", "10"}
+# Cells that refuse to run a second time, and what they must say then.
+ONLY_ONCE = {("00", "train"): "a session trains once"}
