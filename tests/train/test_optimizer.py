@@ -5,7 +5,7 @@ import pytest
 from vblora_lab.bases import share_weights
 from vblora_lab.errors import ConfigError
 from vblora_lab.train import LearningRates, TrainingSession, make_optimizer, suited_rates
-from vblora_lab.train.methods import rates_of
+from vblora_lab.train.methods import default_rates
 from vblora_lab.tuner.peft import get_peft_model
 
 
@@ -44,6 +44,6 @@ def test_who_names_no_rates_gets_those_that_suit_the_number_of_steps(base, confi
 
 
 def test_rivals_get_rates_for_as_short_a_run():
-    assert rates_of("VB-LoRA", 100) == suited_rates(100)
-    assert (rates_of("LoRA", 100).other, rates_of("LoRA", 10_000).other) == (5e-3, 5e-4)
-    assert rates_of("full fine-tuning", 100).other == 5e-5
+    assert default_rates("VB-LoRA", 100) == suited_rates(100)
+    assert (default_rates("LoRA", 100).other, default_rates("LoRA", 10_000).other) == (5e-3, 5e-4)
+    assert default_rates("full fine-tuning", 100).other == 5e-5

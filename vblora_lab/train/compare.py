@@ -21,9 +21,9 @@ from vblora_lab.train.devices import random_state_kept
 from vblora_lab.train.generate import measure
 from vblora_lab.train.methods import (
     METHODS,
+    default_rates,
     has_bank,
     prepare,
-    rates_of,
     stored_bytes,
     trained_parameters,
 )
@@ -54,7 +54,7 @@ class MethodSession(TrainingSession):
         if not self._has_bank:
             options["select_every"] = 0
         if options.get("learning_rates") is None:
-            options["learning_rates"] = rates_of(method, options.get("steps", STEPS))
+            options["learning_rates"] = default_rates(method, options.get("steps", STEPS))
         super().__init__(base, config, task, **options)  # type: ignore[arg-type]
 
     def _make_model(self) -> Any:  # a PeftModel, or the base's own class
@@ -136,7 +136,7 @@ def compare(
             order. The configs are not changed.
         config: of VB-LoRA; LoRA gets its rank and targets. For methods given by name.
         steps, batch_size, seed, eval_examples: as for `TrainingSession`.
-        learning_rates: peak rates by method, by default those of `rates_of`. A fair comparison
+        learning_rates: peak rates by method, by default those of `default_rates`. A fair comparison
             gives each method its best.
         test_examples: held-out MRs to write texts for, for BLEU and slot errors; 0 for neither.
         runs: where to keep each method's run, under the method's name: its trace and settings while

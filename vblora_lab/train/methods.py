@@ -49,7 +49,7 @@ SHORT_LORA_RATE = 5e-3
 all ranks in `benchmarks/pareto.py`."""
 
 
-def rates_of(method: str, steps: int) -> LearningRates:
+def default_rates(method: str, steps: int) -> LearningRates:
     """Peak rates that a method gets where none are given, for a run of so many steps."""
     if method == "full fine-tuning":
         return FULL_RATES
