@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import vblora_lab as lab
+from vblora_lab.course import measured
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "good", "bad", "food", "very"]
@@ -138,7 +139,7 @@ def test_each_part_of_a_method_has_its_rate_and_each_file_its_parts(bench, encod
 def test_the_course_shows_what_the_benchmark_found(bench):
     lines = bench.table(bench.read(bench.FOUND))
     shown = [{name: str(value) for name, value in line.items()} for line in lines]
-    assert lab.course.measured.classifier() == shown
+    assert measured.classifier() == shown
     assert [line["method"] for line in lines] == [
         method for method in bench.METHODS if any(line["method"] == method for line in lines)
     ]
