@@ -345,7 +345,8 @@ def test_one_graph_with_the_same_outputs_and_gradients(kind, training):
             outputs.append(output.detach())
             gradients.append(gradients_of(model))
         assert_close(outputs[1], outputs[0], relative=1e-5)
-        assert_same_gradients(gradients[1], gradients[0])
+        # Other operations than those of the eager model: rounded otherwise.
+        assert_same_gradients(gradients[1], gradients[0], relative=1e-4)
         with torch.no_grad():  # a compiled pass reads the parameters of now
             for parameter in model.parameters():
                 if parameter.requires_grad:
