@@ -69,6 +69,10 @@ WIDER = {
     "long": "four measures with their deviations in one table",
     "curve-front": "a sentence below the table",
     "growth": "five methods in one table",
+    "six-styles": "texts as users want them",
+    "bytes-so-far": "six users in one table",
+    "c05": "examples of a task",
+    "c29": "a caution as it is given",
 }
 
 

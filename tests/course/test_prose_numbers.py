@@ -26,9 +26,12 @@ ALLOWED = {
     ("08", "curve-notes", "300"): "kB, read off the figure",
     ("08", "paper-text", "60"): "the paper's smallest model",
     ("08", "paper-text", "2,400"): "the paper's largest model",
-    ("08", "paper-notes", "0.1"): "the paper's deviations",
     ("08", "paper-notes", "1.9"): "the paper's deviations",
     ("08", "growth-notes", "2.0 MiB"): "the paper's bank",
+    ("12", "c02", "22.7 million"): "the size of an encoder that is fetched only if asked for",
+    ("12", "c02", "80 MiB"): "of the wheel that is fetched",
+    ("12", "c06", "500"): "the sum of the exercise's other numbers",
+    ("13", "c02", "89 MiB"): "of the wheel that is fetched",
     ("09", "results-steps-text", "1"): "a definition: relative to the frozen base",
 }
 
