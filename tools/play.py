@@ -86,7 +86,8 @@ def measured() -> str:
 
 def size_until_level() -> str:
     """The size from which LoRA does as well, or better."""
-    return pareto_report.short(pareto_report.level_with_lora(curve(BASE)))
+    (_, end), *_ = pareto_report.ahead_of_lora(curve(BASE))
+    return pareto_report.short(end)
 
 
 def write(html: Path) -> None:
