@@ -111,7 +111,8 @@ def test_a_preset_trains_and_its_file_loads_in_peft(name, tmp_path):
         warnings.simplefilter("ignore")
         stock = peft.PeftModel.from_pretrained(opt(), tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(stock(tokens()).logits, model(tokens()).logits)
+        ours, theirs = model(tokens()).logits, stock(tokens()).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # summed in another order
 
 
 def test_fields_of_presets_do_what_their_titles_say():

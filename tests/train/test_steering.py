@@ -151,7 +151,7 @@ def test_new_rates_follow_the_rest_of_the_schedule(base, task, config, heard):
     session.wait(LONG)
     rates = [e.learning_rates for e in heard.all if isinstance(e, Stepped)]
     shape = np.array([0, 5, 4, 3, 2, 1]) / 5
-    peak = np.array([1e-3] * 3 + [3e-2] * 3)
+    peak = np.array([1e-2] * 3 + [3e-2] * 3)
     assert [r["bank"] for r in rates] == pytest.approx(peak * shape)
     assert [r["logits"] for r in rates[3:]] == [0, 0, 0]
 

@@ -38,7 +38,7 @@ from vblora_lab.tuner.mixed_batch import mixed_batch
 from vblora_lab.tuner.modules import flags_of_copies_kept
 from vblora_lab.tuner.of_one import of_one
 from vblora_lab.tuner.sharded import cut_alike, gathered, mixes_by_layer
-from vblora_lab.tuner.siblings import join_layers
+from vblora_lab.tuner.siblings import join_layers, part_layers
 from vblora_lab.tuner.starts import begin_as_asked, copy_adapter, source_of_reference
 from vblora_lab.tuner.targets import DEFAULT_TARGETS, resolve
 from vblora_lab.tuner.wrapped import device_of
@@ -248,10 +248,10 @@ class VBLoRAModel(BaseTuner):
     ) -> None:  # PEFT's annotation; it returns the base model
         if merge:
             self._check_mergeable(adapter_names, safe_merge)
-        # A merged layer holds its old weight too. Once the pool lets go, it is gone when its base
-        # layer takes its place, and memory never has all weights twice.
+        # A merged layer holds its old weight too. Once pool and siblings let go, it is gone when
+        # its base layer takes its place, and memory never has all weights twice.
         with uninterrupted():
-            self.pool.layers.clear()
+            part_layers(self.pool)
             base_model = super()._unload_and_optionally_merge(
                 merge=merge, progressbar=progressbar, adapter_names=adapter_names
             )

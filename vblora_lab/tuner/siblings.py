@@ -48,6 +48,14 @@ def join_layers(model: nn.Module, pool: MatrixPool, layers: Mapping[str, VBLoRAL
                     layer.siblings = tuple(each for each in adapted if each is not layer)
 
 
+def part_layers(pool: MatrixPool) -> None:
+    """Let go of all layers of a pool, and let them go of each other."""
+    for layers in pool.layers.values():
+        for layer in layers.values():
+            cast(VBLoRALayer, layer).siblings = ()
+    pool.layers.clear()
+
+
 @cache
 def called_alike(kind: type[Any]) -> list[tuple[str, ...]]:
     """Names of submodules that a kind of module calls with the same argument, group by group.
