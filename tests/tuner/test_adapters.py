@@ -321,14 +321,14 @@ def test_compiled_layers_know_the_rows_of_their_own_thread():
         for layer in (model.base_model.model.first, model.base_model.model.second):
             layer.compile(backend="eager")
         for each, output in zip(names, expected, strict=True):
-            assert torch.equal(model(x, adapter_names=each), output)
+            torch.testing.assert_close(model(x, adapter_names=each), output)
             answers: list = []
             hooks = model.base_model._enable_peft_forward_hooks
             with hooks(adapter_names=each):  # meanwhile another thread has no such batch
                 thread = threading.Thread(target=lambda: answers.append(no_grad_call(model, x)))  # noqa: B023
                 thread.start()
                 thread.join()
-            assert torch.equal(answers[0], plain)
+            torch.testing.assert_close(answers[0], plain)  # summed in another order
 
 
 def no_grad_call(model, x):
