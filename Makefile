@@ -29,7 +29,7 @@ lab test test-fast notebooks site watch: export GOMP_SPINCOUNT ?= 2000
 lab: export MALLOC_MMAP_THRESHOLD_ ?= 1048576
 lab: export MALLOC_TRIM_THRESHOLD_ ?= 1048576
 
-.PHONY: lab test test-fast demo setup check notebooks images site watch bench fuzz mutants processes clean binder-check colab-check matrix serve-check
+.PHONY: lab test test-fast test-long demo setup check notebooks images site watch bench fuzz mutants processes clean binder-check colab-check matrix serve-check
 
 lab: $(LAB)  ## start JupyterLab with the first notebook
 	$(BIN)/jupyter lab $(AS_ROOT) --notebook-dir=notebooks --LabApp.default_url=/lab/tree/$(FIRST)
@@ -76,6 +76,10 @@ watch: $(READY)  ## a newcomer goes through the course in a browser; CHAPTERS="0
 bench: $(READY)  ## measure speed on this machine, GPU or CPU; writes benchmarks/results
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 	$(BIN)/python benchmarks/report.py
+
+test-long: $(READY)  ## the tests that `make test` leaves out for their length
+	VBLORA_LAB_LONG=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser/test_watch.py \
+	  tests/speed/test_compiled.py
 
 fuzz: $(READY)  ## 10,000 random files, configs, traces and interrupts; FUZZ=n for another number
 	VBLORA_LAB_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) \

@@ -126,7 +126,7 @@ def test_a_link_shows_a_title_a_sentence_and_a_picture(html, which):
 
 def test_the_size_it_names_is_that_of_the_readme():
     readme = (play.repository.ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"VB-LoRA is ahead up to {play.size_until_level()}." in readme
+    assert f" to {play.size_until_level()}. Two runs" in readme
     assert play.size_until_level() in play.measured()
 
 
