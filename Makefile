@@ -43,7 +43,7 @@ test: $(READY) $(QUANTISED)/.ready  ## run every test and every notebook
 	  --nbval-lax --nbval-cell-timeout=600 --ignore tests/browser --ignore $(IN_BITS) \
 	  $(patsubst %,--ignore %,$(wildcard $(LONG_NOTEBOOKS))) tests notebooks || failed=1; \
 	OMP_NUM_THREADS=1 PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest $(IN_BITS) || failed=1; \
-	$(BIN)/python -m pytest tests/browser || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile tests/browser || failed=1; \
 	exit $$failed
 
 # For the time between two changes: what is left out here is marked `slow`, or is in `make test` alone.
