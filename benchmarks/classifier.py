@@ -18,10 +18,8 @@ regression, with the weight of its penalty chosen as the others' rates are.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
-import platform
 import random
 import statistics
 import sys
@@ -36,9 +34,10 @@ import transformers
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 from classifier import Rows, accuracy, itemised, train  # noqa: E402
+from records import device_name, read, write_rows  # noqa: E402
 
 from vblora_lab import VBLoRAConfig, get_peft_model  # noqa: E402
 from vblora_lab.bases import MINILM, Base, load_classifier  # noqa: E402
@@ -234,19 +233,7 @@ def features_of(
     return splits
 
 
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-
-
 # --- what they say
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -281,10 +268,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_report(args: argparse.Namespace) -> None:
     lines = table(read(args.found))
-    with open(args.table, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_rows(args.table, lines)
     for line in lines:
         print(f"{line['method']:28} {line['bytes']:>8,} bytes  {line['accuracies']}")
 

@@ -11,9 +11,7 @@ and leaves out those that are there; `report` writes the table that the course s
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -25,9 +23,10 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 from instructions import distance, make_session, share_in_form, share_right, store  # noqa: E402
+from records import device_name, read, write_rows  # noqa: E402
 
 from vblora_lab.bases import SMOLLM2, load_base  # noqa: E402
 from vblora_lab.data import load_task  # noqa: E402
@@ -102,18 +101,6 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each seed, with what was measured before and after."""
     lines = []
@@ -130,10 +117,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_report(args: argparse.Namespace) -> None:
     lines = table(read(args.found))
-    with open(args.table, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_rows(args.table, lines)
     for line in lines:
         print(*(f"{name} {value}" for name, value in line.items()), sep=", ")
 

@@ -6,7 +6,6 @@ curve.csv and controls.csv in the package, and a short table to README.md, betwe
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from pareto_plan import RUNGS, Done, Entry, Plan
+from records import write_rows
 
 from vblora_lab.course.curves import quality_at_each_size
 from vblora_lab.course.measured import (
@@ -143,13 +143,6 @@ def mean_of(values: Iterable[float]) -> str:
     """Empty lists have no mean: "nan"."""
     numbers = list(values)
     return f"{statistics.mean(numbers):.4f}" if numbers else "nan"
-
-
-def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

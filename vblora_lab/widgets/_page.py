@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -79,6 +80,29 @@ def own_state(widget: anywidget.AnyWidget) -> dict[str, Any]:
     common = anywidget.AnyWidget.class_trait_names(sync=True)
     own = (name for name in widget.trait_names(sync=True) if name not in common)
     return {name: getattr(widget, name) for name in own if not name.startswith("_")}
+
+
+def write_page(
+    widget: anywidget.AnyWidget,
+    path: str | Path,
+    title: str,
+    script: str,
+    style: str,
+    **instead: object,
+) -> Path:
+    """Write the page of a widget, with its own traits and a picture of its `figure`.
+
+    Args:
+        widget: has a `figure`.
+        path: of the file; its folder must exist.
+        title, script, style: as for `page`.
+        instead: values of traits that the page has in place of the widget's.
+    """
+    png = widget.figure()._repr_png_()[0]
+    text = page(title, own_state(widget) | instead, {}, png, script=script, style=style)
+    path = Path(path)
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _picture(title: str, png: bytes) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from vblora_lab.errors import ConfigError, did_you_mean
 from vblora_lab.plots.users import users_figure
-from vblora_lab.widgets._page import own_state, page
+from vblora_lab.widgets._page import write_page
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 from vblora_lab.widgets.many_users.offers import RANKS, Offer, offers
@@ -95,11 +95,7 @@ class ManyUsers(Pictured, anywidget.AnyWidget):
             path: of the file; its folder must exist.
             title: of the page.
         """
-        png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
-        path = Path(path)
-        text = page(title, own_state(self), {}, png, script=SCRIPT, style=STYLE)
-        path.write_text(text, encoding="utf-8")
-        return path
+        return write_page(self, path, title, SCRIPT, STYLE)
 
     def _picture(self) -> Figure:
         return self.figure()

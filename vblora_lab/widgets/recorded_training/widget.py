@@ -20,7 +20,7 @@ from vblora_lab.runs.events import Evaluated, Sampled, Started, Stepped
 from vblora_lab.runs.trace import Trace
 from vblora_lab.tables import count
 from vblora_lab.widgets import readout
-from vblora_lab.widgets._page import own_state, page
+from vblora_lab.widgets._page import own_state, write_page
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import module, source
 from vblora_lab.widgets.bank_heatmap import BankHeatmap
@@ -107,11 +107,7 @@ class RecordedTraining(Pictured, anywidget.AnyWidget):
             path: of the file; its folder must exist.
             title: of the page.
         """
-        png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
-        text = page(title, own_state(self), {}, png, script=SCRIPT, style=STYLE)
-        path = Path(path)
-        path.write_text(text, encoding="utf-8")
-        return path
+        return write_page(self, path, title, SCRIPT, STYLE)
 
     def _picture(self) -> Figure:
         return self.figure()

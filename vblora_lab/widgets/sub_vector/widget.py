@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from vblora_lab.errors import SelectionError
 from vblora_lab.inspection.one_layer import ROW, OneLayer, example_layer
 from vblora_lab.plots.sub_vector import sub_vector_figure
-from vblora_lab.widgets._page import own_state, page
+from vblora_lab.widgets._page import write_page
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 
@@ -119,11 +119,7 @@ class SubVector(Pictured, anywidget.AnyWidget):
             path: of the file; its folder must exist.
             title: of the page.
         """
-        png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
-        text = page(title, own_state(self), {}, png, script=SCRIPT, style=STYLE)
-        path = Path(path)
-        path.write_text(text, encoding="utf-8")
-        return path
+        return write_page(self, path, title, SCRIPT, STYLE)
 
     def _picture(self) -> Figure:
         return self.figure()

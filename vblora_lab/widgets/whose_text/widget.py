@@ -20,7 +20,7 @@ from vblora_lab.data.meaning import format_mr, parse_mr
 from vblora_lab.data.styles import Style
 from vblora_lab.errors import ConfigError, did_you_mean
 from vblora_lab.plots.served import served_figure
-from vblora_lab.widgets._page import page
+from vblora_lab.widgets._page import write_page
 from vblora_lab.widgets._picture import Pictured
 from vblora_lab.widgets._source import source
 from vblora_lab.widgets.readout import sentence
@@ -174,13 +174,7 @@ class WhoseText(Pictured, anywidget.AnyWidget):
             path: of the file; its folder must exist.
             title: of the page.
         """
-        own = WhoseText.class_own_traits(sync=True)
-        state = {name: getattr(self, name) for name in own if not name.startswith("_")}
-        png = self.figure()._repr_png_()[0]  # type: ignore[attr-defined]
-        text = page(title, state | {"answers": False}, {}, png, script=SCRIPT, style=STYLE)
-        path = Path(path)
-        path.write_text(text, encoding="utf-8")
-        return path
+        return write_page(self, path, title, SCRIPT, STYLE, answers=False)
 
     def _picture(self) -> Figure:
         return self.figure()
