@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -11,6 +12,14 @@ from tests.cases import CASES, Case
 from vblora_lab.bases import load_base
 from vblora_lab.data import load_task
 from vblora_lab.tuner.config import VBLoRAConfig
+
+
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("VBLORA_LAB_LONG"):
+        skip = pytest.mark.skip(reason="long: run by `make test-long`")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

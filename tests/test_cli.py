@@ -19,17 +19,30 @@ from vblora_lab.train import Stepped
 FILES = {"adapter", "loss.png", "selection.png", "run.trace", "summary.json"}
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The documented demo, in a process of its own: the folder it leaves and what it prints."""
-    out = tmp_path_factory.mktemp("demo") / "out"
+def run_demo(out, *options):
+    """The demo in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "vblora_lab.cli", "demo", "--out", str(out)],
+        [sys.executable, "-m", "vblora_lab.cli", "demo", "--out", str(out), *options],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return out, done
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A demo of few steps: the folder it leaves and what it prints."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_demo(out, "--steps", "40")
+
+
+@pytest.mark.long
+def test_the_demo_learns_to_say_the_facts(tmp_path):
+    run_demo(tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["slot_error_rate"] < 0.10
+    assert summary["eval_loss_after"] < 0.25 * summary["eval_loss_before"]
 
 
 @pytest.mark.slow
@@ -37,9 +50,9 @@ def test_the_demo_learns_the_format_and_stores_a_tenth_of_lora(demo):
     out, _ = demo
     summary = json.loads((out / "summary.json").read_text())
     assert {path.name for path in out.iterdir()} == FILES
-    assert summary["slot_error_rate"] < 0.10
-    assert summary["eval_loss_after"] < 0.3 * summary["eval_loss_before"]
-    assert summary["bleu"] > 40
+    assert 0 < summary["slot_error_rate"] < 0.4
+    assert summary["eval_loss_after"] < 0.4 * summary["eval_loss_before"]
+    assert summary["bleu"] > 35
     assert summary["stored_bytes"] <= summary["lora_stored_bytes"] / 10
     assert summary["reason"] == "completed" and summary["seconds"] > 0
 

@@ -182,7 +182,7 @@ def accelerate():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="torch is built without torchrun's libuv there")
-@pytest.mark.parametrize("launcher", [torchrun, accelerate])
+@pytest.mark.parametrize("launcher", [torchrun, pytest.param(accelerate, marks=pytest.mark.long)])
 def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
     command = [sys.executable, *launcher(), "vblora_lab.cli"]
     done = train(tmp_path / "two", "--seed", "3", "--save-every", "4", launcher=command)

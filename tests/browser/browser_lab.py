@@ -123,7 +123,8 @@ def wait_until_idle(page: Any) -> None:
 def run_cell(page: Any, number: int = 0) -> None:
     """Run one cell of the notebook, without waiting for its end.
 
-    Notebook 7 shows its cells before it knows its shortcuts: the key is pressed until it is heard.
+    Notebook 7 shows its cells before it knows its shortcuts, and knows these before its kernel: the
+    key is pressed until it is heard, and whoever asks which kernel is given the first choice.
     """
     from playwright.sync_api import TimeoutError as NotYet
 
@@ -134,14 +135,16 @@ def run_cell(page: Any, number: int = 0) -> None:
       const text = cell?.querySelector(".jp-InputPrompt")?.innerText ?? "";
       return /[*0-9]/.test(text) && text !== before;
     }"""
+    asked = page.locator(".jp-Dialog", has_text="kernel").locator(".jp-mod-accept")
     for _ in range(30):
-        prompt.click()
-        page.keyboard.press("Control+Enter")
         try:
+            prompt.click(timeout=2000)
+            page.keyboard.press("Control+Enter")
             page.wait_for_function(heard, arg=[number, before], timeout=2000)
             return
         except NotYet:
-            continue
+            if asked.count():
+                asked.click()
     raise RuntimeError(f"cell {number} can't be run")
 
 

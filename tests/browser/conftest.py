@@ -71,7 +71,7 @@ def lab(servers) -> Iterator[Jupyter]:
     servers("jupyterlab").close_kernels()
 
 
-@pytest.fixture(params=["jupyterlab", "notebook"])
+@pytest.fixture(params=["jupyterlab", pytest.param("notebook", marks=pytest.mark.long)])
 def front_end(request, servers) -> Iterator[Jupyter]:
     """Both, one after the other."""
     yield servers(request.param)

@@ -12,6 +12,7 @@ import vblora_lab as lab
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import play
 
+pytestmark = pytest.mark.long
 inventory = pytest.importorskip("sphinx.util.inventory", reason="pip install '.[site]'")
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = "import make_site, pathlib, sys; make_site.make(pathlib.Path(sys.argv[1]), stored=True)"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("VBLORA_LAB_LONG"), reason="takes minutes: run by `make test-long`"
-)
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "watched")]
 import watch  # noqa: E402

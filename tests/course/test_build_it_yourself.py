@@ -143,7 +143,9 @@ def test_the_tensors_are_a_file_that_peft_loads(tmp_path):
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path)
     tokens = torch.arange(8)[None]
     with torch.no_grad():
-        torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
+        torch.testing.assert_close(
+            loaded(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 CONFIG = lab.VBLoRAConfig(

@@ -38,7 +38,9 @@ def test_a_folder_holds_the_newest_checkpoints_and_the_adapter(base, task, confi
     stock = peft.PeftModel.from_pretrained(fresh.model, out / "adapter").eval()
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        torch.testing.assert_close(stock(ids).logits, session.model(ids).logits)
+        torch.testing.assert_close(
+            stock(ids).logits, session.model(ids).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_folder_of_another_run_is_refused_before_anything_is_written(

@@ -1,6 +1,5 @@
 """Compiled models: as few graphs as with PEFT's LoRA, and the numbers of eager ones."""
 
-import os
 import threading
 
 import peft
@@ -151,9 +150,7 @@ def trained(kind, folder, backend=None):
     return torch.tensor(losses), (counters["stats"]["unique_graphs"], *stopped), model
 
 
-@pytest.mark.skipif(
-    not os.environ.get("VBLORA_LAB_LONG"), reason="takes a minute: run by `make test-long`"
-)
+@pytest.mark.long
 def test_a_registered_trainer_compiles_as_lora_s_does_and_trains_as_eagerly(tmp_path):
     _, graphs, _ = trained("lora", tmp_path, "aot_eager")
     with using():

@@ -121,7 +121,7 @@ def test_gradients_of_half_precision_results():
 
 @with_kernels
 def test_the_order_of_sums_can_be_fixed():
-    layers, bank = logits_of_layers(4, [(6, 6)] * 4, 8), bank_of(8, 32)
+    layers, bank = logits_of_layers(4, [(6, 6)] * (1 if INTERPRETED else 4), 8), bank_of(8, 32)
     torch.use_deterministic_algorithms(True)
     try:
         runs = [gradients(layers, bank, mix_all(layers, bank, 2, torch.float32)) for _ in range(3)]

@@ -133,7 +133,7 @@ def test_kept_adapters_load_onto_the_base_and_give_the_trained_models(compared, 
     }
     with torch.no_grad():
         outputs = {name: model.eval()(ids).logits for name, model in models.items()}
-        assert torch.allclose(outputs["LoRA"], session.model(ids).logits, atol=1e-5)
+        assert torch.allclose(outputs["LoRA"], session.model(ids).logits, rtol=1e-4, atol=1e-4)
         plain = base.model(ids).logits
     assert all((output - plain).abs().max() > 1e-3 for output in outputs.values())
 

@@ -241,9 +241,12 @@ def test_a_task_without_training_examples_is_refused(base, task, config):
 
 def test_waiting_has_a_limit(base, task, config):
     go_on = threading.Event()
-    session = TrainingSession(
-        base, config, task, steps=1, listeners=[lambda _: go_on.wait(60)], **SMALL
-    )
+
+    def hold(event):
+        if isinstance(event, Stepped):  # in the training's own thread
+            go_on.wait(60)
+
+    session = TrainingSession(base, config, task, steps=1, listeners=[hold], **SMALL)
     session.start()
     with pytest.raises(TimeoutError, match="still training"):
         session.wait(timeout=0.05)

@@ -213,7 +213,7 @@ def test_tables_in_text_html_and_csv(searched):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["vblora", "lora"])
+@pytest.mark.parametrize("method", ["vblora", pytest.param("lora", marks=pytest.mark.long)])
 def test_the_code_trains_the_best_one_again(tmp_path, method):
     """On a task that the code can name; in a second process, to the same loss."""
     small = {**SMALL, "trials": 1, "methods": (method,)}

@@ -83,7 +83,10 @@ def test_a_part_beside_the_head_that_peft_does_not_store_is_said_and_matters(tmp
         model.save_pretrained(tmp_path / str(is_same))
         theirs = peft.PeftModel.from_pretrained(deberta(2), tmp_path / str(is_same)).eval()
         with torch.no_grad():
-            assert torch.allclose(theirs(tokens).logits, model(tokens).logits) is is_same
+            assert (
+                torch.allclose(theirs(tokens).logits, model(tokens).logits, rtol=1e-3, atol=1e-4)
+                is is_same
+            )
 
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", None])
