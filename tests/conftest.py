@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 
 import pytest
@@ -20,6 +21,19 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what stays to the end: modules, and thousands of tests.
+
+    It is called again and again by what is tested (each run of a Trainer does).
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # libraries look for what is left over when Python ends
 
 
 @pytest.fixture(autouse=True)

@@ -45,9 +45,8 @@ from vblora_lab.train.arguments import check_counts, check_seed, with_examples
 from vblora_lab.train.batches import Row
 from vblora_lab.train.callback import EventCallback, Steering, describe
 from vblora_lab.train.checkpoints import Checkpoints
-from vblora_lab.train.completion import completion_logits
-from vblora_lab.train.devices import current_device_of, random_state_kept
-from vblora_lab.train.locked import locked
+from vblora_lab.train.devices import random_state_kept
+from vblora_lab.train.lent import lent_to_trainer
 from vblora_lab.train.memory import forget_peak
 from vblora_lab.train.optimizer import LearningRates, change_peak_rates, suited_rates
 from vblora_lab.train.peak_rates import PeakRates
@@ -234,9 +233,7 @@ class TrainingSession(SteerableRun):
     def _work(self) -> Finished:
         start = self._control.clock()
         with (
-            locked(self.model),
-            current_device_of(self.model),
-            completion_logits(self.model),
+            lent_to_trainer(self.model),
             tempfile.TemporaryDirectory(prefix="vblora-lab-") as folder,
         ):
             self._train_in(folder)
