@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from vblora_lab.speed.backward import Key
+from vblora_lab.speed.backward import KeptMatrices, Key
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.one_input import OneInput
 
@@ -74,14 +74,19 @@ class Pass:
         for (device, dtype), group in groups.items():
             first = layers[next(iter(group))]
             self.autocast = autocast_dtype(device)
-            mixed = mix_all(
-                list(group.values()),
-                first.bank(adapter),
-                first.topk[adapter],
-                self.autocast or dtype,
-            )
+            mixed = self._mixed(list(group.values()), first, adapter, self.autocast or dtype)
             for name, matrices in zip(group, mixed, strict=True):
                 self.matrices[adapter, name] = matrices
+
+    def _mixed(
+        self,
+        logits: Sequence[tuple[Tensor, Tensor]],
+        layer: PooledLayer,
+        adapter: str,
+        dtype: torch.dtype,
+    ) -> list[Matrices]:
+        """Those of layers of one device and dtype, of which one is given."""
+        return mix_all(logits, layer.bank(adapter), layer.topk[adapter], dtype)
 
     def get(self, key: Key, autocast: torch.dtype | None) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
@@ -101,6 +106,12 @@ class Pass:
         for (adapter, name), matrices in self.matrices.items():
             layers[adapter][name].mixed[adapter] = matrices
         self.handed_out = True
+
+    def kept(self) -> KeptMatrices | None:
+        """For layers that are called again in the backward pass; None if nothing is learned."""
+        if not any(matrices.A.requires_grad for matrices in self.matrices.values()):
+            return None
+        return KeptMatrices(self.matrices, self.autocast, self.without_grad)
 
     def end(self) -> None:
         """Let go of inputs and outputs; the matrices may serve the next pass."""
@@ -145,10 +156,14 @@ class HeldBlock:
             self._state = State([p for layer, a in layers for p in layer.places(a)], adapters)
         else:
             self._state = None
-        self._again, self.folds = 0, {}
-        self.current = self.latest = Pass(self._layers, adapters)
-        if hand_out:
+        self.begin(Pass(self._layers, adapters))
+        if hand_out and self.latest is not None:
             self.latest.hand_out(self._layers)
+
+    def begin(self, its: Pass) -> None:
+        """A pass that mixes anew."""
+        self._again, self.folds = 0, {}
+        self.current = self.latest = its
 
     def unfold(self) -> None:
         """Let go of folds, and of outputs that layers of this pass would get."""
