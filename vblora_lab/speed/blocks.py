@@ -74,19 +74,14 @@ class Pass:
         for (device, dtype), group in groups.items():
             first = layers[next(iter(group))]
             self.autocast = autocast_dtype(device)
-            mixed = self._mixed(list(group.values()), first, adapter, self.autocast or dtype)
+            mixed = mix_all(
+                list(group.values()),
+                first.bank(adapter),
+                first.topk[adapter],
+                self.autocast or dtype,
+            )
             for name, matrices in zip(group, mixed, strict=True):
                 self.matrices[adapter, name] = matrices
-
-    def _mixed(
-        self,
-        logits: Sequence[tuple[Tensor, Tensor]],
-        layer: PooledLayer,
-        adapter: str,
-        dtype: torch.dtype,
-    ) -> list[Matrices]:
-        """Those of layers of one device and dtype, of which one is given."""
-        return mix_all(logits, layer.bank(adapter), layer.topk[adapter], dtype)
 
     def get(self, key: Key, autocast: torch.dtype | None) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
