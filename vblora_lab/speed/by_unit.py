@@ -75,6 +75,7 @@ class PassByUnit(Pass):
     def __init__(self, layers: Layers, adapters: Sequence[str], units: Mapping[str, str]) -> None:
         super().__init__(layers, ())
         self._units = Units(layers, adapters, units)
+        self._learns = torch.is_grad_enabled()
         # One cast for all units: their gradients are summed before they are rounded.
         self._banks: dict[tuple[str, bool], Tensor] = {}  # by adapter, and whether it learns
         for adapter in adapters:
@@ -101,8 +102,10 @@ class PassByUnit(Pass):
             self._banks[of] = self._units.bank(key)
         return self._banks[of]
 
-    def kept(self) -> KeptMatrices:
-        """For layers that are called again in the backward pass."""
+    def kept(self) -> KeptMatrices | None:
+        """For layers that are called again in the backward pass; None if it has none."""
+        if not self._learns:
+            return None
         with_grad = {key: m for key, m in self.matrices.items() if key not in self.without_grad}
         return KeptByUnit(with_grad, self.autocast, self._units)
 

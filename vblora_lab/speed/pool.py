@@ -194,7 +194,7 @@ class MatrixPool:
             return
         if last.without_grad and _in_static_graph():
             return
-        self._kept = last.kept()
+        self._kept = last.kept() or self._kept
 
     # --- folded weights
 
