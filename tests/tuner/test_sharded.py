@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,6 +132,15 @@ def _one_process(rank, folder):
     for kind in CHECKPOINTING:
         model = sharded(model_of(kind), reshard_after_forward=False)
         found["stays whole", kind] = trained(model, mine, accumulate=2, stays_whole=True)
+    # PyTorch's own wrapper for checkpointing, around what FSDP cut: layers have other names now.
+    model = model_of()
+    layers = model.base_model.model.model.decoder.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(fully_shard(layer))
+    found["wrapped"] = {
+        name.replace("_checkpoint_wrapped_module.", ""): tensor
+        for name, tensor in trained(fully_shard(model), mine).items()
+    }
     found["operators"] = {
         (method, again): operators_of_a_step(method, again)
         for method in METHODS
@@ -214,6 +224,12 @@ def test_a_model_that_stays_whole_from_pass_to_pass_trains_likewise(found, kind)
     alone = trained(model_of(kind), CASE.inputs(4)[[0, 2, 1, 3]], accumulate=2)
     for results in found[1]:
         assert_alike(results["stays whole", kind], alone)
+
+
+def test_layers_that_were_wrapped_since_they_were_adapted_train_likewise(found):
+    alone = trained(model_of(), CASE.inputs(4))
+    for results in found[1]:
+        assert_alike(results["wrapped"], alone)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

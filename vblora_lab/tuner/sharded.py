@@ -105,21 +105,16 @@ def _find_units(model: nn.Module, pool: MatrixPool) -> None:
         return
     from torch.distributed.fsdp import FSDPModule
 
-    sharded = {name for name, module in model.named_modules() if isinstance(module, FSDPModule)}
-    pool.units = {name: next((u for u in _around(name) if u in sharded), "") for name in layers}
-    for layer in layers.values():  # one unit's layers mustn't be called while another's are whole
+    by_path: dict[str, str] = {}
+    by_module: dict[int, str] = {}  # a layer may have another path than when it was adapted
+    for path, module in model.named_modules():  # what is around a module comes before it
+        unit = path if isinstance(module, FSDPModule) else by_path.get(path.rpartition(".")[0], "")
+        by_path[path] = by_module[id(module)] = unit
+    pool.units = {name: by_module.get(id(layer), "") for name, layer in layers.items()}
+    for layer in layers.values():  # what another unit holds must wait for its turn
         linear = cast(Any, layer)
         unit = pool.units[linear.name_in_pool]
-        linear.siblings = tuple(
-            each for each in linear.siblings if pool.units[each.name_in_pool] == unit
-        )
-
-
-def _around(name: str) -> Iterator[str]:
-    """A module's name, and those of all that hold it, from within."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
+        linear.siblings = tuple(o for o in linear.siblings if pool.units[o.name_in_pool] == unit)
 
 
 def _tell_zero(banks: Banks) -> None:
