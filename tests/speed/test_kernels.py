@@ -14,6 +14,7 @@ from vblora_lab.admixture import admixture
 from vblora_lab.errors import UnsupportedError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.mixing import mix_all
+from vblora_lab.speed.moving import mix_moving
 
 
 @pytest.mark.slow
@@ -62,12 +63,15 @@ SHAPES = [  # r, tiles of (A, B) per layer, num_vectors, vector_length, topk
 
 
 @with_kernels
-@pytest.mark.parametrize(("r", "tiles", "num_vectors", "length", "topk"), SHAPES)
-def test_matrices_and_gradients_are_those_of_the_formula(r, tiles, num_vectors, length, topk):
+@pytest.mark.parametrize(
+    ("mix", "r", "tiles", "num_vectors", "length", "topk"),
+    [*((mix_all, *shape) for shape in SHAPES), *((mix_moving, *shape) for shape in SHAPES[1:4])],
+)
+def test_matrices_and_gradients_are_those_of_the_formula(mix, r, tiles, num_vectors, length, topk):
     layers = logits_of_layers(r, tiles, num_vectors)
     bank = bank_of(num_vectors, length)
     assert kernels.usable([part for pair in layers for part in pair], bank, topk)
-    matrices = mix_all(layers, bank, topk, torch.float32)
+    matrices = mix(layers, bank, topk, torch.float32)
     assert "Admixture" in str(matrices[0].A.grad_fn.next_functions[0][0].next_functions)
 
     exact_bank = bank.double()
@@ -117,6 +121,32 @@ def test_gradients_of_half_precision_results():
     expected = torch.autograd.grad((single * slope.bfloat16()[:3]).sum(), sources)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@with_kernels
+def test_parameters_in_half_precision_are_mixed_in_float32_and_get_gradients_of_their_own():
+    """As FSDP gathers them, and each time elsewhere."""
+    bank = bank_of(16, 8).detach().bfloat16()
+    for seed in range(2):
+        layers = logits_of_layers(2, [(1, 1), (1, 2)], 16, seed)
+        for part in (part for pair in layers for part in pair):
+            # Numbers that bfloat16 has, none of them twice in a row: which is chosen is no matter
+            # of rounding.
+            part.data = part.data.argsort(-1).float() / 8
+        halves = [tuple(p.detach().bfloat16().requires_grad_() for p in pair) for pair in layers]
+        its_bank, same_bank = bank.clone().requires_grad_(), bank.float().requires_grad_()
+        matrices = mix_moving(halves, its_bank, 2, torch.float32)
+        expected = mix_all(layers, same_bank, 2, torch.float32)
+        for got, pair in zip(matrices, expected, strict=True):
+            for one, other in zip(got, pair, strict=True):
+                torch.testing.assert_close(one, other)
+        for one, other in zip(
+            gradients(halves, its_bank, matrices),
+            gradients(layers, same_bank, expected),
+            strict=True,
+        ):
+            assert one.dtype == torch.bfloat16
+            assert relative(one, other.double()) < 2**-7
 
 
 @with_kernels

@@ -2,14 +2,17 @@
 
 import gc
 import warnings
+from collections import Counter
 
 import peft
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vblora_lab.tuner.peft as lab
 from tests.cases import CASES, scramble
@@ -39,18 +42,29 @@ def model_of(checkpointing="none", **changes):
 
 
 def sharded(model, **how):
-    for layer in model.base_model.model.model.decoder.layers:
+    for layer in (m for m in model.modules() if hasattr(m, "self_attn")):
         fully_shard(layer, **how)
     return fully_shard(model, **how)
 
 
-def trained(model, tokens, optimizer="sgd", accumulate=1):
-    """What the adapters are after three steps, whole."""
+def trained(model, tokens, optimizer="sgd", accumulate=1, stays_whole=False):
+    """What the adapters are after three steps, whole.
+
+    Args:
+        stays_whole: look at the model before each step, and let FSDP send gradients off, and cut
+            parameters again, after the last part alone.
+    """
     kind, rate = OPTIMIZERS[optimizer]
     steps = kind([p for p in model.parameters() if p.requires_grad], lr=rate)
     for step in range(3):
         steps.zero_grad()
-        for part in ((tokens + step) % 40).chunk(accumulate):
+        if stays_whole:
+            with torch.no_grad():
+                model(tokens)
+        for i, part in enumerate(((tokens + step) % 40).chunk(accumulate), 1):
+            if stays_whole:
+                model.set_requires_gradient_sync(i == accumulate)
+                model.set_reshard_after_backward(i == accumulate)
             (model(part, labels=part).loss / accumulate).backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         steps.step()
@@ -67,6 +81,42 @@ RUNS = [
     ("reentrant", "sgd", 2),
 ]
 
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+OURS = VBLoRAConfig(r=2, num_vectors=10, vector_length=4, target_modules=ALL)
+METHODS = {
+    "frozen": lambda base: base,
+    "LoRA": lambda base: peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=ALL)),
+    "ours": lambda base: lab.get_peft_model(base, OURS),
+}
+LAYERS = 2
+
+
+class Operators(TorchDispatchMode):
+    """How often each is called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, operator, _, args=(), kwargs=None):
+        self.found[str(operator)] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(method, reentrant):
+    """Forward and backward of a Llama in half precision, in all of whose layers a method trains."""
+    base = CASES["llama"].base().bfloat16()
+    how = {"use_reentrant": reentrant}
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    base.enable_input_require_grads()
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model = sharded(METHODS[method](base.requires_grad_(False)).train(), mp_policy=half)
+    tokens = CASES["llama"].inputs()
+    for _ in range(2):
+        with Operators() as operators:
+            model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+    return operators.found
+
 
 def _one_process(rank, folder):
     dist.init_process_group(
@@ -78,6 +128,24 @@ def _one_process(rank, folder):
     for run in RUNS:
         kind, *how = run
         found[run] = trained(sharded(model_of(kind)), mine, *how)
+
+    for kind in CHECKPOINTING:
+        model = sharded(model_of(kind), reshard_after_forward=False)
+        found["stays whole", kind] = trained(model, mine, accumulate=2, stays_whole=True)
+    # PyTorch's own wrapper for checkpointing, around what FSDP cut: layers have other names now.
+    model = model_of()
+    layers = model.base_model.model.model.decoder.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(fully_shard(layer))
+    found["wrapped"] = {
+        name.replace("_checkpoint_wrapped_module.", ""): tensor
+        for name, tensor in trained(fully_shard(model), mine).items()
+    }
+    found["operators"] = {
+        (method, again): operators_of_a_step(method, again)
+        for method in METHODS
+        for again in (False, True)
+    }
 
     model = sharded(model_of())
     trained(model, mine)
@@ -149,6 +217,32 @@ def test_two_processes_train_as_one_with_all_of_the_batch(found, run):
     for results in found[1]:
         # Adam divides by the root of gradients, small ones too: rounding grows.
         assert_alike(results[run], alone, 1e-6 if optimizer == "sgd" else 1e-4)
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTING)
+def test_a_model_that_stays_whole_from_pass_to_pass_trains_likewise(found, kind):
+    alone = trained(model_of(kind), CASE.inputs(4)[[0, 2, 1, 3]], accumulate=2)
+    for results in found[1]:
+        assert_alike(results["stays whole", kind], alone)
+
+
+def test_layers_that_were_wrapped_since_they_were_adapted_train_likewise(found):
+    alone = trained(model_of(), CASE.inputs(4))
+    for results in found[1]:
+        assert_alike(results["wrapped"], alone)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_step_takes_no_more_operators_than_lora_s(found, reentrant):
+    for results in found[1]:
+        lora, ours = (
+            results["operators"][method, reentrant] - results["operators"]["frozen", reentrant]
+            for method in ("LoRA", "ours")
+        )
+        assert ours.total() <= lora.total()
+        # One admixture for all layers that are whole together, and one more where PyTorch has a
+        # backward pass of its own for each of them.
+        assert ours["aten.topk.default"] == LAYERS * (1 + reentrant)
 
 
 def test_what_is_saved_is_peft_s_file_and_loads_in_one_process(found):

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from vblora_lab.speed.backward import Key
+from vblora_lab.speed.backward import KeptMatrices, Key
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
 from vblora_lab.speed.one_input import OneInput
 
@@ -102,6 +102,12 @@ class Pass:
             layers[adapter][name].mixed[adapter] = matrices
         self.handed_out = True
 
+    def kept(self) -> KeptMatrices | None:
+        """For layers that are called again in the backward pass; None if nothing is learned."""
+        if not any(matrices.A.requires_grad for matrices in self.matrices.values()):
+            return None
+        return KeptMatrices(self.matrices, self.autocast, self.without_grad)
+
     def end(self) -> None:
         """Let go of inputs and outputs; the matrices may serve the next pass."""
         self.inputs.end()
@@ -145,10 +151,14 @@ class HeldBlock:
             self._state = State([p for layer, a in layers for p in layer.places(a)], adapters)
         else:
             self._state = None
-        self._again, self.folds = 0, {}
-        self.current = self.latest = Pass(self._layers, adapters)
-        if hand_out:
+        self.begin(Pass(self._layers, adapters))
+        if hand_out and self.latest is not None:
             self.latest.hand_out(self._layers)
+
+    def begin(self, its: Pass) -> None:
+        """A pass that mixes anew."""
+        self._again, self.folds = 0, {}
+        self.current = self.latest = its
 
     def unfold(self) -> None:
         """Let go of folds, and of outputs that layers of this pass would get."""

@@ -55,17 +55,17 @@ def mix_all(
     if usable and not torch.compiler.is_compiling():
         columns = [tiles for A, B in logits for tiles in (A.shape[1], B.shape[0])]
         mixed = kernels.fused_admixture(logits, bank, topk, dtype)
-        ranges = iter(_cut(mixed, columns))
+        ranges = iter(cut_columns(mixed, columns))
         return [Matrices(A, B_T) for A, B_T in zip(ranges, ranges, strict=True)]
     parts = Order(logits)
     if usable:
         mixed = mixed_in_graph(parts, bank, topk, dtype)
     else:
         mixed = _mixed_in_plain_pytorch(parts, bank, topk).to(dtype)
-    return [Matrices(*pair) for pair in parts.by_layer(_cut(mixed, parts.tiles))]
+    return [Matrices(*pair) for pair in parts.by_layer(cut_columns(mixed, parts.tiles))]
 
 
-def _cut(mixed: Tensor, tiles: Sequence[int]) -> Sequence[Tensor]:
+def cut_columns(mixed: Tensor, tiles: Sequence[int]) -> Sequence[Tensor]:
     """Sub-vectors (r, all tiles, vector_length) as the matrices of which each has some tiles."""
     widths = [each * mixed.shape[2] for each in tiles]
     if torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag:
@@ -77,11 +77,21 @@ def _mixed_in_plain_pytorch(parts: Order, bank: Tensor, topk: int) -> Tensor:
     """Sub-vectors (r, tiles of all layers, vector_length)."""
     rows = parts.rows()
     if sum(part.numel() for part in rows) <= SMALL:
-        indices, weights = _choose(torch.cat(rows), topk)
-    else:  # so many logits are better not copied
-        choices = zip(*(_choose(part, topk) for part in rows), strict=True)
-        indices, weights = (torch.cat(chosen) for chosen in choices)
-    mixed = mix(indices[parts.order], weights.index_select(0, parts.order), bank)
+        return mixed_rows(torch.cat(rows), parts, bank, topk)
+    # So many logits are better not copied.
+    choices = zip(*(_choose(part, topk) for part in rows), strict=True)
+    indices, weights = (torch.cat(chosen) for chosen in choices)
+    return _in_order(indices, weights, parts, bank)
+
+
+def mixed_rows(rows: Tensor, parts: Order, bank: Tensor, topk: int) -> Tensor:
+    """The same of all logits behind each other (rows, num_vectors), in the dtype of the bank."""
+    return _in_order(*_choose(rows, topk), parts, bank)
+
+
+def _in_order(indices: Tensor, weights: Tensor, parts: Order, bank: Tensor) -> Tensor:
+    order = parts.order
+    mixed = mix(indices[order], weights.index_select(0, order), bank)
     return mixed.view(parts.parts[0].shape[0], -1, bank.shape[1])
 
 

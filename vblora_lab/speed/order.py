@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Sizes = tuple[tuple[int, int, int], ...]  # see `order_of`
+
 
 class Order:
     """Of the logits of many layers.
@@ -29,7 +31,7 @@ class Order:
     Attributes:
         parts: the same tensors, in the order in which they are laid behind each other.
         tiles: of each of them.
-        order: (rows,) int64, see above.
+        sizes: of the parts, which the order is a matter of.
     """
 
     def __init__(self, logits: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -41,9 +43,13 @@ class Order:
         self._numbers = [number for group in by_size.values() for number in group]
         self.parts = [logits[number // 2][number % 2] for number in self._numbers]
         self.tiles = [tiles for (_, tiles), group in by_size.items() for _ in group]
-        first = logits[0][0]
-        sizes = [(side, tiles, len(group)) for (side, tiles), group in by_size.items()]
-        self.order = _order(sizes, first.shape[0], first.device)
+        self.sizes: Sizes = tuple((*size, len(group)) for size, group in by_size.items())
+
+    @property
+    def order(self) -> Tensor:
+        """(rows,) int64, see above."""
+        first = self.parts[0]  # of an A
+        return order_of(self.sizes, first.shape[0], first.device)
 
     def rows(self) -> list[Tensor]:
         """Each part as rows of logits, without a copy."""
@@ -55,7 +61,7 @@ class Order:
         return [(by_number[i], by_number[i + 1]) for i in range(0, len(by_number), 2)]
 
 
-def _order(groups: Sequence[tuple[int, int, int]], r: int, device: torch.device) -> Tensor:
+def order_of(groups: Sizes, r: int, device: torch.device) -> Tensor:
     """(rows,) int64: for each sub-vector of the result, its row.
 
     Args:

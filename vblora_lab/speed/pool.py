@@ -28,7 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vblora_lab.speed.backward import KeptMatrices, in_backward
 from vblora_lab.speed.blocks import Fold, HeldBlock, Pass, PooledLayer
-from vblora_lab.speed.mixing import Matrices, autocast_dtype
+from vblora_lab.speed.by_unit import PassByUnit
+from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+from vblora_lab.speed.moving import mix_moving
 from vblora_lab.speed.one_input import OneInput
 from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
@@ -60,6 +62,8 @@ class MatrixPool:
         has_folds: whether any of them holds folded weights, for layers to ask in no time.
         row_batches: batches with an adapter for each sample that run now, by thread.
         live: adapters that such a batch may name beside those of the layers, see `serving.live`.
+        units: of a model that FSDP cuts over processes: by name of each layer, that of the unit
+            with which it is whole.
         turns: for threads that each need another adapter to be active (see `tuner.turns`).
     """
 
@@ -73,6 +77,7 @@ class MatrixPool:
         self.has_folds = False
         self.row_batches: dict[int, RowBatch] = {}
         self.live: LiveAdapters | None = None
+        self.units: Mapping[str, str] = {}
         self._kept: KeptMatrices | None = None
         self.turns = threading.RLock()
 
@@ -131,10 +136,15 @@ class MatrixPool:
         if block is None:
             return
         batch = self.row_batch()
+        if batch is not None and self.units:  # its layers mix for themselves
+            return
         if batch is not None:
             batch.begin_pass()
             adapters = ()
         in_use = [name for name in adapters if self._is_in_use(name)]
+        if self.units:
+            block.begin(PassByUnit(self.layers, in_use, self.units))
+            return
         block.begin_pass(in_use, hand_out and block is self.only_block)
         self._look_for_folds()
 
@@ -184,8 +194,7 @@ class MatrixPool:
             return
         if last.without_grad and _in_static_graph():
             return
-        if any(matrices.A.requires_grad for matrices in last.matrices.values()):
-            self._kept = KeptMatrices(last.matrices, last.autocast, last.without_grad)
+        self._kept = last.kept() or self._kept
 
     # --- folded weights
 
@@ -223,6 +232,13 @@ class MatrixPool:
         if block is not None and block.current is not None:
             return block.current.get(key, autocast)
         return None if self._kept is None else self._kept.get(key, autocast)
+
+    def mix_alone(self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None) -> Matrices:
+        """The matrices of one layer, where there are none that it may use."""
+        logits, bank, topk = layer.logits(adapter), layer.bank(adapter), layer.topk[adapter]
+        if self.units and not torch.compiler.is_compiling():
+            return mix_moving([logits], bank, topk, autocast or logits[0].dtype)[0]
+        return mix_all([logits], bank, topk, autocast or bank.dtype)[0]
 
     def _handed_out(
         self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None

@@ -27,7 +27,7 @@ from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
-from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
+from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.one_input import OneInput, cast_input
 from vblora_lab.speed.pool import MatrixPool
 from vblora_lab.tuner.banks import VectorBanks
@@ -341,10 +341,7 @@ class Linear(VBLoRALayer):
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
         mixed = self.pool.get(adapter, self, autocast)
-        if mixed is not None:
-            return mixed
-        logits, bank = self.logits(adapter), self.bank(adapter)
-        return mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
+        return self.pool.mix_alone(adapter, self, autocast) if mixed is None else mixed
 
     def _refuse_to_train(self, adapter: str) -> None:
         logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]

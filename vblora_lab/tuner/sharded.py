@@ -1,6 +1,7 @@
 """A model whose parameters are cut over processes, by FSDP2's `fully_shard` or DeepSpeed's ZeRO-3.
 
-Three things differ. Logits are whole only while their layer runs, so layers mix for themselves.
+Three things differ. Logits are whole only while their layer runs: under FSDP2, with all others of
+its unit, which are mixed together (see `speed.by_unit`); under ZeRO-3, each layer mixes for itself.
 What is read or stored is gathered first (`whole`). And under FSDP2, every adapted layer holds the
 bank, which FSDP must take up with the model itself, whose group is whole from the first layer to
 the last: until all adapted layers are sharded, the bank keeps itself from view
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -70,6 +72,8 @@ class Banks(Protocol):
 def mixes_by_layer(model: nn.Module, banks: Banks) -> bool:
     """Whether each layer must mix for itself, since parameters of the model are cut.
 
+    Those that FSDP cut are mixed unit by unit; the pool of the banks is told which these are.
+
     Args:
         model: between two passes.
         banks: of its adapters.
@@ -85,10 +89,32 @@ def mixes_by_layer(model: nn.Module, banks: Banks) -> bool:
             "between processes. Call fully_shard on every module that holds adapted layers (each "
             "decoder layer, and an adapted lm_head), and then on the model itself."
         )
+    if banks.in_care_of_fsdp and not torch.compiler.is_compiling():
+        _find_units(model, banks.pool)
+        return False
     if not is_cut_over_processes(model):
         return False
     _tell_zero(banks)
     return True
+
+
+def _find_units(model: nn.Module, pool: MatrixPool) -> None:
+    """Tell the pool, once, with which module FSDP makes each layer whole: the nearest around it."""
+    layers = {name: layer for each in pool.layers.values() for name, layer in each.items()}
+    if pool.units.keys() >= layers.keys():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    by_path: dict[str, str] = {}
+    by_module: dict[int, str] = {}  # a layer may have another path than when it was adapted
+    for path, module in model.named_modules():  # what is around a module comes before it
+        unit = path if isinstance(module, FSDPModule) else by_path.get(path.rpartition(".")[0], "")
+        by_path[path] = by_module[id(module)] = unit
+    pool.units = {name: by_module.get(id(layer), "") for name, layer in layers.items()}
+    for layer in layers.values():  # what another unit holds must wait for its turn
+        linear = cast(Any, layer)
+        unit = pool.units[linear.name_in_pool]
+        linear.siblings = tuple(o for o in linear.siblings if pool.units[o.name_in_pool] == unit)
 
 
 def _tell_zero(banks: Banks) -> None:

@@ -36,6 +36,7 @@ def join_layers(model: nn.Module, pool: MatrixPool, layers: Mapping[str, VBLoRAL
         pool: of this model.
         layers: of it, by name.
     """
+    pool.units = {}  # of layers that are known; those that FSDP made are looked for again
     for name, layer in layers.items():
         layer.pool, layer.name_in_pool = pool, name
     for name in dict.fromkeys(name.rpartition(".")[0] for name in layers):
