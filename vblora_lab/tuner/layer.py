@@ -28,7 +28,7 @@ from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
-from vblora_lab.speed.one_input import OneInput, cast_input
+from vblora_lab.speed.one_input import cast_input
 from vblora_lab.speed.pool import MatrixPool, Running
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
