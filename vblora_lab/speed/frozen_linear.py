@@ -48,10 +48,14 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
     )
-    weight, bias = map(own["_parameters"].get, ("weight", "bias"))
+    parameters = own["_parameters"]
+    weight = parameters.get("weight")
     if hooked or type(weight) is not nn.Parameter or weight.requires_grad:
         return None
-    if "bias" not in own["_parameters"] or (bias is not None and bias.requires_grad):
+    if "bias" not in parameters:
+        return None
+    bias = parameters["bias"]
+    if bias is not None and bias.requires_grad:
         return None
     return weight if kind is nn.Linear else weight.t(), bias
 

@@ -317,15 +317,20 @@ class Linear(VBLoRALayer):
             return None
         if self._disable_adapters or self.merged_adapters:
             return None
-        active = self._active_adapter  # PEFT's property for it takes several times as long
-        names = (active,) if isinstance(active, str) else active
-        adapters = [name for name in names if name in self.topk]
-        if len(adapters) != 1 or self._drops(adapters[0]):
+        adapter = self._only_adapter()
+        if adapter is None or self._drops(adapter):
             return None
-        key = adapters[0], self.name_in_pool
-        mixed = None if running is None else running.get(key, autocast)
-        A, B_T = self._matrices(adapters[0], autocast, mixed)
+        mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
+        A, B_T = self._matrices(adapter, autocast, mixed)
         return Adapted(*plain, A, B_T) if A.dtype == dtype else None
+
+    def _only_adapter(self) -> str | None:
+        """The one that is active here; None if there is no such, or several."""
+        active = self._active_adapter  # PEFT's property for it takes several times as long
+        here = [active] if isinstance(active, str) else active
+        if len(here) > 1:
+            here = [name for name in here if name in self.topk]
+        return here[0] if len(here) == 1 and here[0] in self.topk else None
 
     def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, whatever it is, and then one update after the other."""
@@ -350,7 +355,7 @@ class Linear(VBLoRALayer):
         return rows.view(output.shape)
 
     def _matrices(
-        self, adapter: str, autocast: torch.dtype | None, mixed: Matrices | None
+        self, adapter: str, autocast: torch.dtype | None, mixed: Matrices | None = None
     ) -> Matrices:
         """A (r, in_features) and the transpose of B, (r, out_features): of a pass, or mixed anew.
 
