@@ -234,16 +234,13 @@ class Linear(VBLoRALayer):
             InferenceOnlyError: in training, logits of which only the top k were stored.
         """
         plainly = not args and not kwargs
-        if plainly and self.pool.has_folds:
-            folded = self.pool.folded(self.name_in_pool)
-            if folded is not None:
-                return F.linear(x, *folded)
+        if plainly and self.pool.has_folds and (fold := self.pool.folded(self.name_in_pool)):
+            return F.linear(x, *fold)
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
-        if plainly and kernels.applies() and self.pool.row_batch() is None:
-            output = self._forward_in_one_call(x)
-            if output is not None:
-                return output
+        in_one_call = plainly and kernels.applies() and self.pool.row_batch() is None
+        if in_one_call and (output := self._forward_in_one_call(x)) is not None:
+            return output
         # Other kinds than these may have reasons of their own to see x as it is.
         autocast = autocast_dtype(x.device)
         if autocast is not None and type(self._modules["base_layer"]) in (nn.Linear, Conv1D):
@@ -251,8 +248,7 @@ class Linear(VBLoRALayer):
         if self.pool.row_batches:
             compiling = torch.compiler.is_compiling()
             by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
-            output = by_row(x, *args, **kwargs)
-            if output is not None:
+            if (output := by_row(x, *args, **kwargs)) is not None:
                 return output
         return self._forward_in_steps(x, *args, **kwargs)
 
@@ -285,24 +281,20 @@ class Linear(VBLoRALayer):
             running = inputs = None
         else:
             inputs = running.inputs
-            output = inputs.computed(self.name_in_pool, x)
-            if output is not None:
+            if (output := inputs.computed(self.name_in_pool, x)) is not None:
                 return output
         dtype = autocast or x.dtype
         layer = self._adapted(dtype, autocast, running)
-        if layer is None:
-            return None
-        cast_x = x if x.dtype == dtype else cast_input(x, dtype, inputs)
-        if cast_x.dtype != dtype:
+        cast_x = x if layer is None else cast_input(x, dtype, inputs)
+        if layer is None or cast_x.dtype != dtype:  # autocast leaves float64 as it is
             return None
         if inputs is None or not self.siblings or x.is_inference():  # it counts no versions
             return frozen_linear(cast_x, layer)
         together = {self.name_in_pool: layer}
         for sibling in self.siblings:
             other = sibling._adapted(dtype, autocast, running)
-            if other is None or other.weight.device != x.device:  # put aside, and not there yet
-                continue
-            if other.A.shape == layer.A.shape:  # else adapters of another rank
+            # Not one that is put aside and isn't there yet, nor an adapter of another rank.
+            if other and other.weight.device == x.device and other.A.shape == layer.A.shape:
                 together[sibling.name_in_pool] = other
         if len(together) == 1:
             return frozen_linear(cast_x, layer)
@@ -312,25 +304,15 @@ class Linear(VBLoRALayer):
         self, dtype: torch.dtype, autocast: torch.dtype | None, running: Running | None
     ) -> Adapted | None:
         """This layer, if it is plain and frozen, and has one adapter of a dtype, undropped."""
-        plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
-        if plain is None or plain[0].dtype != dtype:
+        base, adapter = self._modules["base_layer"], self.only_adapter()
+        plain = frozen_weight(cast(nn.Module, base))
+        if plain is None or plain[0].dtype != dtype or adapter is None or self._drops(adapter):
             return None
         if self._disable_adapters or self.merged_adapters:
-            return None
-        adapter = self._only_adapter()
-        if adapter is None or self._drops(adapter):
             return None
         mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
         A, B_T = self._matrices(adapter, autocast, mixed)
         return Adapted(*plain, A, B_T) if A.dtype == dtype else None
-
-    def _only_adapter(self) -> str | None:
-        """The one that is active here; None if there is no such, or several."""
-        active = self._active_adapter  # PEFT's property for it takes several times as long
-        here = [active] if isinstance(active, str) else active
-        if len(here) > 1:
-            here = [name for name in here if name in self.topk]
-        return here[0] if len(here) == 1 and here[0] in self.topk else None
 
     def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, whatever it is, and then one update after the other."""
@@ -357,19 +339,13 @@ class Linear(VBLoRALayer):
     def _matrices(
         self, adapter: str, autocast: torch.dtype | None, mixed: Matrices | None = None
     ) -> Matrices:
-        """A (r, in_features) and the transpose of B, (r, out_features): of a pass, or mixed anew.
-
-        Args:
-            adapter: which.
-            autocast: the dtype of it, if it is on.
-            mixed: those of the pass that runs now, if it has some.
-        """
+        """A (r, in_features) and the transpose of B, (r, out_features), of a pass or mixed anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        if mixed is not None:
-            return mixed
-        logits, bank = self.logits(adapter), self.bank(adapter)
-        return mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
+        if mixed is None:
+            logits, bank = self.logits(adapter), self.bank(adapter)
+            mixed = mix_all([logits], bank, self.topk[adapter], autocast or bank.dtype)[0]
+        return mixed
 
     def _refuse_to_train(self, adapter: str) -> None:
         logits = self.vblora_logits_A[adapter], self.vblora_logits_B[adapter]
