@@ -304,11 +304,10 @@ class Linear(VBLoRALayer):
         self, dtype: torch.dtype, autocast: torch.dtype | None, running: Running | None
     ) -> Adapted | None:
         """This layer, if it is plain and frozen, and has one adapter of a dtype, undropped."""
-        base, adapter = self._modules["base_layer"], self.only_adapter()
-        plain = frozen_weight(cast(nn.Module, base))
-        if plain is None or plain[0].dtype != dtype or adapter is None or self._drops(adapter):
-            return None
-        if self._disable_adapters or self.merged_adapters:
+        plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
+        adapter = self.only_adapter()
+        off = self._disable_adapters or self.merged_adapters
+        if plain is None or plain[0].dtype != dtype or off or not adapter or self._drops(adapter):
             return None
         mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
         A, B_T = self._matrices(adapter, autocast, mixed)
