@@ -11,6 +11,7 @@ from speed_rows import CUDA, DEVICE
 
 from vblora_lab.admixture import admixture
 from vblora_lab.speed import kernels
+from vblora_lab.speed.fused import fused_matrices
 from vblora_lab.speed.mixing import mix_all
 
 
@@ -91,12 +92,12 @@ def captured_kernels(
     logits: list, bank: torch.Tensor, topk: int, slope: torch.Tensor
 ) -> Callable[[], None]:
     """The two kernels as a captured step runs them: without Python's time for 560 tensors."""
-    shaped = slope.view(slope.shape[0], -1, bank.shape[1])
     sources = [bank, *(part for pair in logits for part in pair)]
 
     def call() -> None:
-        mixed = kernels.fused_admixture(logits, bank, topk, torch.float32)
-        torch.autograd.grad(mixed, sources, shaped)
+        matrices = fused_matrices(logits, bank, topk, torch.float32)
+        slopes = slope.split([matrix.shape[1] for matrix in matrices], dim=1)
+        torch.autograd.grad(matrices, sources, slopes)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -13,6 +13,7 @@ from tests.speed.interpreted import (
 from vblora_lab.admixture import admixture
 from vblora_lab.errors import UnsupportedError
 from vblora_lab.speed import kernels
+from vblora_lab.speed.fused import fused_matrices
 from vblora_lab.speed.mixing import mix_all
 from vblora_lab.speed.moving import mix_moving
 
@@ -72,7 +73,8 @@ def test_matrices_and_gradients_are_those_of_the_formula(mix, r, tiles, num_vect
     bank = bank_of(num_vectors, length)
     assert kernels.usable([part for pair in layers for part in pair], bank, topk)
     matrices = mix(layers, bank, topk, torch.float32)
-    assert "Admixture" in str(matrices[0].A.grad_fn.next_functions[0][0].next_functions)
+    nearest = matrices[0].A.grad_fn.next_functions
+    assert "Admixture" in f"{nearest}, {nearest[0][0].next_functions}"
 
     exact_bank = bank.double()
     exact = []
@@ -113,12 +115,12 @@ def test_gradients_of_half_precision_results():
     """The rows of zeros have gradients, too, which go nowhere."""
     layers, bank = logits_of_layers(3, [(2, 3), (1, 1)], 40), bank_of(40, 8)
     sources = [bank, *(part for pair in layers for part in pair)]
-    slope = bank_of(8, 8).detach().repeat(1, 7).view(8, 7, 8)
-    half = kernels.fused_admixture(layers, bank, 2, torch.bfloat16)
-    assert half.shape == (8, 7, 8)
-    got = torch.autograd.grad((half * slope.bfloat16()).sum(), sources)
-    single = kernels.fused_admixture(layers, bank, 2, torch.float32)
-    expected = torch.autograd.grad((single * slope.bfloat16()[:3]).sum(), sources)
+    slope = bank_of(8, 8).detach().repeat(1, 7).bfloat16()
+    half = torch.cat(fused_matrices(layers, bank, 2, torch.bfloat16), dim=1)
+    assert half.shape == (8, 56)
+    got = torch.autograd.grad((half * slope).sum(), sources)
+    single = torch.cat(fused_matrices(layers, bank, 2, torch.float32), dim=1)
+    expected = torch.autograd.grad((single * slope[:3]).sum(), sources)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
 

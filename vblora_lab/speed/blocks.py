@@ -8,6 +8,7 @@ place it had; from the second such pass on, W + B A is one matrix.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from operator import attrgetter, is_
 from typing import Protocol, cast
 
@@ -42,6 +43,7 @@ class PooledLayer(Protocol):
     def fold(self, matrices: Mapping[str, Matrices]) -> Fold | None: ...
 
 
+Logits = Mapping[str, tuple[Tensor, Tensor]]  # by name of a layer
 Layers = Mapping[str, Mapping[str, PooledLayer]]  # by adapter, then by name
 
 
@@ -66,12 +68,11 @@ class Pass:
             self._mix(layers[adapter], adapter)
 
     def _mix(self, layers: Mapping[str, PooledLayer], adapter: str) -> None:
+        logits = {name: layer.logits(adapter) for name, layer in layers.items()}
         # A model may be spread over several devices: what can be mixed in one call lies on one.
-        groups: dict[tuple[torch.device, torch.dtype], dict[str, tuple[Tensor, Tensor]]] = {}
-        for name, layer in layers.items():
-            logits = layer.logits(adapter)
-            groups.setdefault((logits[0].device, logits[0].dtype), {})[name] = logits
-        for (device, dtype), group in groups.items():
+        kinds = dict.fromkeys((A.device, A.dtype) for A, _ in logits.values())
+        for device, dtype in kinds:
+            group = logits if len(kinds) == 1 else _of(logits, device, dtype)
             first = layers[next(iter(group))]
             self.autocast = autocast_dtype(device)
             mixed = mix_all(
@@ -80,8 +81,7 @@ class Pass:
                 first.topk[adapter],
                 self.autocast or dtype,
             )
-            for name, matrices in zip(group, mixed, strict=True):
-                self.matrices[adapter, name] = matrices
+            self.matrices.update(zip(product((adapter,), group), mixed, strict=True))
 
     def get(self, key: Key, autocast: torch.dtype | None) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
@@ -111,6 +111,12 @@ class Pass:
     def end(self) -> None:
         """Let go of inputs and outputs; the matrices may serve the next pass."""
         self.inputs.end()
+
+
+def _of(logits: Logits, device: torch.device, dtype: torch.dtype) -> Logits:
+    """Those of some layers, by name, that lie on one device in one dtype."""
+    kind = device, dtype
+    return {name: pair for name, pair in logits.items() if (pair[0].device, pair[0].dtype) == kind}
 
 
 class HeldBlock:

@@ -48,10 +48,14 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
     )
-    weight, bias = map(own["_parameters"].get, ("weight", "bias"))
+    parameters = own["_parameters"]
+    weight = parameters.get("weight")
     if hooked or type(weight) is not nn.Parameter or weight.requires_grad:
         return None
-    if "bias" not in own["_parameters"] or (bias is not None and bias.requires_grad):
+    if "bias" not in parameters:
+        return None
+    bias = parameters["bias"]
+    if bias is not None and bias.requires_grad:
         return None
     return weight if kind is nn.Linear else weight.t(), bias
 
@@ -61,20 +65,13 @@ def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
 
     Only x, A and B_T get gradients, and those can be differentiated again.
     """
-    return cast(Tensor, _apply(_FrozenLinear, x, *layer))
+    return cast(Tensor, _one(x, *layer))
 
 
 def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """The same of several layers for one x (..., in). All have the same r."""
     weights, biases, A, B_T = zip(*layers, strict=True)
-    outputs = _apply(_FrozenLinears, x, torch.cat(A), weights, biases, *B_T)
-    return cast(tuple[Tensor, ...], outputs)
-
-
-def _apply(function: type[torch.autograd.Function], *args: object) -> object:
-    # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`),
-    # and takes as long as two launches; this is what it calls then.
-    return cast(Any, super(torch.autograd.Function, function)).apply(*args)
+    return cast(tuple[Tensor, ...], _several(x, weights, biases, *A, *B_T))
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -105,24 +102,25 @@ class _FrozenLinears(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        A: Tensor,
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
-        *B_T: Tensor,
+        *matrices: Tensor,
     ) -> tuple[Tensor, ...]:
-        rows = _rows(x)
+        n = len(weights)
+        rows, A, B_T = _rows(x), torch.cat(matrices[:n]), matrices[n:]
         Ax = F.linear(rows, A)
-        ctx.save_for_backward(x, Ax, A, *B_T, *weights)
-        layers = zip(weights, biases, Ax.chunk(len(B_T), dim=1), B_T, strict=True)
+        ctx.save_for_backward(x, Ax, A, *weights, *matrices)
+        layers = zip(weights, biases, Ax.chunk(n, dim=1), B_T, strict=True)
         return tuple([_shaped(_sum(rows, *layer), x) for layer in layers])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, Ax, A, *both = ctx.saved_tensors
         n = len(grads)
-        B_T, weights = both[:n], both[n:]
+        x, Ax, A, *others = ctx.saved_tensors
+        weights, B_T = others[:n], others[2 * n :]
         rows, g = _rows(x), [_rows(grad) for grad in grads]
         if torch.is_grad_enabled():
+            A = torch.cat(others[n : 2 * n])
             Ax = F.linear(rows, A)
             gAx = torch.cat([F.linear(*each) for each in zip(g, B_T, strict=True)], dim=1)
         else:
@@ -135,8 +133,15 @@ class _FrozenLinears(torch.autograd.Function):
             for its_g, weight in zip(g, weights, strict=True):
                 dx.addmm_(its_g, weight)
             dx = dx.view(x.shape)
+        dA = gAx.t().mm(rows).chunk(n)
         dB_T = [part.t().mm(its_g) for part, its_g in zip(Ax.chunk(n, dim=1), g, strict=True)]
-        return dx, gAx.t().mm(rows), None, None, *dB_T
+        return dx, None, None, *dA, *dB_T
+
+
+# Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`), and
+# takes as long as two launches; these are what it calls then.
+_one = cast(Any, super(torch.autograd.Function, _FrozenLinear)).apply
+_several = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ layer keeps them, and their gradient is written once:
 Atomic additions come in any order, so the last digits of the bank's gradient vary from run to run.
 After `torch.use_deterministic_algorithms(True)` they are summed in a fixed order, which takes
 longer. `kernels.enabled = False`, or VBLORA_LAB_FUSED=0 in the environment, brings the reference
-back. For models that are compiled, `in_graph` has the same kernels.
+back. `fused` makes one node of autograd's graph of them, and `in_graph` operators for compilers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-
-from vblora_lab.speed.once import once
 
 if importlib.util.find_spec("triton"):
     import triton
@@ -46,7 +43,6 @@ MAX_TOPK = 16
 MAX_NUM_VECTORS = 2**14  # a row of logits is held in registers
 MAX_VECTOR_LENGTH = 2**11
 
-Layout = tuple[tuple[int, tuple[int, ...]], ...]
 _INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
 
@@ -81,53 +77,6 @@ def usable(parts: Sequence[Tensor], bank: Tensor, topk: int) -> bool:
     )
 
 
-def fused_admixture(
-    logits: Sequence[tuple[Tensor, Tensor]], bank: Tensor, topk: int, dtype: torch.dtype
-) -> Tensor:
-    """The admixture of all logits of a model, without laying them side by side first.
-
-    Args:
-        logits: per layer, those of A (r, in_tiles, num_vectors) and B (out_tiles, r, num_vectors),
-            float32 and contiguous.
-        bank: (num_vectors, vector_length), float32.
-        topk: how many bank vectors make a sub-vector.
-        dtype: of the result; sums are in float32.
-
-    Returns:
-        Sub-vectors (r, tiles, vector_length): of the first layer's A, its B, the second's A, ...
-        In half precision r is rounded up to a multiple of ALIGNED with sub-vectors of zeros, which
-        add nothing to B A.
-    """
-    parts = [part for pair in logits for part in pair]
-    return cast(Tensor, _Admixture.apply(bank, topk, dtype, *parts))  # type: ignore[no-untyped-call]
-
-
-class _Admixture(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, bank: Tensor, topk: int, dtype: torch.dtype, *parts: Tensor) -> Tensor:
-        layout = tuple((part.data_ptr(), part.shape) for part in parts)
-        offsets, places = _rows(layout, bank.device)
-        r = parts[0].shape[0]  # the first are those of an A
-        out, indices, weights = forward(parts[0], offsets, bank, topk, r, dtype)
-        ctx.save_for_backward(bank, indices, weights, places)
-        ctx.shapes = [part.shape for part in parts]
-        ctx.learned = [each for each in (bank, *parts) if each.requires_grad]  # see `once`
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        bank, indices, weights, places = ctx.saved_tensors
-        needs = any(ctx.needs_input_grad[3:]), ctx.needs_input_grad[0]
-        with torch.no_grad():
-            both = backward(grad, bank, indices, weights, places, *needs)
-        grad_logits, grad_bank = (once(gradient, ctx.learned) for gradient in both)
-        if grad_logits is None:
-            return grad_bank, None, None, *(None for _ in ctx.shapes)
-        pieces = grad_logits.split([shape[0] * shape[1] for shape in ctx.shapes])
-        views = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True)]
-        return grad_bank, None, None, *views
-
-
 def padded(r: int, dtype: torch.dtype) -> int:
     """How many rows A and the transpose of B have for a rank r: a multiple of ALIGNED, or r."""
     return r if dtype.itemsize > 2 else -(-r // ALIGNED) * ALIGNED
@@ -149,8 +98,8 @@ def forward(
         r: the rank; rows are (r, rows / r).
 
     Returns:
-        Sub-vectors (r, rows / r, vector_length), with r rounded up as in `fused_admixture`; the
-        indices (rows, topk) int32 of the vectors chosen; and their weights (rows, topk) float32.
+        Sub-vectors (r, rows / r, vector_length), with r rounded up (see `padded`); the indices
+        (rows, topk) int32 of the vectors chosen; and their weights (rows, topk) float32.
     """
     (num_vectors, length), rows = bank.shape, offsets.shape[0]
     padded_r = padded(r, dtype)
@@ -210,34 +159,7 @@ def backward(
     return grad_logits if logits_need else None, grad_bank
 
 
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a step of training may use tables that were made under it
-def _rows(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the logits of each sub-vector lie, and where their gradient goes.
-
-    Args:
-        layout: address and shape of the logits of A, B, A, B, ... They stay the same from step to
-            step, so the tables are made once.
-
-    Returns:
-        offsets (rows,) int64, from the first logit of the first layer in numbers, whichever memory
-        the others lie in; and places (rows,) int64, rows of the gradient buffer. Rows are in the
-        order of the result.
-    """
-    offsets, places, before, first = [], [], 0, layout[0][0]
-    for number, (start, shape) in enumerate(layout):
-        row = torch.arange(shape[0] * shape[1]).view(shape[:2])
-        if number % 2:  # B, whose rank comes second
-            row = row.t()
-        offsets.append((start - first) // torch.float32.itemsize + row * shape[2])
-        places.append(before + row)
-        before += row.numel()
-    tables = [torch.cat(table, dim=1).flatten() for table in (offsets, places)]
-    if device.type == "cuda":  # pinned memory, so that the copy doesn't wait for the device
-        tables = [table.pin_memory().to(device, non_blocking=True) for table in tables]
-    return tables[0], tables[1]
-
-
+@functools.cache
 def _constants(num_vectors: int, length: int, topk: int) -> dict[str, int]:
     return {
         "NUM_VECTORS": num_vectors,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vblora_lab.admixture import choose, mix
 from vblora_lab.speed import kernels
+from vblora_lab.speed.fused import fused_matrices
 from vblora_lab.speed.in_graph import cut_in_graph, mixed_in_graph
 from vblora_lab.speed.order import Order
 
@@ -33,7 +34,7 @@ PER_CHOICE = 64  # numbers of a row for each that is chosen, see `_choose`
 class Matrices(NamedTuple):
     """A (r, in_features) and the transpose of B, (r, out_features).
 
-    There may be rows of zeros at their ends (see `kernels.fused_admixture`).
+    There may be rows of zeros at their ends (see `fused.fused_matrices`).
     """
 
     A: Tensor
@@ -53,10 +54,8 @@ def mix_all(
     """
     usable = kernels.usable([part for pair in logits for part in pair], bank, topk)
     if usable and not torch.compiler.is_compiling():
-        columns = [tiles for A, B in logits for tiles in (A.shape[1], B.shape[0])]
-        mixed = kernels.fused_admixture(logits, bank, topk, dtype)
-        ranges = iter(cut_columns(mixed, columns))
-        return [Matrices(A, B_T) for A, B_T in zip(ranges, ranges, strict=True)]
+        ranges = iter(fused_matrices(logits, bank, topk, dtype))
+        return list(map(Matrices, ranges, ranges))
     parts = Order(logits)
     if usable:
         mixed = mixed_in_graph(parts, bank, topk, dtype)

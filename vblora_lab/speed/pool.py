@@ -34,6 +34,7 @@ from vblora_lab.speed.moving import mix_moving
 from vblora_lab.speed.one_input import OneInput
 from vblora_lab.speed.rows import LiveAdapters, RowBatch
 
+Running = Pass | KeptMatrices  # where layers get their matrices from
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., None])
 
 
@@ -221,17 +222,24 @@ class MatrixPool:
 
     # --- layers ask
 
+    def running(self) -> Running | None:
+        """The pass of this thread that runs now, or runs again within its backward pass.
+
+        Not for compiled code, which can't ask in which thread it runs.
+        """
+        block = self.blocks.get(threading.get_ident())
+        if block is not None and block.current is not None:
+            return block.current
+        return self._kept if self._kept is not None and in_backward() else None
+
     def get(
         self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None
     ) -> Matrices | None:
         """The matrices of one layer, if there are any that it may use under this autocast."""
         if torch.compiler.is_compiling():
             return self._handed_out(adapter, layer, autocast)
-        key = (adapter, layer.name_in_pool)
-        block = self._block()
-        if block is not None and block.current is not None:
-            return block.current.get(key, autocast)
-        return None if self._kept is None else self._kept.get(key, autocast)
+        running = self.running()
+        return None if running is None else running.get((adapter, layer.name_in_pool), autocast)
 
     def mix_alone(self, adapter: str, layer: PooledLayer, autocast: torch.dtype | None) -> Matrices:
         """The matrices of one layer, where there are none that it may use."""
@@ -253,13 +261,8 @@ class MatrixPool:
 
         None outside of any, and for compiled code: a compiler sees by itself what is the same.
         """
-        if torch.compiler.is_compiling():
-            return None
-        block = self._block()
-        current: Pass | KeptMatrices | None = None if block is None else block.current
-        if current is None and self._kept is not None and in_backward():
-            current = self._kept
-        return None if current is None or current.autocast != autocast else current.inputs
+        running = None if torch.compiler.is_compiling() else self.running()
+        return None if running is None or running.autocast != autocast else running.inputs
 
 
 def _in_static_graph() -> bool:

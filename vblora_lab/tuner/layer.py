@@ -28,8 +28,8 @@ from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
-from vblora_lab.speed.one_input import OneInput, cast_input
-from vblora_lab.speed.pool import MatrixPool
+from vblora_lab.speed.one_input import cast_input
+from vblora_lab.speed.pool import MatrixPool, Running
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.of_one import ByAdapter, the_one
@@ -233,31 +233,22 @@ class Linear(VBLoRALayer):
         Raises:
             InferenceOnlyError: in training, logits of which only the top k were stored.
         """
-        if self.pool.has_folds and not args and not kwargs:
-            folded = self.pool.folded(self.name_in_pool)
-            if folded is not None:
-                return F.linear(x, *folded)
+        plainly = not args and not kwargs
+        if plainly and self.pool.has_folds and (fold := self.pool.folded(self.name_in_pool)):
+            return F.linear(x, *fold)
         if self._disable_adapters or self.merged_adapters:
             return self._forward_base_alone(x, *args, **kwargs)
-        autocast = autocast_dtype(x.device)
-        inputs, given = self.pool.inputs(autocast), x
-        in_one_call = not args and not kwargs and kernels.applies()
-        if in_one_call and inputs is not None:
-            output = inputs.computed(self.name_in_pool, x)
-            if output is not None:
-                return output
+        in_one_call = plainly and kernels.applies() and self.pool.row_batch() is None
+        if in_one_call and (output := self._forward_in_one_call(x)) is not None:
+            return output
         # Other kinds than these may have reasons of their own to see x as it is.
+        autocast = autocast_dtype(x.device)
         if autocast is not None and type(self._modules["base_layer"]) in (nn.Linear, Conv1D):
-            x = cast_input(x, autocast, inputs)
+            x = cast_input(x, autocast, self.pool.inputs(autocast))
         if self.pool.row_batches:
             compiling = torch.compiler.is_compiling()
             by_row = self._forward_by_row_uncompiled if compiling else self._forward_by_row
-            output = by_row(x, *args, **kwargs)
-            if output is not None:
-                return output
-        if in_one_call:
-            output = self._forward_in_one_call(x, autocast, given, inputs)
-            if output is not None:
+            if (output := by_row(x, *args, **kwargs)) is not None:
                 return output
         return self._forward_in_steps(x, *args, **kwargs)
 
@@ -280,39 +271,47 @@ class Linear(VBLoRALayer):
     # Compiled code can't ask in which thread it runs.
     _forward_by_row_uncompiled = _disable_dynamo(_forward_by_row)
 
-    def _forward_in_one_call(
-        self, x: Tensor, autocast: torch.dtype | None, given: Tensor, inputs: OneInput | None
-    ) -> Tensor | None:
+    def _forward_in_one_call(self, x: Tensor) -> Tensor | None:
         """One adapter on a plain frozen layer (see `frozen_linear`); None for any other case.
 
         Layers with the same input are computed together, when the first of them is called.
         """
-        layer = self._adapted(x, autocast)
-        if layer is None:
+        autocast, running = autocast_dtype(x.device), self.pool.running()
+        if running is None or running.autocast != autocast:
+            running = inputs = None
+        else:
+            inputs = running.inputs
+            if (output := inputs.computed(self.name_in_pool, x)) is not None:
+                return output
+        dtype = autocast or x.dtype
+        layer = self._adapted(dtype, autocast, running)
+        cast_x = x if layer is None else cast_input(x, dtype, inputs)
+        if layer is None or cast_x.dtype != dtype:  # autocast leaves float64 as it is
             return None
-        if inputs is None or not self.siblings or given.is_inference():  # it counts no versions
-            return frozen_linear(x, layer)
+        if inputs is None or not self.siblings or x.is_inference():  # it counts no versions
+            return frozen_linear(cast_x, layer)
         together = {self.name_in_pool: layer}
         for sibling in self.siblings:
-            other = sibling._adapted(x, autocast)
-            if other is None or other.weight.device != x.device:  # put aside, and not there yet
-                continue
-            if other.A.shape == layer.A.shape:  # else adapters of another rank
+            other = sibling._adapted(dtype, autocast, running)
+            # Not one that is put aside and isn't there yet, nor an adapter of another rank.
+            if other and other.weight.device == x.device and other.A.shape == layer.A.shape:
                 together[sibling.name_in_pool] = other
         if len(together) == 1:
-            return frozen_linear(x, layer)
-        return inputs.compute(self.name_in_pool, given, x, together)
+            return frozen_linear(cast_x, layer)
+        return inputs.compute(self.name_in_pool, x, cast_x, together)
 
-    def _adapted(self, x: Tensor, autocast: torch.dtype | None) -> Adapted | None:
-        """This layer, if it is plain and frozen, and has one adapter of x's dtype, undropped."""
+    def _adapted(
+        self, dtype: torch.dtype, autocast: torch.dtype | None, running: Running | None
+    ) -> Adapted | None:
+        """This layer, if it is plain and frozen, and has one adapter of a dtype, undropped."""
         plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
-        adapters = [name for name in self.active_adapters if name in self.topk]
-        if plain is None or len(adapters) != 1 or self._disable_adapters or self.merged_adapters:
+        adapter = self.only_adapter()
+        off = self._disable_adapters or self.merged_adapters
+        if plain is None or plain[0].dtype != dtype or off or not adapter or self._drops(adapter):
             return None
-        if x.dtype != plain[0].dtype or self._drops(adapters[0]):
-            return None
-        A, B_T = self._matrices(adapters[0], autocast)
-        return Adapted(*plain, A, B_T) if A.dtype == x.dtype else None
+        mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
+        A, B_T = self._matrices(adapter, autocast, mixed)
+        return Adapted(*plain, A, B_T) if A.dtype == dtype else None
 
     def _forward_in_steps(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer, whatever it is, and then one update after the other."""
@@ -325,7 +324,7 @@ class Linear(VBLoRALayer):
     def _add_update(self, output: Tensor, x: Tensor, adapter: str) -> Tensor:
         """output + B A dropout(x), with A and B as they are now."""
         autocast = autocast_dtype(x.device)
-        A, B_T = self._matrices(adapter, autocast)
+        A, B_T = self._matrices(adapter, autocast, self.pool.get(adapter, self, autocast))
         if autocast is None:  # else it casts x itself
             x = self._cast_input_dtype(x, A.dtype)
         dropped = self.vblora_dropout[adapter](x) if self.dropout_p[adapter] > 0 else x
@@ -336,11 +335,12 @@ class Linear(VBLoRALayer):
         rows = torch.addmm(output.reshape(-1, B_T.shape[1]), Ax.reshape(-1, A.shape[0]), B_T)
         return rows.view(output.shape)
 
-    def _matrices(self, adapter: str, autocast: torch.dtype | None) -> Matrices:
-        """A (r, in_features) and the transpose of B, (r, out_features), from the pool or anew."""
+    def _matrices(
+        self, adapter: str, autocast: torch.dtype | None, mixed: Matrices | None = None
+    ) -> Matrices:
+        """A (r, in_features) and the transpose of B, (r, out_features), of a pass or mixed anew."""
         if not self.logits_are_complete[adapter]:
             self._refuse_to_train(adapter)
-        mixed = self.pool.get(adapter, self, autocast)
         return self.pool.mix_alone(adapter, self, autocast) if mixed is None else mixed
 
     def _refuse_to_train(self, adapter: str) -> None:

@@ -105,6 +105,14 @@ class WrappedLinear(nn.Module, BaseTunerLayer):
         """Whether this layer carries an adapter."""
         raise NotImplementedError
 
+    def only_adapter(self) -> str | None:
+        """The one adapter that is active and here; None if there is no such, or several."""
+        active = self._active_adapter  # PEFT's property for it takes several times as long
+        here = [active] if isinstance(active, str) else active
+        if len(here) > 1:
+            here = [name for name in here if self.has_adapter(name)]
+        return here[0] if len(here) == 1 and self.has_adapter(here[0]) else None
+
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The update of one adapter in the shape of the base weight, in float32 or finer."""
         raise NotImplementedError
