@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "watched")]
 import watch  # noqa: E402
 from chapters import AFTERWARDS, MEANWHILE, ONLY_ONCE  # noqa: E402
 from lab import Newcomer  # noqa: E402
+from report import report  # noqa: E402
 
 SHOW = "from IPython.display import HTML, Javascript, display\nimport ipywidgets\n"
 CUT = "width: 30px; overflow: hidden; white-space: nowrap"
@@ -79,12 +80,17 @@ def test_cells_that_run_once_are_there():
         assert cell in {it.id for it in nbformat.read(path, 4).cells}
 
 
-def test_the_report_has_a_row_for_each_chapter_and_says_when_others_worked():
-    seconds = {"ready": 1.23, "all cells": 4.0}
-    quiet = watch.report({"00-start-here": seconds, "01-vblora-live": {}}, load=0.5, minutes=3.2)
-    busy = watch.report({"00-start-here": seconds}, load=1000.0, minutes=3.2)
-    rows = [line.split(" | ") for line in quiet.splitlines() if line.startswith("| 0")]
-    heads = next(line for line in quiet.splitlines() if line.startswith("| chapter")).split(" | ")
-    assert [len(row) for row in rows] == [len(heads), len(heads)]
-    assert rows[0][heads.index("kernel ready")] == "1.2" and rows[1][1].strip() == ""
-    assert "upper bounds" in busy and "upper bounds" not in quiet
+def test_the_report_keeps_the_rows_of_chapters_that_were_not_watched_now():
+    every = ["00-start-here", "01-vblora-live", "02-x"]
+    seconds = {"ready": 1.23, "all cells": 4.0, "load": 2.5}
+    before = report("", {"01-vblora-live": seconds, "00-start-here": {}}, every, "old machine")
+    page = report(before, {"00-start-here": seconds | {"ready": 9.0}}, every, "new machine")
+    same = report(page, {}, every, "new machine")
+    heads, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if "|" in line)
+    assert page == same and "Not measured yet: 02." in page
+    assert [row[0] for row in rows] == every[:2]
+    assert [row[heads.index("kernel ready")] for row in rows] == ["9.0", "1.2"]
+    assert [row[heads.index("load")] for row in rows] == ["2.5", "2.5"]
+    told = {row[0]: f"- **{row[-1]}**: {{}} machine" for row in rows}
+    assert told["00-start-here"].format("new") in page
+    assert told["01-vblora-live"].format("old") in page
