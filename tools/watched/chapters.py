@@ -36,6 +36,13 @@ STEERED: list[Act] = [
     ("press", "", "Resume", "training"),
     ("step", "", "6"),
 ]
+# A preset, a length that fits nothing, one of those proposed, and a list of modules.
+CONFIGURE: list[Act] = [
+    ("enter", "", "vector_length", "100"),
+    ("enter", "", "vector_length", "64"),
+    ("tick", "", "save_only_topk_weights"),
+    ("choose", "", "task_type", "CAUSAL_LM"),
+]
 SECOND_PANEL = """
 another = lab.LiveTraining(base, steps=20, sample_count=0, eval_examples=0)
 another
@@ -57,7 +64,7 @@ MEANWHILE: dict[str, dict[str, list[Act]]] = {
     },
     "02": {"play": at("play", *ONE_STEP)},
     "03": {"sub-vector": at("sub-vector", *ONE_STEP)},
-    "04": {"explorer": at("explorer", ("press_all", ""))},
+    "04": {"explorer": at("explorer", *CONFIGURE, ("press_all", ""))},
     "06": {
         "heatmap": at("heatmap", ("press", "", "Play"), *OPEN_A_MODULE, MAP),
         "bench": at("bench", *OPEN_A_MODULE, MAP),

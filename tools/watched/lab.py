@@ -216,6 +216,18 @@ class Newcomer:
         with self.changes(cell, f"{label} = {option}"):
             place.select_option(option, timeout=SOON)
 
+    def enter(self, cell: str, label: str, text: str) -> None:
+        """Type into a field, by its label."""
+        place = self.output(cell).get_by_label(label, exact=True).first
+        with self.changes(cell, f"{label} = {text}"):
+            place.fill(text, timeout=SOON)
+
+    def tick(self, cell: str, label: str) -> None:
+        """Switch a box on or off, by its label."""
+        place = self.output(cell).get_by_label(label, exact=True).first
+        with self.changes(cell, label):
+            place.click(timeout=SOON)
+
     def keys(self, cell: str, place: str, *keys: str) -> None:
         """Keys in a part of a cell's output, by its CSS selector. Each must show."""
         part = self.output(cell).locator(place).first
