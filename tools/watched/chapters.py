@@ -43,6 +43,7 @@ CONFIGURE: list[Act] = [
     ("tick", "", "save_only_topk_weights"),
     ("choose", "", "task_type", "CAUSAL_LM"),
 ]
+AS_GIVEN = ("press", "", "As given")
 SECOND_PANEL = """
 another = lab.LiveTraining(base, steps=20, sample_count=0, eval_examples=0)
 another
@@ -64,7 +65,7 @@ MEANWHILE: dict[str, dict[str, list[Act]]] = {
     },
     "02": {"play": at("play", *ONE_STEP)},
     "03": {"sub-vector": at("sub-vector", *ONE_STEP)},
-    "04": {"explorer": at("explorer", *CONFIGURE, ("press_all", ""))},
+    "04": {"explorer": at("explorer", *CONFIGURE, ("press_all", ""), AS_GIVEN)},
     "06": {
         "heatmap": at("heatmap", ("press", "", "Play"), *OPEN_A_MODULE, MAP),
         "bench": at("bench", *OPEN_A_MODULE, MAP),
@@ -89,7 +90,7 @@ AFTERWARDS: dict[str, list[Act]] = {
         ("says", "panel", "completed"),
     ],
 }
-# Their last cell removes the folder that the others write to, so they are run again from the top.
-FROM_THE_TOP = {"07", "08", "10"}
+# Their last cells remove what the others need (a folder, an adapter): run again from the top alone.
+FROM_THE_TOP = {"05", "07", "08", "10"}
 # Cells that refuse to run a second time, and what they must say then.
 ONLY_ONCE = {("00", "train"): "a session trains once"}
