@@ -1,8 +1,8 @@
 """Watch a newcomer go through the course: `python tools/watch.py`, or name chapters: `... 00 03`.
 
 A JupyterLab is started, and in a headless Chromium each notebook is opened, run cell by cell, and
-played with: what can be pressed is pressed, the page is loaded again, cells are run again from the
-last to the first, and the kernel is restarted. Pictures, light and dark, 1400 and 1024 pixels wide,
+played with: what can be pressed is pressed, the page is loaded again, cells are run again in the same
+kernel, if they can from the last to the first, and the kernel is restarted. Pictures, light and dark, 1400 and 1024 pixels wide,
 go to build/watched; look at them. It fails where a cell fails, the console has an error, a button
 changes nothing, a widget is lost, an output is wider than its place, printed lines break, and where
 text is cut or has too little contrast. How long each first result took goes to the chapter's row
@@ -49,7 +49,7 @@ def watch(browser: Any, lab: Jupyter, name: str) -> tuple[dict[str, float], list
         loads.append(os.getloadavg()[0])
         newcomer.pictures(PICTURES, LOOK_FOR)
         newcomer.reload()
-        for cell in () if name[:2] in FROM_THE_TOP else reversed(newcomer.ids()):
+        for cell in newcomer.ids()[:: 1 if name[:2] in FROM_THE_TOP else -1]:
             newcomer.run(cell, refused=ONLY_ONCE.get((name[:2], cell), ""))
         seconds["restart"] = newcomer.restart()
     except (Error, RuntimeError) as error:
@@ -95,6 +95,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
         home = Path(folder)
         (home / "files").mkdir()
+        # Where a chapter looks for what was measured: beside the folder of the notebooks.
+        (home / "benchmarks").symlink_to(ROOT / "benchmarks")
         with jupyter("jupyterlab", home / "files", home, sys.executable, *EXPOSED) as lab:
             for name in names:
                 measured, found = watch(browser, lab, name)

@@ -90,7 +90,9 @@ def taken(sources: dict[str, str]) -> set[tuple[str, str, str]]:
 def test_it_finds_what_was_taken():
     one = {"a": "x = 1\ndef f():\n    return x", "b": "print(f())", "c": "y = x", "d": "x = 2"}
     assert taken(one) == {("b", "x", "d"), ("c", "x", "d")}
-    assert taken({"a": "x = 1", "b": "x = 3\nprint(x)", "c": "for x in 'ab':\n    print(x)"}) == set()
+    assert (
+        taken({"a": "x = 1", "b": "x = 3\nprint(x)", "c": "for x in 'ab':\n    print(x)"}) == set()
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])

@@ -70,6 +70,11 @@ MEANWHILE: dict[str, dict[str, list[Act]]] = {
         "heatmap": at("heatmap", ("press", "", "Play"), *OPEN_A_MODULE, MAP),
         "bench": at("bench", *OPEN_A_MODULE, MAP),
     },
+    "13": {
+        "c18": [*at("c18", ("first_sign", "", "Train"), ("step", "", "3"))],
+        # What it learned goes to a folder; a panel says where.
+        "c20": at("c18", ("press_all", "", "Train|Pause|Resume|Step|Stop|Start")),
+    },
     "11": {"build-17": [*at("build-17", *STEERED, ("press", "", "Stop", "stopped"))]},
 }
 AFTERWARDS: dict[str, list[Act]] = {
@@ -90,7 +95,7 @@ AFTERWARDS: dict[str, list[Act]] = {
         ("says", "panel", "completed"),
     ],
 }
-# Their last cells remove what the others need (a folder, an adapter): run again from the top alone.
-FROM_THE_TOP = {"05", "07", "08", "10"}
+# Their last cells remove what others need (a folder, an adapter): run again from the first to the last.
+FROM_THE_TOP = {"05", "07", "08", "10", "12", "13"}
 # Cells that refuse to run a second time, and what they must say then.
 ONLY_ONCE = {("00", "train"): "a session trains once"}

@@ -21,6 +21,7 @@ MARKS: dict[State, str] = {"open": "○ still open", "wrong": "✗ not yet", "ri
 COLOURS: dict[State, str] = {"open": "#8a94a0", "wrong": "#d9822b", "right": "#2f9e5b"}
 WIDTH = 88  # characters in a line of text
 CODE = re.compile(r"`(?P<marked>[^`]+)`|lab\.(?:hint|solution)\([^()]*\)")  # in a verdict's text
+WHOLE = 'style="white-space:nowrap"'
 
 
 class Open(Exception):
@@ -69,7 +70,8 @@ class Verdict:
 
 
 def _as_code(found: re.Match[str]) -> str:
-    return f"<code>{found['marked'] or found[0]}</code>"
+    marked = found["marked"]  # by a learner's code, too: of any length
+    return f"<code>{marked}</code>" if marked else f"<code {WHOLE}>{found[0]}</code>"
 
 
 @dataclass(frozen=True)

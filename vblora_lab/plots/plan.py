@@ -77,7 +77,7 @@ def _draw_sizes(axes: Axes, bars: list[Bar], unit: str) -> None:
     colours = [BLUE if bar.is_chosen else "white" for bar in bars]
     values = [max(bar.value, 1) for bar in bars]  # nothing is no place on a log axis
     low, high = min(values), max(values)
-    axes.set(xscale="log", xlim=(max(low / 20, 0.8), high * 60), xlabel=f"{unit} (log scale)")
+    axes.set(xscale="log", xlim=(max(low / 20, 0.4), high * 60), xlabel=f"{unit} (log scale)")
     axes.hlines(range(len(bars)), *axes.get_xlim(), color=RULE, linewidth=0.8, zorder=0)
     axes.scatter(values, range(len(bars)), c=colours, s=52, edgecolors=BLUE, zorder=4,
                  clip_on=False)  # fmt: skip
