@@ -1,12 +1,12 @@
 """Watch a newcomer go through the course: `python tools/watch.py`, or name chapters: `... 00 03`.
 
 A JupyterLab is started, and in a headless Chromium each notebook is opened, run cell by cell, and
-played with: what can be pressed is pressed, the page is loaded again, cells are run again in the same
-kernel, if they can from the last to the first, and the kernel is restarted. Pictures, light and dark, 1400 and 1024 pixels wide,
-go to build/watched; look at them. It fails where a cell fails, the console has an error, a button
-changes nothing, a widget is lost, an output is wider than its place, printed lines break, and where
-text is cut or has too little contrast. How long each first result took goes to the chapter's row
-of docs/platforms/watched.md.
+played with: what can be pressed is pressed, the page is loaded again, cells are run again in the
+same kernel, from the last to the first if they can, and the kernel is restarted. Pictures, light
+and dark, 1400 and 1024 pixels wide, go to build/watched; look at them. It fails where a cell fails,
+the console has an error, a button changes nothing, a widget is lost, an output is wider than its
+place, printed lines break, and where text is cut or has too little contrast. How long each first
+result took goes to the chapter's row of docs/platforms/watched.md.
 
 The acts of each chapter are in tools/watched/chapters.py.
 """

@@ -37,7 +37,7 @@ ipywidgets.VBox([count, ipywidgets.Button(description="nothing"), out])
 
 
 def test_what_is_wrong_is_found_and_what_is_right_is_not(browser, lab, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.SOON", 3000)
+    monkeypatch.setattr("hands.SOON", 3000)
     lab.write("00-broken", SHOW, *BROKEN, "print('fine')", BUTTONS)
     newcomer = Newcomer(browser, lab, "00-broken")
     for cell in newcomer.ids():

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-# The name of every answer; `yours` knows whose it is. And a model that is unloaded and adapted again.
+# Every answer has this name; `yours` knows whose it is. And a model is unloaded, and adapted again.
 MEANT = {"02": {"answer"}, "05": {"base", "model"}, "11": {"answer"}}
 
 

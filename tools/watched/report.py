@@ -23,8 +23,8 @@ VERSIONS = ("jupyterlab", "ipykernel", "ipywidgets", "anywidget", "torch", "peft
 HEAD = """\
 # A newcomer, watched
 
-`make watch` writes this page, `make watch CHAPTERS="03"` one row of it: each row tells of the last time
-that its chapter was watched, and the other rows stay as they are.
+`make watch` writes this page, `make watch CHAPTERS="03"` one row of it: each row tells of the last
+time that its chapter was watched, and the other rows stay as they are.
 
 Seconds. *Kernel ready* counts from the opening of the page, *first output* and *first picture* from
 the first cell that is run, imports included. *Train* is the button of the panel, and *longest
@@ -56,7 +56,9 @@ def report(before: str, measured: dict[str, dict[str, float]], every: list[str],
     missing = [name[:2] for name in every if name not in rows]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    told = (f"- **{letter}**: {machine}" for letter, machine in zip(LETTERS, machines))
+    told = (
+        f"- **{letter}**: {machine}" for letter, machine in zip(LETTERS, machines, strict=False)
+    )
     return "\n".join([*lines, "", *told, ""])
 
 
