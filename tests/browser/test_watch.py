@@ -29,6 +29,8 @@ BROKEN = {
     f'HTML(\'<div class="vblora-x" style="{CUT}">a long text</div>\')': "cut: cuts div",
     "Javascript('console.error(\"broken\")')": "console: broken",
 }
+WHITE = '<rect width="90" height="30" fill="#005"/><text x="9" y="20" fill="#fff">white</text>'
+ON_A_BOX = f"HTML('<svg class=vblora-x>{WHITE}</svg>')"
 BUTTONS = """
 out, count = ipywidgets.Label("0"), ipywidgets.Button(description="count")
 count.on_click(lambda _: setattr(out, "value", out.value + "1"))
@@ -38,18 +40,18 @@ ipywidgets.VBox([count, ipywidgets.Button(description="nothing"), out])
 
 def test_what_is_wrong_is_found_and_what_is_right_is_not(browser, lab, tmp_path, monkeypatch):
     monkeypatch.setattr("hands.SOON", 3000)
-    lab.write("00-broken", SHOW, *BROKEN, "print('fine')", BUTTONS)
+    lab.write("00-broken", SHOW, *BROKEN, "print('fine')", ON_A_BOX, BUTTONS)
     newcomer = Newcomer(browser, lab, "00-broken")
     for cell in newcomer.ids():
         newcomer.run(cell)
-    *_, fine, buttons = newcomer.ids()
+    *_, fine, on_a_box, buttons = newcomer.ids()
     newcomer.press_all(buttons)
     newcomer.pictures(tmp_path, watch.LOOK_FOR)
     found = list(newcomer.faults)
     for cell, fault in zip(newcomer.ids()[1:], BROKEN.values(), strict=False):
         which = fault if fault.startswith("console") else f"{cell}: {fault}"
         assert any(text.startswith(which) for text in found), (which, found)
-    assert not any(text.startswith(fine) for text in found)
+    assert not any(text.startswith((fine, on_a_box)) for text in found)
     assert [text for text in found if "button" in text] == [
         f"{buttons}: button: button 'nothing' changes nothing"
     ]
