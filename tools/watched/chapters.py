@@ -23,7 +23,7 @@ def at(cell: str, *acts: Act) -> list[Act]:
 
 # A sub-vector's vectors swapped and weighed, one vector switched off, and all but that undone.
 ON_THE_BENCH: list[Act] = [
-    ("keys", "", ".vblora-stage canvas", "ArrowDown", "ArrowRight", "Enter", "ArrowDown", "Enter"),
+    ("keys", "", ".vblora-stage canvas", "ArrowDown", "ArrowRight", "Enter"),
     *(("press", "", "Try", "", which) for which in "012"),
     ("press", "", "Undo", "", "1"),
     ("press", "", "Try", "", "2"),
