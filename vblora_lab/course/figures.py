@@ -86,9 +86,9 @@ def plain_numbers(axis: Axis) -> None:
 
     def between(value: float, _: int) -> str:
         low, high = axis.get_view_interval()
-        return f"{value:,.9g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""
+        return f"{value:,.12g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""
 
-    axis.set_major_formatter(lambda value, _: f"{value:,.9g}")
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
     axis.set_minor_formatter(between)
 
 
