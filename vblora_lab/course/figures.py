@@ -84,7 +84,7 @@ def plain_numbers(axis: Axis) -> None:
     Between powers of ten, only where there are few of these: at 2 and 5.
     """
 
-    def between(value: float, _: int) -> str:
+    def between(value: float, _: float) -> str:
         low, high = axis.get_view_interval()
         return f"{value:,.12g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""
 
