@@ -34,6 +34,7 @@ def test_html_is_escaped_unless_it_says_that_it_is_html():
     assert "<b>1</b>" in html
     assert html.count("<tr") == 2 and html.count("<th") == 2 and html.count("<td") == 2
     assert html.count("text-align:right") == 2  # all but the first column
+    assert html.startswith('<div style="overflow-x:auto"><table')  # it scrolls on a narrow page
 
 
 def test_a_table_without_head_and_caption_has_neither():

@@ -88,7 +88,9 @@ def as_text(head: Sequence[str], rows: Rows, caption: str = "") -> str:
 def as_html(
     head: Sequence[str], rows: Rows, caption: str = "", *, text_columns: int = 1, wrap: bool = False
 ) -> str:
-    """A table element in the colours of the page. Texts are escaped, unless they are `Html`.
+    """A table in the colours of the page, which scrolls where there is no room for it.
+
+    Texts are escaped, unless they are `Html`.
 
     Args:
         head: of the columns; empty for none.
@@ -115,7 +117,8 @@ def as_html(
     )
     heads = line(head, "th", f"border-bottom:{RULE};font-weight:normal;opacity:.75;")
     body = "".join(line(cells, "td", "") for cells in rows)
-    return f'<table style="{TABLE}">{title if caption else ""}{heads if head else ""}{body}</table>'
+    rows_of_all = f"{title if caption else ''}{heads if head else ''}{body}"
+    return f'<div style="overflow-x:auto"><table style="{TABLE}">{rows_of_all}</table></div>'
 
 
 def for_stylesheet(name: str, head: Sequence[str], rows: Rows) -> str:

@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "watched")]
 import watch  # noqa: E402
 from chapters import AFTERWARDS, MEANWHILE, ONLY_ONCE  # noqa: E402
 from lab import Newcomer  # noqa: E402
+from report import report  # noqa: E402
 
 SHOW = "from IPython.display import HTML, Javascript, display\nimport ipywidgets\n"
 CUT = "width: 30px; overflow: hidden; white-space: nowrap"
@@ -25,6 +26,8 @@ BROKEN = {
     f'HTML(\'<div class="vblora-x" style="{CUT}">a long text</div>\')': "cut: cuts div",
     "Javascript('console.error(\"broken\")')": "console: broken",
 }
+WHITE = '<rect width="90" height="30" fill="#005"/><text x="9" y="20" fill="#fff">white</text>'
+ON_A_BOX = f"HTML('<svg class=vblora-x>{WHITE}</svg>')"
 BUTTONS = """
 out, count = ipywidgets.Label("0"), ipywidgets.Button(description="count")
 count.on_click(lambda _: setattr(out, "value", out.value + "1"))
@@ -33,19 +36,19 @@ ipywidgets.VBox([count, ipywidgets.Button(description="nothing"), out])
 
 
 def test_what_is_wrong_is_found_and_what_is_right_is_not(browser, lab, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.SOON", 3000)
-    lab.write("00-broken", SHOW, *BROKEN, "print('fine')", BUTTONS)
+    monkeypatch.setattr("hands.SOON", 3000)
+    lab.write("00-broken", SHOW, *BROKEN, "print('fine')", ON_A_BOX, BUTTONS)
     newcomer = Newcomer(browser, lab, "00-broken")
     for cell in newcomer.ids():
         newcomer.run(cell)
-    *_, fine, buttons = newcomer.ids()
+    *_, fine, on_a_box, buttons = newcomer.ids()
     newcomer.press_all(buttons)
     newcomer.pictures(tmp_path, watch.LOOK_FOR)
     found = list(newcomer.faults)
     for cell, fault in zip(newcomer.ids()[1:], BROKEN.values(), strict=False):
         which = fault if fault.startswith("console") else f"{cell}: {fault}"
         assert any(text.startswith(which) for text in found), (which, found)
-    assert not any(text.startswith(fine) for text in found)
+    assert not any(text.startswith((fine, on_a_box)) for text in found)
     assert [text for text in found if "button" in text] == [
         f"{buttons}: button: button 'nothing' changes nothing"
     ]
@@ -76,12 +79,17 @@ def test_cells_that_run_once_are_there():
         assert cell in {it.id for it in nbformat.read(path, 4).cells}
 
 
-def test_the_report_has_a_row_for_each_chapter_and_says_when_others_worked():
-    seconds = {"ready": 1.23, "all cells": 4.0}
-    quiet = watch.report({"00-start-here": seconds, "01-vblora-live": {}}, load=0.5, minutes=3.2)
-    busy = watch.report({"00-start-here": seconds}, load=1000.0, minutes=3.2)
-    rows = [line.split(" | ") for line in quiet.splitlines() if line.startswith("| 0")]
-    heads = next(line for line in quiet.splitlines() if line.startswith("| chapter")).split(" | ")
-    assert [len(row) for row in rows] == [len(heads), len(heads)]
-    assert rows[0][heads.index("kernel ready")] == "1.2" and rows[1][1].strip() == ""
-    assert "upper bounds" in busy and "upper bounds" not in quiet
+def test_the_report_keeps_the_rows_of_chapters_that_were_not_watched_now():
+    every = ["00-start-here", "01-vblora-live", "02-x"]
+    seconds = {"ready": 1.23, "all cells": 4.0, "load": 2.5}
+    before = report("", {"01-vblora-live": seconds, "00-start-here": {}}, every, "old machine")
+    page = report(before, {"00-start-here": seconds | {"ready": 9.0}}, every, "new machine")
+    same = report(page, {}, every, "new machine")
+    heads, _, *rows = (line.strip("| ").split(" | ") for line in page.splitlines() if "|" in line)
+    assert page == same and "Not measured yet: 02." in page
+    assert [row[0] for row in rows] == every[:2]
+    assert [row[heads.index("kernel ready")] for row in rows] == ["9.0", "1.2"]
+    assert [row[heads.index("load")] for row in rows] == ["2.5", "2.5"]
+    told = {row[0]: f"- **{row[-1]}**: {{}} machine" for row in rows}
+    assert told["00-start-here"].format("new") in page
+    assert told["01-vblora-live"].format("old") in page

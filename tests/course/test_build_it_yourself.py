@@ -114,7 +114,9 @@ def test_checks_leave_the_notebook_s_random_numbers_alone():
     assert torch.equal(torch.randn(2), expected)
 
 
-def test_yours_is_the_answer_as_soon_as_it_is_right(capsys):
+def test_yours_is_the_answer_as_soon_as_it_is_right(capsys, monkeypatch):
+    monkeypatch.setattr(course, "_checked", {})
+
     def own(logits, bank, k):
         values, where = torch.topk(logits, k)
         return torch.einsum("...k,...kb->...b", torch.softmax(values, -1), bank[where])
@@ -126,6 +128,18 @@ def test_yours_is_the_answer_as_soon_as_it_is_right(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "11-admixture: yours", "11-admixture: the worked solution, until yours is right"
     ]  # fmt: skip
+
+
+def test_yours_is_the_answer_that_was_checked_when_another_exercise_has_taken_its_name(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(course, "_checked", {})
+    mine = worked.admixture
+    assert lab.check("11-admixture", mine).right
+    assert course.yours("11-admixture", worked.VBLinear) is mine
+    lab.check("11-admixture", lambda logits, bank, k: bank[0])  # no longer right: it isn't kept
+    assert course.yours("11-admixture", worked.VBLinear) is not mine
+    assert capsys.readouterr().out.count("the worked solution") == 1
 
 
 def test_the_tensors_are_a_file_that_peft_loads(tmp_path):

@@ -285,4 +285,7 @@ def test_verdicts_are_shown_as_text_and_escaped_html():
     verdict = lab.check("05-regex", "<b>(")
     assert "<b>(" in repr(verdict)
     assert "&lt;b&gt;(" in verdict._repr_html_()
+    nothing = lab.check("03-entropy", lambda weights: None)._repr_html_()
+    assert "with <code>return</code>" in nothing
+    assert ">lab.hint(&#x27;03-entropy&#x27;)</code> helps" in nothing
     assert max(map(len, repr(lab.check("07-topk", 40_600)).splitlines())) <= 88

@@ -124,3 +124,18 @@ def test_quality_is_at_the_mean_with_a_bar_of_one_deviation():
     assert large.lines[0].get_ydata()[0] == 0.4 and not large.has_yerr
     labels = [text.get_text() for text in slots.get_legend().get_texts()]
     assert labels == ["small", "large"]  # what stores nothing has no place on a logarithmic axis
+
+
+def test_logarithmic_axes_are_labelled_in_plain_numbers():
+    def labels(last):
+        figure = figures.lines(
+            [1, 2], {"a": [30_000, last]}, xlabel="x", ylabel="y", title="t", alt="a", log="y"
+        )
+        figure.draw_without_rendering()
+        axis = figure.axes[0].yaxis
+        low, high = axis.get_view_interval()
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        return {t.label1.get_text() for t in ticks if low <= t.get_loc() <= high} - {""}
+
+    assert labels(400_000) == {"50,000", "100,000", "200,000"}
+    assert labels(40_000_000) == {"100,000", "1,000,000", "10,000,000"}

@@ -17,6 +17,7 @@ ALLOWED = {
     ("06", "control-long-text", "500"): BENCHMARK,
     ("06", "control-long-text", "16"): BENCHMARK,
     ("06", "control-long-text", "8"): BENCHMARK,
+    ("08", "long-text", "16"): BENCHMARK,
     ("08", "long-text", "200"): BENCHMARK,
     ("08", "differences-notes", "90.0 KiB"): "printed in bytes, in the table further up",
     ("08", "differences-notes", "20.6 MiB"): "printed in bytes, in the table further up",

@@ -11,6 +11,7 @@ import warnings
 import peft
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from safetensors.torch import load_file
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -502,3 +503,12 @@ def test_an_output_head_counts_where_it_is_stored(tmp_path, exclude):
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert planned.full_bytes == sum(tensor.nbytes for tensor in stored.values())
     assert any("lm_head.base_layer" in key for key in stored) == (exclude is None)
+
+
+def test_a_notebook_gets_a_table_and_a_terminal_the_text():
+    planned = plan(
+        nn.ModuleDict({"q": nn.Linear(8, 8)}), VBLoRAConfig(**SMALL, target_modules=["q"])
+    )
+    shown, _ = DisplayFormatter().format(planned)
+    assert shown["text/plain"] == str(planned) and "\n" in shown["text/plain"]
+    assert shown["text/html"] == planned._repr_html_()

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
+import vblora_lab as lab
 from vblora_lab import plots
 from vblora_lab.inspection.chance import kept_choices, module_use, notice
 from vblora_lab.inspection.rows import row_groups
@@ -256,3 +258,19 @@ def test_a_name_between_dollars_is_no_formula(trace):
         figure._repr_png_()
     texts = {text.get_text() for text in figures[0].findobj(Text)}
     assert plots.literal(name) in texts
+
+
+def test_no_number_of_a_plan_hides_the_dot_that_it_belongs_to():
+    with torch.device("meta"):  # large, so that the axis is long
+        model = torch.nn.ModuleDict({"q": torch.nn.Linear(8, 8), "w": torch.nn.Linear(9999, 9999)})
+    for length in (4, 3):  # it fits, and it doesn't: then LoRA's numbers are 0
+        plan = lab.plan(model, lab.VBLoRAConfig(vector_length=length, target_modules=["q"]))
+        figure = plots.plan_figure(plan)
+        figure.draw_without_rendering()
+        for axes in figure.axes[:2]:
+            dots = axes.collections[-1]
+            reach = (dots.get_sizes()[0] ** 0.5 / 2 + 1) * figure.dpi / 72
+            at = axes.transData.transform(dots.get_offsets())
+            for (x, _), text in zip(at, axes.texts, strict=True):
+                assert text.get_bbox_patch().get_window_extent().x0 > x + reach
+                assert x - reach > axes.get_window_extent().x0

@@ -21,8 +21,29 @@ def at(cell: str, *acts: Act) -> list[Act]:
     return [(name, cell, *more) for name, _, *more in acts]
 
 
+# A sub-vector's vectors swapped and weighed, one vector switched off, and all of it undone.
+ON_THE_BENCH: list[Act] = [
+    ("keys", "", ".vblora-stage canvas", "ArrowDown", "ArrowRight", "Enter"),
+    *(("press", "", "Try", "", which) for which in "012"),
+    ("press", "", "Undo"),
+    ("press", "", "Undo", "", "1"),  # all: what is left of the chapter needs the model as it was
+    ("gone", "", "measuring…"),
+]
+WHOSE: list[Act] = [
+    ("keys", "", ".vblora-whose [role=slider]", "ArrowLeft", "ArrowRight"),
+    ("keys", "", ".vblora-whose select", "ArrowDown"),
+]
+# Also when all is done, and the files are gone.
+OWN_FACTS: list[Act] = [
+    ("enter", "", "or your own", "name[Blue Spice], food[Thai], area[riverside]"),
+    ("press", "", "Write"),
+    ("gone", "", "writing…"),
+]
+
+
 # It begins in the phase that the first button is for.
 ONE_STEP: list[Act] = [
+    ("drag", "", "[role=slider]", "0", "-30"),
     ("press_all", "", "Run|1 Forward"),
     ("press", "", "2 Gradients"),
     ("press", "", "1 Forward"),
@@ -36,6 +57,14 @@ STEERED: list[Act] = [
     ("press", "", "Resume", "training"),
     ("step", "", "6"),
 ]
+# A preset, a length that fits nothing, one of those proposed, and a list of modules.
+CONFIGURE: list[Act] = [
+    ("enter", "", "vector_length", "100"),
+    ("enter", "", "vector_length", "64"),
+    ("tick", "", "save_only_topk_weights"),
+    ("choose", "", "task_type", "CAUSAL_LM"),
+]
+AS_GIVEN = ("press", "", "As given")
 SECOND_PANEL = """
 another = lab.LiveTraining(base, steps=20, sample_count=0, eval_examples=0)
 another
@@ -57,12 +86,18 @@ MEANWHILE: dict[str, dict[str, list[Act]]] = {
     },
     "02": {"play": at("play", *ONE_STEP)},
     "03": {"sub-vector": at("sub-vector", *ONE_STEP)},
-    "04": {"explorer": at("explorer", ("press_all", ""))},
+    "04": {"explorer": at("explorer", *CONFIGURE, ("press_all", ""), AS_GIVEN)},
     "06": {
         "heatmap": at("heatmap", ("press", "", "Play"), *OPEN_A_MODULE, MAP),
-        "bench": at("bench", *OPEN_A_MODULE, MAP),
+        "bench": at("bench", *OPEN_A_MODULE, MAP, *ON_THE_BENCH),
     },
+    "07": {"whose": at("whose", *WHOSE)},
     "11": {"build-17": [*at("build-17", *STEERED, ("press", "", "Stop", "stopped"))]},
+    "13": {
+        "c18": at("c18", ("first_sign", "", "Train"), ("step", "", "3")),
+        # What it learned goes to a folder; a panel says where.
+        "c20": at("c18", ("press_all", "", "Train|Pause|Resume|Step|Stop|Start")),
+    },
 }
 AFTERWARDS: dict[str, list[Act]] = {
     "01": [
@@ -81,8 +116,9 @@ AFTERWARDS: dict[str, list[Act]] = {
         ("run", "from-code"),
         ("says", "panel", "completed"),
     ],
+    "07": at("whose", *OWN_FACTS),
 }
-# Their last cell removes the folder that the others write to, so they are run again from the top.
-FROM_THE_TOP = {"07", "08", "10"}
+# Their last cells remove what others need (a folder, an adapter): run again from the first on.
+FROM_THE_TOP = {"05", "07", "08", "10", "12", "13"}
 # Cells that refuse to run a second time, and what they must say then.
 ONLY_ONCE = {("00", "train"): "a session trains once"}

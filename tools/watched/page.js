@@ -125,7 +125,24 @@ function background(element) {
     if (colour.a > 0) layers.push(colour);
     if (colour.a === 1) break;
   }
-  return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+  return [...layers.reverse(), ...boxesUnder(element)].reduce((below, top) => over(top, below), [255, 255, 255]);
+}
+
+/** The colours of the boxes of a drawing that a text of it lies on, the lowest first. */
+function boxesUnder(text) {
+  const drawing = text.closest("svg");
+  if (!drawing) return [];
+  const { left, right, top, bottom } = text.getBoundingClientRect();
+  const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+  return [...drawing.querySelectorAll("rect")].filter((rect) => {
+    const box = rect.getBoundingClientRect();
+    const isBefore = rect.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING;
+    return isBefore && visible(rect) && box.left <= x && x <= box.right && box.top <= y && y <= box.bottom;
+  }).map((rect) => {
+    const { fill, fillOpacity, opacity } = getComputedStyle(rect);
+    const { rgb, a } = fill === "none" ? { rgb: [0, 0, 0], a: 0 } : rgba(fill);
+    return { rgb, a: a * fillOpacity * opacity };
+  });
 }
 
 function luminance(rgb) {

@@ -20,6 +20,8 @@ from typing import Any
 from vblora_lab.course.exercise import Advice, Exercise, Verdict
 from vblora_lab.errors import ExerciseError, did_you_mean
 
+_checked: dict[str, Any] = {}  # by exercise: the answer that was checked last
+
 
 def exercises() -> dict[str, Exercise]:
     """All exercises by name, in the order of the chapters."""
@@ -57,21 +59,27 @@ def check(name: str, answer: Any) -> Verdict:
     Raises:
         ExerciseError: there is no such exercise.
     """
-    return find(name).verdict(answer)
+    verdict = find(name).verdict(answer)
+    _checked[name] = answer
+    return verdict
 
 
 def yours(name: str, answer: Any) -> Any:
     """The answer if it is right, and otherwise that of the solution, so that a chapter can go on.
 
-    Says on a line which of them it is.
+    All exercises of a chapter call theirs `answer`. Where this is another one's, since the cells
+    ran in another order, the one that `check` was last given for this exercise counts. Says on a
+    line which of them it is.
 
     Raises:
         ExerciseError: there is no such exercise.
     """
     exercise = find(name)
-    if exercise.verdict(answer).right:
-        print(f"{name}: yours")
-        return answer
+    checked = _checked.get(name)
+    for written in (answer,) if checked is answer else (answer, checked):
+        if exercise.verdict(written).right:
+            print(f"{name}: yours")
+            return written
     print(f"{name}: the worked solution, until yours is right")
     namespace: dict[str, Any] = {"__name__": f"{__name__}.solution"}
     exec(exercise.solution, namespace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import numbers
+import re
 import reprlib
 import textwrap
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ MARKS: dict[State, str] = {"open": "○ still open", "wrong": "✗ not yet", "ri
 # A bar that stands out on white and on black; the words carry the meaning.
 COLOURS: dict[State, str] = {"open": "#8a94a0", "wrong": "#d9822b", "right": "#2f9e5b"}
 WIDTH = 88  # characters in a line of text
+CODE = re.compile(r"`(?P<marked>[^`]+)`|lab\.(?:hint|solution)\([^()]*\)")  # in a verdict's text
+WHOLE = 'style="white-space:nowrap"'
 
 
 class Open(Exception):
@@ -62,8 +65,13 @@ class Verdict:
         return (
             f'<div style="border-left:4px solid {COLOURS[self.state]};padding:4px 12px;'
             f'max-width:48em;line-height:1.5"><b>{MARKS[self.state]}:</b> '
-            f"{html.escape(self.text)}</div>"
+            f"{CODE.sub(_as_code, html.escape(self.text))}</div>"
         )
+
+
+def _as_code(found: re.Match[str]) -> str:
+    marked = found["marked"]  # by a learner's code, too: of any length
+    return f"<code>{marked}</code>" if marked else f"<code {WHOLE}>{found[0]}</code>"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from vblora_lab.course.parts import STYLES, frame, panels
 from vblora_lab.plots.style import BLUE, FAINT, INK, RULE, LabFigure
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+
     from vblora_lab.course.paper import Table
     from vblora_lab.planning.plan import Plan
     from vblora_lab.runs.repeats import Repeats
@@ -62,6 +64,7 @@ def lines(
         if side in log:
             axes.set(**{f"{side}scale": "log"})
             axis.set_tick_params(which="minor", colors=FAINT, labelcolor=INK, labelsize=9)
+            plain_numbers(axis)
         elif all(float(tick).is_integer() for tick in axis.get_ticklocs()):
             axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -73,6 +76,20 @@ def lines(
     )  # fmt: skip
     figure.alt = alt
     return figure
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write 200,000 and 0.01 on a logarithmic axis, and not 2 × 10⁵ and 10⁻².
+
+    Between powers of ten, only where there are few of these: at 2 and 5.
+    """
+
+    def between(value: float, _: float) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:,.12g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    axis.set_minor_formatter(between)
 
 
 def step_times(rows: Mapping[str, Mapping[str, float]], title: str) -> LabFigure:

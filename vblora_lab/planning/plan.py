@@ -40,6 +40,10 @@ class Plan(PlanRecord):
     def _repr_html_(self) -> str:
         return views.as_html(self)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """IPython's terminals show the text, and not the line that `repr` makes of all modules."""
+        printer.text(str(self))
+
 
 def plan(
     model: nn.Module,

@@ -77,14 +77,16 @@ def _draw_sizes(axes: Axes, bars: list[Bar], unit: str) -> None:
     colours = [BLUE if bar.is_chosen else "white" for bar in bars]
     values = [max(bar.value, 1) for bar in bars]  # nothing is no place on a log axis
     low, high = min(values), max(values)
-    axes.set(xscale="log", xlim=(max(low / 20, 0.8), high * 60), xlabel=f"{unit} (log scale)")
+    axes.set(xscale="log", xlim=(max(low / 20, 0.4), high * 60), xlabel=f"{unit} (log scale)")
     axes.hlines(range(len(bars)), *axes.get_xlim(), color=RULE, linewidth=0.8, zorder=0)
-    axes.scatter(values, range(len(bars)), c=colours, s=52, edgecolors=BLUE, zorder=2)
+    axes.scatter(values, range(len(bars)), c=colours, s=52, edgecolors=BLUE, zorder=4,
+                 clip_on=False)  # fmt: skip
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
     for position, bar in enumerate(bars):
-        axes.text(
-            values[position] * 1.6, position, bar.text, va="center", fontsize=8.5, color=INK,
+        axes.annotate(
+            bar.text, (values[position], position), xytext=(8, 0), textcoords="offset points",
+            va="center", fontsize=8.5, color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -18,11 +18,19 @@ function make(parent, tag, className = "", text = "") {
   return element;
 }
 
+/**
+ * Keys pressed in here belong to the widget, not to the notebook's shortcuts. JupyterLab's look for
+ * the attribute above the element in focus alone, and would take the arrows from a slider.
+ */
+function keepKeys(root) {
+  root.dataset.lmSuppressShortcuts = "true";
+  root.addEventListener("keydown", (event) => event.stopPropagation());
+}
+
 /** A canvas with its heading, legend, tooltip and spoken read-out: the frame of both widgets. */
 function frame(el, title, label) {
   const root = make(el, "div", "vblora-chart");
-  // Keys pressed in here belong to the widget, not to the notebook's shortcuts.
-  root.dataset.lmSuppressShortcuts = "true";
+  keepKeys(root);
   const head = make(root, "div", "vblora-chart-head");
   make(head, "div", "vblora-chart-title", title);
   const legend = make(head, "div", "vblora-legend");

@@ -167,8 +167,10 @@ class TrainingStudio(RunPanel):
         )
         self.overlay = ipywidgets.SelectMultiple(
             options=list(self._runs), rows=min(5, max(2, len(self._runs))),
-            description="other runs", disabled=not len(self._runs), **wide
+            description="other runs", **wide
         )  # fmt: skip
+        if not len(self._runs):
+            self.overlay.layout.display = "none"  # nothing to choose from
         self.folder = ipywidgets.Text(value=str(folder), description="folder", **wide)
         self._export_buttons = {
             what: ipywidgets.Button(description=what, icon="download", layout={"width": "auto"})

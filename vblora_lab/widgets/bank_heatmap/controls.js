@@ -121,7 +121,7 @@ class Scrubber {
 
   drawCurve() {
     const { data } = this;
-    const plot = new Plot(this.curve, 46, { left: 8, right: 8, top: 12, bottom: 2 },
+    const plot = new Plot(this.curve, 46, { left: 8, right: 8, top: 15, bottom: 2 },
       "share of sub-vectors with another set than at the step before");
     const churn = data.stacks.churn;
     const latest = Array.from({ length: data.frames }, (_, i) => churn[2 * i]);
@@ -129,6 +129,6 @@ class Scrubber {
     plot.scale([0, data.frames - 1], [0, most]);
     plot.area(latest.map((y, x) => [x, y]), "vblora-area");
     plot.line([[data.frame, 0], [data.frame, most]], "vblora-now");
-    plot.text(plot.left, 8, `churn a step, up to ${percent(most)}`, "start");
+    plot.text(plot.left, 11, `churn a step, up to ${percent(most)}`, "start");
   }
 }

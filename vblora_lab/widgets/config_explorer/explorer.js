@@ -15,10 +15,9 @@ class Explorer extends Results {
       model.save_changes();
     });
     this.root = make(el, "div", "vblora-panel vblora-explorer");
-    this.root.dataset.lmSuppressShortcuts = "true"; // keys in here are no notebook shortcuts
+    keepKeys(this.root);
     this.root.addEventListener("keydown", (event) => {
       if (event.key === "Tab") this.root.classList.add("vblora-by-keys");
-      event.stopPropagation();
     });
     this.root.addEventListener("pointerdown", () => this.root.classList.remove("vblora-by-keys"));
     this.buildHead();

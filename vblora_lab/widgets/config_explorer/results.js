@@ -236,7 +236,11 @@ class Results extends Names {
       name.scope = "row";
       name.style.setProperty("--vblora-depth", row.depth);
       name.title = row.name;
-      make(line, "td", "vblora-module-size", row.sizes);
+      const size = make(line, "td", "vblora-module-size");
+      for (const part of row.sizes.split(/(?<=[a-z])(?=[A-Z])/)) {
+        if (size.firstChild) make(size, "wbr"); // a long name of a class breaks between its words
+        size.append(part);
+      }
       const strip = make(make(line, "td", "vblora-module-layers"), "div", "vblora-strip");
       strip.setAttribute("aria-hidden", "true"); // the next cell says it in words
       strip.classList.toggle("vblora-lone", row.marks.length === 1);

@@ -31,8 +31,7 @@ class ManyUsersView {
   constructor(model, el) {
     this.model = model;
     this.root = make(el, "div", "vblora-chart vblora-users");
-    this.root.dataset.lmSuppressShortcuts = "true"; // keys in here are no notebook shortcuts
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.root);
     make(this.root, "div", "vblora-chart-title", "One base model, an adapter for each of its users: what has to be stored?");
     const bar = make(this.root, "div", "vblora-users-controls");
     const names = () => model.get("offers").map((offer) => offer.model);

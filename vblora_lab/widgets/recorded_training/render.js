@@ -14,8 +14,7 @@ class RecordedTrainingView {
     this.model = model;
     this.timer = null;
     this.root = make(el, "div", "vblora-panel vblora-replay");
-    this.root.dataset.lmSuppressShortcuts = "true"; // keys in here are no notebook shortcuts
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.root);
     const head = make(this.root, "div", "vblora-header");
     make(head, "span", "vblora-title", model.get("title"));
     make(head, "span", "vblora-subtitle", model.get("about"));

@@ -10,8 +10,7 @@ class SubVectorView {
     this.model = model;
     this.state = new State(model);
     this.root = make(el, "div", "vblora-chart vblora-sub");
-    this.root.dataset.lmSuppressShortcuts = "true"; // keys in here are no notebook shortcuts
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.root);
     const head = make(this.root, "div", "vblora-chart-head");
     this.title = make(head, "div", "vblora-chart-title");
     this.zoom = this.button(head, "", () => this.state.zoom(!model.get("zoomed_out")));

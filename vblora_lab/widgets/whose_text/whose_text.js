@@ -8,8 +8,7 @@ class WhoseTextView {
   constructor(model, el) {
     this.model = model;
     this.root = make(el, "div", "vblora-chart vblora-whose");
-    this.root.dataset.lmSuppressShortcuts = "true"; // keys in here are no notebook shortcuts
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
+    keepKeys(this.root);
     this.title = make(this.root, "div", "vblora-chart-title");
     this.words = make(this.root, "div", "vblora-whose-words");
     this.words.setAttribute("role", "status");
