@@ -94,8 +94,8 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     wait_for_another_picture(loss, before[0])
     wait_for_another_picture(heatmap, before[1])
 
-    # The kernel answers another cell meanwhile.
-    page.locator(".jp-Notebook .jp-mod-selected").first.click()
+    # The kernel answers another cell meanwhile. Escape leads from a widget to its cell.
+    heatmap.focus()
     page.keyboard.press("Escape")
     page.keyboard.press("b")
     page.keyboard.press("Enter")

@@ -20,11 +20,15 @@ function make(parent, tag, className = "", text = "") {
 
 /**
  * Keys pressed in here belong to the widget, not to the notebook's shortcuts. JupyterLab's look for
- * the attribute above the element in focus alone, and would take the arrows from a slider.
+ * the attribute above the element in focus alone, and would take the arrows from a slider. Escape
+ * gives the focus back to the cell around the widget.
  */
 function keepKeys(root) {
   root.dataset.lmSuppressShortcuts = "true";
   root.addEventListener("keydown", (event) => event.stopPropagation());
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") root.parentElement.closest("[tabindex]")?.focus();
+  }, true); // before those in here, of which some let no key out
 }
 
 /** A canvas with its heading, legend, tooltip and spoken read-out: the frame of both widgets. */
