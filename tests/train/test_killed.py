@@ -173,6 +173,7 @@ print(json.dumps({"kills": kills, "status": status, "reached": reached}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 def test_kill_and_resume_in_a_loop(tmp_path):
     done = subprocess.run(

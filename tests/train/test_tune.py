@@ -228,7 +228,7 @@ def test_the_code_trains_the_best_one_again(tmp_path, method):
     assert (tmp_path / "best" / "adapter" / "adapter_config.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_search(tmp_path):
     """Together they train as many trials as one would, and each reports all of them."""
     program = tmp_path / "search.py"
