@@ -219,6 +219,27 @@ def test_two_processes_train_as_one_with_all_of_the_batch(found, run):
         assert_alike(results[run], alone, 1e-6 if optimizer == "sgd" else 1e-4)
 
 
+def _one_of_four(rank, folder):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4
+    )
+    tokens = CASE.inputs(4)[rank : rank + 1]
+    found = {kind: trained(sharded(model_of(kind)), tokens) for kind in CHECKPOINTING}
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.long
+def test_four_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(_one_of_four, (str(tmp_path),), nprocs=4)
+    for kind in CHECKPOINTING:
+        alone = trained(model_of(kind), CASE.inputs(4))
+        for rank in range(4):
+            assert_alike(torch.load(tmp_path / f"rank{rank}.pt")[kind], alone)
+
+
 @pytest.mark.parametrize("kind", CHECKPOINTING)
 def test_a_model_that_stays_whole_from_pass_to_pass_trains_likewise(found, kind):
     alone = trained(model_of(kind), CASE.inputs(4)[[0, 2, 1, 3]], accumulate=2)

@@ -56,7 +56,7 @@ def _draw_shares(axes: Axes, users: Sequence[str], shares: Mapping[str, Sequence
     table = np.array([list(row) for row in shares.values()])
     axes.imshow(table, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
-        ink = "white" if value > 0.6 else INK
+        ink = "white" if value > 0.84 else INK  # where white comes to have the greater contrast
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     axes.set_xticks(range(len(users)), users)
     axes.set_yticks(range(len(shares)), list(shares))

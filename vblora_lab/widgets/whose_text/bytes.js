@@ -100,11 +100,10 @@ class SharesView {
   }
 
   drawCell(svg, box, share, row, own) {
-    shape(svg, "rect", "vblora-whose-cell", { ...box, "fill-opacity": 0.06 + 0.94 * share, "data-row": row });
+    shape(svg, "rect", "vblora-whose-cell", { ...box, "fill-opacity": 0.06 + 0.54 * share, "data-row": row });
     if (box.width < 26 || box.height < 13) return;
-    const ink = share > 0.55 ? "vblora-whose-on-dark" : "";
     label(svg, box.x + box.width / 2, box.y + box.height / 2 + 4, share.toFixed(2), "middle",
-      `vblora-whose-number ${ink} ${own ? "vblora-whose-strong" : ""}`);
+      `vblora-whose-number ${own ? "vblora-whose-strong" : ""}`);
   }
 
   inWords() {
