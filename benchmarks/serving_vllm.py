@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,15 @@ import torch
 from serving import generation, measured, names_of
 from speed_rows import Row, base_model, lora, ours
 
-import vblora_lab as lab
-from vblora_lab.bases import share_weights
-from vblora_lab.serving.live import LiveAdapters
-from vblora_lab.serving.store import AdapterStore
-from vblora_lab.tuner.adapted import adapted_layers
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tools"))
+from serve_check import surroundings, with_random_logits  # noqa: E402
 
-HERE = Path(__file__).parent
+import vblora_lab as lab  # noqa: E402
+from vblora_lab.bases import share_weights  # noqa: E402
+from vblora_lab.serving.live import LiveAdapters  # noqa: E402
+from vblora_lab.serving.store import AdapterStore  # noqa: E402
+
 ENGINE = HERE / "serving_vllm_engine.py"
 RESULTS = HERE / "results" / "serving-vllm.json"
 
@@ -49,9 +52,7 @@ def make_store(folder: Path, row: Row, users: int) -> tuple[torch.nn.Module, Ada
     store = AdapterStore(folder / "store")
     for name in names_of(users):
         lab.add_adapter(model, name, config, bank_of="first")
-        for layer in adapted_layers(model, name).values():
-            for logits in layer.logits(name):
-                logits.data = torch.randn_like(logits)
+        with_random_logits(model, name)
         store.add(model, name, adapter_name=name)
         model.set_adapter("first")
         model.delete_adapter(name)
@@ -96,17 +97,9 @@ def by_vllm(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "rank": 8,  # vLLM has no smaller one
     }
     (folder / "asked.json").write_text(json.dumps(asked))
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("PYTHONPATH", None)
     subprocess.run(
         [args.python, ENGINE, folder / "asked.json", folder / "found.json"],
-        env=environment, cwd=folder, check=True,
+        env=surroundings(), cwd=folder, check=True,
     )  # fmt: skip
     return json.loads((folder / "found.json").read_text())
 

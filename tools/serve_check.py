@@ -108,6 +108,17 @@ def flip_a_bit(folder: Path) -> None:
 # --- the server
 
 
+def surroundings() -> dict[str, str]:
+    """The environment variables of a vLLM on a CPU of few cores, offline."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return ours | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 @contextmanager
 def server(python: Path, store: AdapterStore, cache: Path):
     """vLLM's own server on a free port of this machine; its address."""
@@ -117,21 +128,13 @@ def server(python: Path, store: AdapterStore, cache: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    environment.pop("PYTHONPATH", None)
     command = [python, "-m", "vblora_lab.cli", "serve", BASE, "--store", store.path]
     command += ["--port", port, "--cache", cache, "--cache-bytes", int(room), f"--vllm={OPTIONS}"]
     log = store.path.parent / "vllm.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
             list(map(str, command)),
-            env=environment,
+            env=surroundings(),
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=store.path.parent,

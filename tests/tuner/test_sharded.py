@@ -118,10 +118,21 @@ def operators_of_a_step(method, reentrant):
     return operators.found
 
 
-def _one_process(rank, folder):
+def _join(rank, folder, world):
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
     )
+
+
+def _leave(found, rank, folder):
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _one_process(rank, folder):
+    _join(rank, folder, WORLD)
     warnings.simplefilter("ignore")
     mine = CASE.inputs(4).chunk(WORLD)[rank]
     found = {}
@@ -183,10 +194,7 @@ def _one_process(rank, folder):
         root_alone(mine)
     except TargetError as error:
         found["root alone"] = str(error)
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
+    _leave(found, rank, folder)
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +228,10 @@ def test_two_processes_train_as_one_with_all_of_the_batch(found, run):
 
 
 def _one_of_four(rank, folder):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=4
-    )
+    _join(rank, folder, 4)
     tokens = CASE.inputs(4)[rank : rank + 1]
     found = {kind: trained(sharded(model_of(kind)), tokens) for kind in CHECKPOINTING}
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
+    _leave(found, rank, folder)
 
 
 @pytest.mark.long

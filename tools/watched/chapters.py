@@ -57,7 +57,7 @@ STEERED: list[Act] = [
     ("press", "", "Resume", "training"),
     ("step", "", "6"),
 ]
-# A preset, a length that fits nothing, one of those proposed, and a list of modules.
+# A length that fits nothing and one that does, a box and a list.
 CONFIGURE: list[Act] = [
     ("enter", "", "vector_length", "100"),
     ("enter", "", "vector_length", "64"),

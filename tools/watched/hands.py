@@ -33,7 +33,7 @@ class Hands:
         from playwright.sync_api import TimeoutError as NothingChanged
 
         handle = self.at(cell)
-        before = handle.evaluate("c => watched_look(c)".replace("watched_look", "watched.look"))
+        before = handle.evaluate("c => watched.look(c)")
         yield
         try:
             self.page.wait_for_function(

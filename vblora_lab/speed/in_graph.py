@@ -20,7 +20,7 @@ from vblora_lab.speed.order import Order
 
 
 def mixed_in_graph(parts: Order, bank: Tensor, topk: int, dtype: torch.dtype) -> Tensor:
-    """The admixture of all logits of a model, as `kernels.fused_admixture` computes it.
+    """The admixture of all logits of a model, as `fused.fused_matrices` computes it.
 
     Args:
         parts: the logits, float32 and contiguous.

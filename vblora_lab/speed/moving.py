@@ -1,7 +1,7 @@
 """The admixture of logits that lie elsewhere in each pass, in any precision.
 
 FSDP gathers the parameters of a unit (a decoder layer, say) into memory that it takes and gives
-back, rounded to half precision if asked to. Tables of addresses, as `kernels.fused_admixture` keeps
+back, rounded to half precision if asked to. Tables of addresses, as `fused.fused_matrices` keeps
 them, would be made anew each time, and half precision wouldn't be for its kernels at all. So logits
 are laid behind each other first (see `order`), in float32 or finer, and where each lies among them
 is a matter of sizes alone. One copy and one launch a unit, and as much on the way back.
