@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from report_large import large_parts, methods_of
 
 RESULTS = Path(__file__).parent / "results"
 OURS, CAPTURED = "vblora_lab", "vblora_lab, captured"
@@ -107,17 +108,25 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def timings(records: list[Record], unit: str) -> str:
-    methods = list(dict.fromkeys(m for record in records for m in record["milliseconds"]))
+    methods = methods_of(records)
     rows = []
     for record in records:
         times = record["milliseconds"]
-        rows.append([record["row"], *(f"{times[m]:.2f}" if m in times else "" for m in methods)])
+        rows.append([record["row"], *(cell(m in times, times.get(m)) for m in methods)])
     return table([unit, *methods], rows)
+
+
+def cell(asked: bool, value: float | None) -> str:
+    """A number; empty if there was nothing to measure, a dash if it didn't fit."""
+    if value is None:
+        return "–" if asked else ""
+    return f"{value:.2f}"
 
 
 def page(about: dict[str, str], records: list[Record], kind: str) -> str:
     targets = list((gpu_targets if kind == "cuda" else cpu_targets)(records))
-    versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "peft"))
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "liger_kernel")
+    versions = ", ".join(f"{name} {about[name]}" for name in packages if name in about)
     note = f" ({about['note']})" if "note" in about else ""
     parts = [
         f"## {about['device']}",
@@ -146,6 +155,8 @@ def page(about: dict[str, str], records: list[Record], kind: str) -> str:
         if section == "training" and kind == "cuda":
             memory = [r | {"milliseconds": r["peak_gib"]} for r in found]
             parts.append(timings(memory, "GiB at the peak"))
+        if section == "large" and found:
+            parts += large_parts(found, about["device"], table, timings)
     parts += profile(records) + waits(records)
     if of(records, "growth"):
         parts += ["### Growth", f"![time and memory of a step](growth-{kind}.png)"]

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                      # everything that suits this machine
     python benchmarks/speed.py training --rows opt-125m-8x512-qv --steps 40
+    python benchmarks/speed.py large --rows llama-3-8b-1x2048-llama-all-nf4
     make bench
 
 Each section runs its methods interleaved in one process and takes medians after a warm-up.
@@ -31,8 +32,9 @@ import torch
 import transformers
 from speed_admixture import admixture_alone
 from speed_clock import clean_up, interleaved, milliseconds, peak_memory, waits
-from speed_compiled import compiled
-from speed_large import large, mixed
+from speed_compiled import COMPILED_ROWS, compiled
+from speed_large import LARGE_ROWS, large, mixed
+from speed_peers import installed
 from speed_rows import (
     CPU_ROWS,
     CUDA,
@@ -46,6 +48,7 @@ from speed_rows import (
     captured_step,
     make_optimizer,
     make_step,
+    selected,
 )
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
@@ -59,9 +62,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def training(args: argparse.Namespace) -> Iterator[dict]:
-    for row in CPU_ROWS if not CUDA else GPU_ROWS:
-        if args.rows and row.name not in args.rows:
-            continue
+    for row in selected(CPU_ROWS if not CUDA else GPU_ROWS, args.rows):
         base = base_model(row.model)
         batch = batch_of(row, base.config.vocab_size)
         memory = {}
@@ -306,16 +307,22 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
-    parser.add_argument("--rows", nargs="*", help="rows of the training section")
+    parser.add_argument("--rows", nargs="*", help="of training, compiled and large")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each method")
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    named = {row.name for row in (*CPU_ROWS, *GPU_ROWS, *COMPILED_ROWS, *LARGE_ROWS)}
+    if unknown := set(args.rows or ()) - named:
+        parser.error(
+            f"no such rows: {', '.join(sorted(unknown))}. There are {', '.join(sorted(named))}"
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*")
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU threads"
+    chosen = [*args.sections, *(["--rows", *args.rows] if args.rows else [])]
     about = {
         "device": device,
         "machine": platform.machine(),
@@ -323,7 +330,8 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
-        "command": f"python benchmarks/speed.py {' '.join(args.sections)} --steps {args.steps}",
+        **installed(),
+        "command": " ".join(["python benchmarks/speed.py", *chosen, f"--steps {args.steps}"]),
         "date": time.strftime("%Y-%m-%d"),
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,16 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from speed_rows import CUDA, Row, adapted, make_optimizer, make_step
 from torch import nn
+
+T = TypeVar("T")
+FULL = ("out of memory", "ALLOC_FAILED")
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -26,14 +31,49 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int) -> dict:
-    """Median time of each call, one after the other in each round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    """Median time of each call, one after the other in each round.
+
+    A call for which the device's memory doesn't suffice has None, and isn't made again.
+    """
+    times: dict[str, list[float] | None] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
-            taken = milliseconds(call)
-            if number >= warm_up:
-                times[name].append(taken)
-    return {name: round(statistics.median(taken), 4) for name, taken in times.items()}
+            before = times[name]
+            if before is None:
+                continue
+            taken = unless_full(name, lambda call=call: milliseconds(call))
+            if taken is None:
+                times[name] = None
+            elif number >= warm_up:
+                before.append(taken)
+    return {
+        name: None if taken is None else round(statistics.median(taken), 4)
+        for name, taken in times.items()
+    }
+
+
+def unless_full(name: str, call: Callable[[], T]) -> T | None:
+    """What a call gives; None, and a printed line, if the device's memory doesn't suffice."""
+    try:
+        return call()
+    except RuntimeError as error:
+        # PyTorch's own error says so too; kernels of Triton and cuBLAS raise others.
+        if not any(sign in str(error) for sign in FULL):
+            raise
+        print(f"{name}: {str(error).splitlines()[0]}", flush=True)
+    clean_up()  # not before here: the error holds the frames of the call, and they the tensors
+    return None
+
+
+def peak_gib(call: Callable[[], object]) -> float | None:
+    """GiB at the peak of a call, with all that is there before it; None without a GPU."""
+    if not CUDA:
+        call()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
@@ -43,10 +83,8 @@ def peak_memory(method: str, base: nn.Module, row: Row, batch: dict) -> float:
     step = make_step(model, make_optimizer(model))
     for _ in range(2):
         step(batch)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    step(batch)
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = peak_gib(partial(step, batch))
+    assert peak is not None, "there is no GPU to ask"
     del model, step
     clean_up()
     return round(peak, 3)

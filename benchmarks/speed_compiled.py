@@ -10,46 +10,91 @@ from typing import Any
 
 import torch
 from speed_clock import clean_up, interleaved
-from speed_rows import CUDA, METHODS, Row, adapted, base_model, batch_of, make_optimizer
+from speed_peers import LIGER, WITH_LIGER, why_not, with_liger
+from speed_rows import (
+    CUDA,
+    METHODS,
+    Row,
+    adapted,
+    base_model,
+    batch_of,
+    make_optimizer,
+    selected,
+)
 from torch import nn
 from torch._dynamo.utils import counters
 
-ROW = Row("opt-125m", 8, 512, "all")
+COMPILED_ROWS = [
+    Row("opt-125m", 8, 512, "all"),
+    Row("llama-160m", 8, 512, "llama-all"),  # Liger has no kernels for OPT
+]
 MODES = ("default", "reduce-overhead")
 OWN = [method for method in METHODS if method != "PEFT VB-LoRA"]  # whose graph breaks
+EAGER = ", eager"
 
 
 def compiled(args: argparse.Namespace) -> Iterator[dict]:
     """Steps of compiled models, and of the same ones eager; on a GPU."""
     if not CUDA:
         return
-    base = base_model(ROW.model)
-    for mode in MODES:
-        torch._dynamo.reset()
-        calls: dict[str, Callable[[], object]] = {}
-        graphs = {}
-        for method in OWN:
-            counters.clear()
-            model = adapted(method, base, ROW, input_gradients=False)
-            step = embedded_step(torch.compile(model, mode=mode), model, base)
-            calls[method] = partial(step, batch_of(ROW, base.config.vocab_size))
+    reason = why_not("liger_kernel")
+    if reason:
+        print(f"compiled: Liger's kernels are left out, {reason}")
+    for row in selected(COMPILED_ROWS, args.rows):
+        peers = WITH_LIGER if row.model.startswith("llama") and not reason else []
+        methods = [*OWN, *peers, *(f"{each}{EAGER}" for each in ("vblora_lab", *peers))]
+        base = base_model(row.model)
+        for mode in MODES:
+            yield compiled_row(base, row, mode, methods, args)
+            clean_up()
+        del base
+        clean_up()
+
+
+def compiled_row(
+    base: nn.Module, row: Row, mode: str, methods: list[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The record of a row in one of the compiler's modes; None for a method that isn't compiled."""
+    torch._dynamo.reset()
+    calls: dict[str, Callable[[], object]] = {}
+    graphs = {}
+    batch = batch_of(row, base.config.vocab_size)
+    for method in methods:
+        counters.clear()
+        call = partial(compiled_step(method, base, row, mode), batch)
+        try:
             for _ in range(3):  # with CUDA graphs, the third pass is the first that is replayed
-                calls[method]()
+                call()
+        except Exception as error:
+            if LIGER not in method:
+                raise
+            # Kernels of another's, of which the compiler may not make a graph.
+            print(f"{row.name}, {method}, {mode}: left out, {error}", flush=True)
+            continue
+        calls[method] = call
+        if not method.endswith(EAGER):
             graphs[method] = {
                 "graphs": counters["stats"].get("unique_graphs", 0),
                 "breaks": sum(counters["graph_break"].values()),
             }
-        eager = adapted("vblora_lab", base, ROW, input_gradients=False)
-        step = embedded_step(eager, eager, base)
-        calls["vblora_lab, eager"] = partial(step, batch_of(ROW, base.config.vocab_size))
-        yield {
-            "section": "compiled",
-            "row": f"{ROW.name}, {mode}",
-            "milliseconds": interleaved(calls, args.steps, args.warm_up),
-            "graphs": graphs,
-        }
-        del calls, step, model, eager
-        clean_up()
+    times = interleaved(calls, args.steps, args.warm_up)
+    return {
+        "section": "compiled",
+        "row": f"{row.name}, {mode}",
+        "milliseconds": {method: times.get(method) for method in methods},
+        "graphs": graphs,
+    }
+
+
+def compiled_step(
+    method: str, base: nn.Module, row: Row, mode: str
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """A step of a method by its name, compiled unless that says eager."""
+    kind = method.removesuffix(EAGER)
+    model = adapted(kind.removesuffix(LIGER), base, row, input_gradients=False)
+    call = model if method.endswith(EAGER) else torch.compile(model, mode=mode)
+    step = embedded_step(call, model, base)
+    return with_liger(model, step) if kind.endswith(LIGER) else step
 
 
 def embedded_step(

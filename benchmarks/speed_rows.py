@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +41,23 @@ OPT_SIZES = {
     "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32},
 }
-
-
-LLAMA_3_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
+LLAMA_SIZES = {
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-160m": {  # the width and depth of opt-125m
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "vocab_size": 32000,
+    },
 }
 
 
@@ -66,10 +74,13 @@ class Row:
     vector_length: int = 256
     topk: int = 2
     layers: int | None = None  # how many are adapted, from the first on; None for all
+    nf4: bool = False  # whether the base is stored in 4 bits
+    suffix: str = ""  # of the name, for what else it should tell
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.batch}x{self.length}-{self.targets}"
+        bits = "-nf4" if self.nf4 else ""
+        return f"{self.model}-{self.batch}x{self.length}-{self.targets}{bits}{self.suffix}"
 
     def where(self) -> dict[str, Any]:
         which = {} if self.layers is None else {"layers_to_transform": list(range(self.layers))}
@@ -92,13 +103,19 @@ CPU_ROWS = [
 ]
 
 
+def selected(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """The rows of these names; all if none is named."""
+    return [row for row in rows if not names or row.name in names]
+
+
 def base_model(name: str) -> PreTrainedModel:
     """A model of the named shape with random weights: bf16 on a GPU, float32 on a CPU."""
-    if name == "llama-3-8b":
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    if name in LLAMA_SIZES:
         torch.manual_seed(0)
-        config = LlamaConfig(**LLAMA_3_8B, dtype=torch.bfloat16)
+        config = LlamaConfig(**LLAMA_SIZES[name], dtype=dtype)
         with DEVICE:
-            return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).train()
+            return LlamaForCausalLM._from_config(config, dtype=dtype).train()
     if name == "mini-opt":
         config = AutoConfig.from_pretrained(MINI_OPT)
     else:
@@ -108,7 +125,7 @@ def base_model(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     with DEVICE:
         model = OPTForCausalLM(config)
-    return model.to(torch.bfloat16 if CUDA else torch.float32).train()
+    return model.to(dtype).train()
 
 
 def frozen(base: nn.Module, row: Row) -> nn.Module:

@@ -5,8 +5,10 @@ bits is all that differs then, so outputs and gradients agree up to how bitsandb
 """
 
 import copy
+import importlib
 import pickle
 import warnings
+from pathlib import Path
 
 import peft
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 
 import vblora_lab.tuner.peft as lab
 from tests.cases import assert_close, scramble
+from vblora_lab.bases import share_weights
 from vblora_lab.errors import MergeError
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.layer import VBLoRALayer
@@ -320,3 +323,39 @@ def test_peft_back_end_still_misreads_a_packed_weight():
 
     weight = resolve_quantization_backend(layer).get_base_weight(layer).float()
     assert (weight - expected).norm() > 0.1 * expected.norm()
+
+
+@kinds
+def test_models_that_share_a_base_in_bits_compute_the_same(kind):
+    base = quantised_base(kind).train()
+    first, second = share_weights(base), share_weights(base)
+    for model in (first, base, second, share_weights(base)):
+        assert torch.equal(model(inputs()), base(inputs()))
+        same = model.first.weight.data_ptr() == base.first.weight.data_ptr()
+        assert same == (model is base or kind != "int8")  # 8 bits are copied
+    adapted(second)
+    assert not layers_of(base) and torch.equal(first(inputs()), base(inputs()))
+
+
+def test_a_benchmark_s_row_in_four_bits(monkeypatch):
+    """All methods train on one base, and the floor has the bytes that its weights are stored in."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    rows, large, peers = map(importlib.import_module, ("speed_rows", "speed_large", "speed_peers"))
+    size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 50}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    monkeypatch.setitem(rows.LLAMA_SIZES, "tiny", size | heads)
+    row = rows.Row("tiny", 1, 8, "llama-qv", r=2, num_vectors=8, vector_length=16, nf4=True)
+    plain = rows.base_model("tiny")
+    base = peers.in_four_bits(copy.deepcopy(plain))
+    record = large.large_row(base, row, list(rows.METHODS), 4)
+    assert record["row"] == "tiny-1x8-llama-qv-nf4"
+    assert all(value > 0 for value in record["milliseconds"].values())
+    floor, of_plain = record["floor"], large.floor(plain, row)
+    for name in ("teraflops_base", "teraflops_attention", "teraflops_adapter"):
+        assert floor[name] == of_plain[name]
+    # By hand: half a byte for a weight, and for each 64 of them a byte, the scale; the scales have
+    # one of 4 bytes for each 256, in each of the weights. The head has its 4 bytes a weight.
+    sizes = 2 * [64 * 64] + 2 * [64 * 32] + 2 * [64 * 96] + [64 * 96]
+    stored = [n // 2 + n // 64 + 4 for n in sizes]
+    read = 2 * (3 * sum(stored) - stored[-1]) + 2 * 4 * 64 * 50
+    assert floor["gigabytes_weights"] == pytest.approx(read / 1e9, rel=1e-5)
