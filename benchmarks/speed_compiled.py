@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from speed_clock import clean_up, interleaved
-from speed_peers import LIGER, WITH_LIGER, why_not, with_liger
+from speed_peers import LIGER, WITH_LIGER, unless_broken, why_not, with_liger
 from speed_rows import (
     CUDA,
     METHODS,
@@ -61,15 +61,9 @@ def compiled_row(
     batch = batch_of(row, base.config.vocab_size)
     for method in methods:
         counters.clear()
-        call = partial(compiled_step(method, base, row, mode), batch)
-        try:
-            for _ in range(3):  # with CUDA graphs, the third pass is the first that is replayed
-                call()
-        except Exception as error:
-            if LIGER not in method:
-                raise
-            # Kernels of another's, of which the compiler may not make a graph.
-            print(f"{row.name}, {method}, {mode}: left out, {error}", flush=True)
+        begin = partial(first_compiled, method, base, row, mode, batch)
+        call = unless_broken(method, begin)  # the compiler may make no graph of others' kernels
+        if call is None:
             continue
         calls[method] = call
         if not method.endswith(EAGER):
@@ -84,6 +78,16 @@ def compiled_row(
         "milliseconds": {method: times.get(method) for method in methods},
         "graphs": graphs,
     }
+
+
+def first_compiled(
+    method: str, base: nn.Module, row: Row, mode: str, batch: dict[str, torch.Tensor]
+) -> Callable[[], object]:
+    """A method's step on a batch, after its first three, in which it is compiled."""
+    call = partial(compiled_step(method, base, row, mode), batch)
+    for _ in range(3):  # with CUDA graphs, the third pass is the first that is replayed
+        call()
+    return call
 
 
 def compiled_step(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from speed_clock import clean_up, interleaved, milliseconds, peak_gib, unless_full
 from speed_floor import floor
-from speed_peers import LIGER, WITH_LIGER, in_four_bits, why_not, with_liger
+from speed_peers import LIGER, WITH_LIGER, in_four_bits, unless_broken, why_not, with_liger
 from speed_rows import (
     CUDA,
     DEVICE,
@@ -83,7 +83,7 @@ def large_row(base: nn.Module, row: Row, methods: list[str], steps: int) -> dict
     for method in methods:
         others = allocated() - before  # adapters and moments of the methods before this one
         begin = partial(first_steps, method, base, row, batch, others)
-        started[method] = unless_full(method, begin)
+        started[method] = unless_broken(method, partial(unless_full, method, begin))
     begun = {method: each for method, each in started.items() if each is not None}
     clean_up()
     a_round = sum(each.milliseconds for each in begun.values()) / 1e3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 LIGER = ", Liger"
+MODULES = {"liger_kernel": "liger_kernel.transformers"}  # what of a package is used
+T = TypeVar("T")
 WITH_LIGER = [method + LIGER for method in ("PEFT LoRA", "vblora_lab")]
 
 
@@ -21,8 +23,27 @@ def why_not(package: str) -> str | None:
     """Why a package's kernels can't be measured here; None if they can."""
     if not CUDA:
         return "there is no GPU"
-    found = importlib.util.find_spec(package)
-    return None if found else f"{package} isn't installed"
+    if not importlib.util.find_spec(package):
+        return f"{package} isn't installed"
+    try:
+        importlib.import_module(MODULES.get(package, package))
+    except (ImportError, OSError, RuntimeError) as error:  # made for other versions, say
+        return f"{package} can't be imported ({error})"
+    return None
+
+
+def unless_broken(method: str, call: Callable[[], T]) -> T | None:
+    """What a call gives; None, and a printed line, if it fails in a method with Liger's kernels.
+
+    They are another's, so that the others are measured nevertheless. Other methods fail as ever.
+    """
+    try:
+        return call()
+    except Exception as error:
+        if LIGER not in method:
+            raise
+        print(f"{method}: left out, {type(error).__name__}: {error}", flush=True)
+    return None
 
 
 def installed() -> dict[str, str]:

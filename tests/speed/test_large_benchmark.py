@@ -28,11 +28,14 @@ DOWN = 64 * 96
 
 @pytest.fixture
 def module(monkeypatch):
+    """Imports a benchmark's module; all of them see no GPU, whether there is one or not."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    rows = importlib.import_module("speed_rows")
-    monkeypatch.setitem(rows.LLAMA_SIZES, "tiny", TINY)
-    monkeypatch.setattr(rows, "CUDA", False)
-    monkeypatch.setattr(rows, "DEVICE", torch.device("cpu"))
+    for name in ("rows", "clock", "peers", "compiled", "large"):
+        each = importlib.import_module(f"speed_{name}")
+        monkeypatch.setattr(each, "CUDA", False)
+        if hasattr(each, "DEVICE"):
+            monkeypatch.setattr(each, "DEVICE", torch.device("cpu"))
+    monkeypatch.setitem(importlib.import_module("speed_rows").LLAMA_SIZES, "tiny", TINY)
     return importlib.import_module
 
 
@@ -121,6 +124,28 @@ def test_a_method_that_does_not_fit_is_left_out(module, row, monkeypatch, capsys
     assert capsys.readouterr().out == "too large: CUDA out of memory. Tried to allocate 1 GiB.\n"
 
 
+def test_a_method_with_liger_that_fails_is_left_out(module, row, monkeypatch, capsys):
+    large, rows = module("speed_large"), module("speed_rows")
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # as if it couldn't be imported
+    methods = ["frozen base", "PEFT LoRA, Liger"]
+    record = large.large_row(rows.base_model("tiny"), row(), methods, 4)
+    assert record["milliseconds"].pop("PEFT LoRA, Liger") is None
+    assert record["milliseconds"]["frozen base"] > 0
+    assert "PEFT LoRA, Liger: left out, ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_a_package_that_cannot_be_imported_is_left_out(module, monkeypatch, tmp_path):
+    peers = module("speed_peers")
+    monkeypatch.setattr(peers, "CUDA", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "made_for_others.py").write_text("raise ImportError('needs version 9')")
+    assert peers.why_not("made_for_others") == (
+        "made_for_others can't be imported (needs version 9)"
+    )
+    assert peers.why_not("not_at_all_there") == "not_at_all_there isn't installed"
+    assert peers.why_not("json") is None
+
+
 def test_other_errors_are_not_taken_for_a_full_device(module):
     def broken():
         raise RuntimeError("shapes cannot be multiplied")
@@ -198,6 +223,28 @@ def test_liger_s_rotary_embedding_is_there_for_its_own_steps_alone(module, monke
     assert (modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaMLP) == own
     assert step("batch") == ("batch", "Liger's") and base == ["patched"]
     assert (modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaMLP) == own
+
+
+def test_a_method_of_others_that_is_not_compiled_is_left_out(module, row, monkeypatch, capsys):
+    compiled = module("speed_compiled")
+
+    def step(method, base, row, mode):
+        if method == broken:
+            raise TypeError("no graph")
+        return lambda batch: batch["labels"].sum()
+
+    monkeypatch.setattr(compiled, "compiled_step", step)
+    base = module("speed_rows").base_model("tiny")
+    methods = ["vblora_lab", "PEFT LoRA, Liger", "PEFT LoRA, Liger, eager"]
+    measure = argparse.Namespace(steps=2, warm_up=1)
+    broken = "PEFT LoRA, Liger"
+    record = compiled.compiled_row(base, row(), "default", methods, measure)
+    assert list(record["milliseconds"]) == methods and list(record["graphs"]) == ["vblora_lab"]
+    assert [name for name, ms in record["milliseconds"].items() if ms is None] == [broken]
+    assert "PEFT LoRA, Liger: left out, TypeError: no graph" in capsys.readouterr().out
+    broken = "vblora_lab"  # ours is to be compiled
+    with pytest.raises(TypeError, match="no graph"):
+        compiled.compiled_row(base, row(), "default", methods, measure)
 
 
 # --- the report
