@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.speed.test_compiled import opt, tokens
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -74,6 +75,28 @@ def test_launches_of_a_training_pass(targets, allowed):
     assert three.total() <= allowed, three
     # One admixture for the whole model, forward and backward, in plain PyTorch.
     assert both - 2 * allowed <= 24, two
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_checkpointing_multiplies_again_what_the_frozen_base_does(adapted):
+    """Not with the weight of a part's last layer, behind which nothing is kept."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "vocab_size": 20}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    model.requires_grad_(False)
+    if adapted:
+        config = VBLoRAConfig(r=2, num_vectors=6, vector_length=4, target_modules="all-linear")
+        model = get_peft_model(model, config)
+    model.enable_input_require_grads()
+    ids, counts = torch.arange(2, 8).view(2, 3), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with Launches() as seen:
+            model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        # An update is added to by the product with W; the base has that product alone.
+        counts.append(seen.count["addmm_" if adapted else "mm"])
+    assert counts[1] - counts[0] == 3 * 6  # of q, k, v, o, gate, up and down in each layer
 
 
 def test_a_token_launches_no_more_than_the_base_model_does():

@@ -207,8 +207,11 @@ def test_what_nobody_takes_goes_with_its_pass():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_under_autocast_one_cast_serves_them(dtype, counted, monkeypatch):
-    model = get_peft_model(Attention().to(dtype), VBLoRAConfig(**CONFIG))  # logits in float32
+@pytest.mark.parametrize("whole", [True, False])
+def test_under_autocast_one_cast_serves_them(dtype, whole, counted, monkeypatch):
+    """Of the input; weights in float32 are cast too, as autocast casts those of the base."""
+    base = Attention() if whole else Attention().to(dtype)
+    model = get_peft_model(base, VBLoRAConfig(**CONFIG))  # logits in float32
     scramble(model)
     casts, layers = [], model.get_base_model()
     cast = one_input.OneInput.cast

@@ -4,11 +4,12 @@ The sum of what PyTorch's own operations compute, forward and backward, in one n
 instead of five a layer. On a fast GPU most of a small layer's time is Python and autograd preparing
 the next kernel, so fewer nodes and fewer kernels are less time.
 
-Layers that get the same x (q, k and v; gate and up) are one node too. Their A's stand one above the
-other as one matrix, so that x is read once for all of them, and so are the three products with A
-and its gradient. Gradients, with g = dL/dy of each layer and no gradient of W and b:
+Layers that get the same x (q, k and v; gate and up) are one node too, and x is read once for all of
+them. Gradients, with g = dL/dy of each layer and no gradient of W and b:
 
-    gAx = g B, side by side      dx = sum of g W, + gAx A      dA = gAx^T x      dB^T = (x A^T)^T g
+    gAx = g B      dx = sum of g W + gAx A      dA = gAx^T x      dB^T = (x A^T)^T g
+
+The products with A and B are those of `thin_products`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from vblora_lab.speed.thin_products import IN_PYTORCH, thin_products
 
 Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
@@ -60,44 +63,48 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
     return weight if kind is nn.Linear else weight.t(), bias
 
 
+def frozen_weight_in(dtype: torch.dtype, layer: nn.Module, casts: bool) -> Frozen | None:
+    """The same in a dtype; None too if it has another one.
+
+    Args:
+        dtype: of the result.
+        layer: any.
+        casts: as autocast does, which takes float64 as it is.
+    """
+    frozen = frozen_weight(layer)
+    if frozen is None or frozen[0].dtype == dtype:
+        return frozen
+    weight, bias = frozen
+    if not casts or weight.dtype == torch.float64:
+        return None
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
     """The output (..., out) of a layer for x (..., in), of one dtype.
 
     Only x, A and B_T get gradients, and those can be differentiated again.
     """
-    return cast(Tensor, _one(x, *layer))
+    return frozen_linears(x, (layer,))[0]
 
 
 def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """The same of several layers for one x (..., in). All have the same r."""
     weights, biases, A, B_T = zip(*layers, strict=True)
-    return cast(tuple[Tensor, ...], _several(x, weights, biases, *A, *B_T))
-
-
-class _FrozenLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B_T: Tensor
-    ) -> Tensor:
-        rows = _rows(x)
-        Ax = F.linear(rows, A)
-        ctx.save_for_backward(x, Ax, weight, A, B_T)
-        return _shaped(_sum(rows, weight, bias, Ax, B_T), x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, Ax, weight, A, B_T = ctx.saved_tensors
-        rows, g = _rows(x), _rows(grad)
-        if torch.is_grad_enabled():  # create_graph=True; the Ax that is kept has no graph
-            Ax = F.linear(rows, A)
-        gAx = F.linear(g, B_T)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = gAx.mm(A).addmm_(g, weight).view(x.shape)
-        return dx, None, None, gAx.t().mm(rows), Ax.t().mm(g)
+    ys = cast(tuple[Tensor, ...], _updates(x, weights, biases, *A, *B_T))
+    # Not within the node: gradient checkpointing calls a part again up to the last tensor that a
+    # node keeps, and needs none of the last layer's large product. Out of autograd's sight, since
+    # the node has the gradients of both. The update comes first, because the large product adds to
+    # what is there at no cost.
+    rows = _rows(x.detach())
+    for y, weight in zip(ys, weights, strict=True):
+        y.detach().view(-1, y.shape[-1]).addmm_(rows, weight.t())
+    return ys
 
 
 class _FrozenLinears(torch.autograd.Function):
+    """b + (x A^T) B^T of each layer, with the gradients of x W^T too."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -106,52 +113,37 @@ class _FrozenLinears(torch.autograd.Function):
         biases: Sequence[Tensor | None],
         *matrices: Tensor,
     ) -> tuple[Tensor, ...]:
-        n = len(weights)
-        rows, A, B_T = _rows(x), torch.cat(matrices[:n]), matrices[n:]
-        Ax = F.linear(rows, A)
-        ctx.save_for_backward(x, Ax, A, *weights, *matrices)
-        layers = zip(weights, biases, Ax.chunk(n, dim=1), B_T, strict=True)
-        return tuple([_shaped(_sum(rows, *layer), x) for layer in layers])
+        n, rows = len(weights), _rows(x)
+        A, B_T = matrices[:n], matrices[n:]
+        ctx.thin = thin = thin_products(rows, A, B_T, biases)
+        Ax, stacked, ys = thin.down_and_up(rows, A, B_T, biases)
+        ctx.save_for_backward(x, Ax, stacked, *weights, *matrices)
+        return tuple([_shaped(y, x) for y in ys])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(grads)
-        x, Ax, A, *others = ctx.saved_tensors
-        weights, B_T = others[:n], others[2 * n :]
-        rows, g = _rows(x), [_rows(grad) for grad in grads]
-        if torch.is_grad_enabled():
-            A = torch.cat(others[n : 2 * n])
-            Ax = F.linear(rows, A)
-            gAx = torch.cat([F.linear(*each) for each in zip(g, B_T, strict=True)], dim=1)
-        else:
-            gAx = torch.empty_like(Ax)
-            for part, its_g, b in zip(gAx.chunk(n, dim=1), g, B_T, strict=True):
-                torch.mm(its_g, b.t(), out=part)
-        dx = None
+        n, thin = len(grads), ctx.thin
+        x, Ax, stacked, *others = ctx.saved_tensors
+        weights, A, B_T = others[:n], others[n : 2 * n], others[2 * n :]
+        rows, g = _rows(x), [_rows(grad).contiguous() for grad in grads]
+        if torch.is_grad_enabled():  # create_graph=True; what is kept or fused has no graph
+            thin, stacked = IN_PYTORCH, torch.cat(A)
+            Ax = F.linear(rows, stacked)
+        gAx, dx = thin.back_through(g, A, stacked, B_T)
         if ctx.needs_input_grad[0]:
-            dx = gAx.mm(A)
             for its_g, weight in zip(g, weights, strict=True):
                 dx.addmm_(its_g, weight)
-            dx = dx.view(x.shape)
-        dA = gAx.t().mm(rows).chunk(n)
-        dB_T = [part.t().mm(its_g) for part, its_g in zip(Ax.chunk(n, dim=1), g, strict=True)]
-        return dx, None, None, *dA, *dB_T
+        dA, dB_T = thin.gradients(rows, g, Ax, gAx)
+        return dx.view(x.shape) if ctx.needs_input_grad[0] else None, None, None, *dA, *dB_T
 
 
 # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`), and
-# takes as long as two launches; these are what it calls then.
-_one = cast(Any, super(torch.autograd.Function, _FrozenLinear)).apply
-_several = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
+# takes as long as two launches; this is what it calls then.
+_updates = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
 
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
-def _sum(rows: Tensor, weight: Tensor, bias: Tensor | None, Ax: Tensor, B_T: Tensor) -> Tensor:
-    """The update first: the large product adds to what is there at no cost, a thin one reads it."""
-    y = Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
-    return y.addmm_(rows, weight.t())
 
 
 def _shaped(y: Tensor, x: Tensor) -> Tensor:

@@ -26,7 +26,12 @@ from vblora_lab.admixture import low_rank_matrices
 from vblora_lab.errors import InferenceOnlyError, TargetError
 from vblora_lab.speed import kernels
 from vblora_lab.speed.blocks import Fold, Place
-from vblora_lab.speed.frozen_linear import Adapted, frozen_linear, frozen_weight
+from vblora_lab.speed.frozen_linear import (
+    Adapted,
+    frozen_linear,
+    frozen_weight,
+    frozen_weight_in,
+)
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.one_input import cast_input
 from vblora_lab.speed.pool import MatrixPool, Running
@@ -304,10 +309,11 @@ class Linear(VBLoRALayer):
         self, dtype: torch.dtype, autocast: torch.dtype | None, running: Running | None
     ) -> Adapted | None:
         """This layer, if it is plain and frozen, and has one adapter of a dtype, undropped."""
-        plain = frozen_weight(cast(nn.Module, self._modules["base_layer"]))
         adapter = self.only_adapter()
-        off = self._disable_adapters or self.merged_adapters
-        if plain is None or plain[0].dtype != dtype or off or not adapter or self._drops(adapter):
+        if self._disable_adapters or self.merged_adapters or not adapter or self._drops(adapter):
+            return None
+        base = cast(nn.Module, self._modules["base_layer"])
+        if (plain := frozen_weight_in(dtype, base, casts=autocast is not None)) is None:
             return None
         mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
         A, B_T = self._matrices(adapter, autocast, mixed)
