@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.cases import scramble
 from tests.speed.interpreted import (
     CUDA,
     DEVICE,
@@ -14,6 +15,7 @@ from tests.speed.interpreted import (
     passed_interpreted,
     with_kernels,
 )
+from tests.speed.test_compiled import opt, tokens
 from vblora_lab.speed import kernels, launch
 from vblora_lab.speed.frozen_linear import Adapted, frozen_linears
 from vblora_lab.speed.thin_products import (
@@ -22,6 +24,8 @@ from vblora_lab.speed.thin_products import (
     ThinProducts,
     thin_products,
 )
+from vblora_lab.tuner.config import VBLoRAConfig
+from vblora_lab.tuner.peft import get_peft_model
 
 # Triton's interpreter computes products of float16, and not of bfloat16.
 DTYPES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
@@ -30,7 +34,7 @@ DTYPES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
 @pytest.mark.slow
 @in_another_process
 def test_all_of_this_file_interpreted():
-    assert passed_interpreted(__file__) >= 18
+    assert passed_interpreted(__file__) >= 19
 
 
 def new(*shape, dtype=torch.float16, seed=0):
@@ -198,3 +202,24 @@ def test_without_a_gpu_they_are_pytorch_s():
         pytest.skip("the kernels run here")
     chosen = thin_products(*made(6, 32, (16, 24), 8))
     assert type(chosen) is ThinProducts
+
+
+@with_kernels
+def test_a_training_pass_launches_three_for_all_layers_with_one_input(monkeypatch):
+    """And trains as PyTorch's products do: q, k and v; the attention's output; both of the MLP."""
+    model, launched = opt(1).to(DEVICE, torch.float16), []
+    config = {"r": 2, "num_vectors": 10, "vector_length": 4, "target_modules": "all-linear"}
+    model = get_peft_model(model, VBLoRAConfig(**config))
+    scramble(model)
+    call = launch.Launch.__call__
+    monkeypatch.setattr(launch.Launch, "__call__", lambda *a: launched.append(1) or call(*a))
+    ids, gradients = tokens().to(DEVICE), []
+    for chosen in (thin_products, lambda *_: IN_PYTORCH):
+        monkeypatch.setattr("vblora_lab.speed.frozen_linear.thin_products", chosen)
+        model.zero_grad()
+        with torch.autocast(DEVICE.type, torch.float16):
+            model.train()(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(launched) == 4 * 3
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 0.05 * other.norm()
