@@ -112,6 +112,47 @@ def test_half_precision_is_as_near_to_float64_as_operations_one_by_one(dtype):
         assert ours < 1.2 * one_by_one + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_in_float32_is_cast_where_it_is_used(dtype):
+    halves, x = layers_of((5, 4), dtype=dtype), drawn(3, 6, dtype=dtype).requires_grad_()
+    halves[0] = halves[0]._replace(weight=drawn(5, 6, dtype=torch.float32))
+    cast = [layer._replace(weight=layer.weight.to(dtype)) for layer in halves]
+    stored = [layer._replace(weight=layer.weight.float()) for layer in halves[1:]]
+    both = []
+    for layers in ([halves[0], *stored], cast):
+        ys = computed(x, layers)
+        slopes = [drawn(*y.shape, dtype=dtype, seed=3) for y in ys]
+        both.append([*ys, *torch.autograd.grad(ys, learned(x, layers), slopes)])
+    assert all(map(torch.equal, *both))
+    assert all(y.dtype == dtype for y in both[0])
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_told():
+    layers, x = layers_of((5, 4)), drawn(3, 6).requires_grad_()
+    ys = computed(x, layers)
+    layers[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed between the forward pass and its backward"):
+        torch.autograd.grad(sum(y.sum() for y in ys), x)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (5, 4, 3)])
+def test_what_a_node_keeps_is_no_more_for_more_layers(sizes):
+    """Checkpointing has a function in Python called for each tensor, in each pass."""
+    kept, layers = [], layers_of(sizes)
+    x = drawn(3, 6).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        computed(x, layers)
+    assert len(kept) == 3  # the input, A x, and the A's as one
+
+
+def test_a_second_backward_pass_is_refused_as_everywhere():
+    x = drawn(3, 6).requires_grad_()
+    y = computed(x, layers_of((5,)))[0].sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
 def test_which_layers_are_no_more_than_their_weight():
     linear = nn.Linear(3, 2).requires_grad_(False)
     assert frozen_weight(linear) == (linear.weight, linear.bias)

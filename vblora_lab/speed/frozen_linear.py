@@ -28,9 +28,9 @@ Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
 
 class Adapted(NamedTuple):
-    """A frozen layer and its update, all of one dtype."""
+    """A frozen layer, as it is stored, and its update in the dtype to compute in."""
 
-    weight: Tensor  # (out, in)
+    weight: Tensor  # (out, in), cast where it is used: autocast would keep what it casts
     bias: Tensor | None  # (out,)
     A: Tensor  # (r, in)
     B_T: Tensor  # (r, out), the transpose of B
@@ -63,27 +63,27 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
     return weight if kind is nn.Linear else weight.t(), bias
 
 
-def frozen_weight_in(dtype: torch.dtype, layer: nn.Module, casts: bool) -> Frozen | None:
-    """The same in a dtype; None too if it has another one.
+def frozen_weight_for(dtype: torch.dtype, layer: nn.Module, casts: bool) -> Frozen | None:
+    """The same, if it is of a dtype or is cast to it; as it is stored.
 
     Args:
-        dtype: of the result.
+        dtype: to compute in.
         layer: any.
-        casts: as autocast does, which takes float64 as it is.
+        casts: whether autocast is on, which leaves float64 as it is.
     """
     frozen = frozen_weight(layer)
     if frozen is None or frozen[0].dtype == dtype:
         return frozen
-    weight, bias = frozen
-    if not casts or weight.dtype == torch.float64:
-        return None
-    return weight.to(dtype), None if bias is None else bias.to(dtype)
+    return frozen if casts and frozen[0].dtype != torch.float64 else None
 
 
 def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
-    """The output (..., out) of a layer for x (..., in), of one dtype.
+    """The output (..., out) of a layer for x (..., in), in the dtype of x, A and B_T.
 
-    Only x, A and B_T get gradients, and those can be differentiated again.
+    Only they get gradients, and those can be differentiated again.
+
+    Raises:
+        RuntimeError: in the backward pass, if the weight was changed since.
     """
     return frozen_linears(x, (layer,))[0]
 
@@ -91,6 +91,8 @@ def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
 def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """The same of several layers for one x (..., in). All have the same r."""
     weights, biases, A, B_T = zip(*layers, strict=True)
+    dtype = x.dtype
+    biases = tuple([bias if bias is None else _in(dtype, bias) for bias in biases])
     ys = cast(tuple[Tensor, ...], _updates(x, weights, biases, *A, *B_T))
     # Not within the node: gradient checkpointing calls a part again up to the last tensor that a
     # node keeps, and needs none of the last layer's large product. Out of autograd's sight, since
@@ -98,7 +100,7 @@ def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     # what is there at no cost.
     rows = _rows(x.detach())
     for y, weight in zip(ys, weights, strict=True):
-        y.detach().view(-1, y.shape[-1]).addmm_(rows, weight.t())
+        y.detach().view(-1, y.shape[-1]).addmm_(rows, _in(dtype, weight).t())
     return ys
 
 
@@ -117,14 +119,23 @@ class _FrozenLinears(torch.autograd.Function):
         A, B_T = matrices[:n], matrices[n:]
         ctx.thin = thin = thin_products(rows, A, B_T, biases)
         Ax, stacked, ys = thin.down_and_up(rows, A, B_T, biases)
-        ctx.save_for_backward(x, Ax, stacked, *weights, *matrices)
+        ctx.save_for_backward(x, Ax, stacked)
+        # These live without the node, so they needn't go through checkpointing's hooks, which
+        # Python calls for each saved tensor of each pass.
+        ctx.weights, ctx.matrices = weights, matrices
+        ctx.versions = _versions(weights)
         return tuple([_shaped(y, x) for y in ys])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n, thin = len(grads), ctx.thin
-        x, Ax, stacked, *others = ctx.saved_tensors
-        weights, A, B_T = others[:n], others[n : 2 * n], others[2 * n :]
+        n, thin, weights = len(grads), ctx.thin, ctx.weights
+        x, Ax, stacked = ctx.saved_tensors
+        if _versions(weights) != ctx.versions:
+            raise RuntimeError(
+                "a frozen weight was changed between the forward pass and its backward pass, as by "
+                "merging an adapter: its gradients would be wrong. Run the forward pass again."
+            )
+        A, B_T = ctx.matrices[:n], ctx.matrices[n:]
         rows, g = _rows(x), [_rows(grad).contiguous() for grad in grads]
         if torch.is_grad_enabled():  # create_graph=True; what is kept or fused has no graph
             thin, stacked = IN_PYTORCH, torch.cat(A)
@@ -132,14 +143,23 @@ class _FrozenLinears(torch.autograd.Function):
         gAx, dx = thin.back_through(g, A, stacked, B_T)
         if ctx.needs_input_grad[0]:
             for its_g, weight in zip(g, weights, strict=True):
-                dx.addmm_(its_g, weight)
+                dx.addmm_(its_g, _in(its_g.dtype, weight))
         dA, dB_T = thin.gradients(rows, g, Ax, gAx)
         return dx.view(x.shape) if ctx.needs_input_grad[0] else None, None, None, *dA, *dB_T
+
+
+def _versions(weights: Sequence[Tensor]) -> list[int | None]:
+    """Tensors made under inference_mode count none."""
+    return [None if weight.is_inference() else weight._version for weight in weights]
 
 
 # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`), and
 # takes as long as two launches; this is what it calls then.
 _updates = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

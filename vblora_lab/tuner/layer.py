@@ -30,7 +30,7 @@ from vblora_lab.speed.frozen_linear import (
     Adapted,
     frozen_linear,
     frozen_weight,
-    frozen_weight_in,
+    frozen_weight_for,
 )
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.one_input import cast_input
@@ -313,7 +313,7 @@ class Linear(VBLoRALayer):
         if self._disable_adapters or self.merged_adapters or not adapter or self._drops(adapter):
             return None
         base = cast(nn.Module, self._modules["base_layer"])
-        if (plain := frozen_weight_in(dtype, base, casts=autocast is not None)) is None:
+        if (plain := frozen_weight_for(dtype, base, casts=autocast is not None)) is None:
             return None
         mixed = None if running is None else running.get((adapter, self.name_in_pool), autocast)
         A, B_T = self._matrices(adapter, autocast, mixed)
