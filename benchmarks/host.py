@@ -3,11 +3,12 @@
     python benchmarks/host.py
 
 A fast GPU waits for Python and PyTorch's dispatch in small models. That time can be measured on a
-CPU: an OPT of 12 layers and 4 tokens, forward and backward without an optimizer, in bf16 autocast.
-The admixture's kernels are replaced with ones that fill their results, so that all else is what a
-GPU's host does. Products are PyTorch's: here they are as short as a launch, on a GPU several times
-as long, so that this says nothing of the kernels in place of the thin ones. Times are of this thread on the processor, a few calls of each method in turn, the
-lowest fifth: others on the machine disturb them less than the clock on the wall. Writes
+CPU: an OPT of 12 layers and 4 tokens, forward and backward without an optimizer, in bf16 autocast,
+with gradient checkpointing too. The admixture's kernels are replaced with ones that fill their
+results, so that all else is what a GPU's host does. Products are PyTorch's: here they are as short
+as a launch and on a GPU several times as long, so this says nothing of the kernels in place of the
+thin ones. Times are of this thread on the processor, a few calls of each method in turn, the lowest
+fifth: others on the machine disturb them less than the clock on the wall. Writes
 results/host-cpu.json.
 """
 
@@ -32,7 +33,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import vblora_lab
 from vblora_lab.bases import share_weights
-from vblora_lab.speed import kernels, thin_products
+from vblora_lab.speed import frozen_linear, kernels, thin_products
 
 LAYERS, WIDTH, ROUNDS, IN_A_ROW = 12, 32, 60, 4
 RESULT = Path(__file__).parent / "results" / "host-cpu.json"
@@ -61,7 +62,7 @@ def without_kernels() -> Iterator[None]:
     mixing = {"_forward_kernel": Filled(3, 5), "_backward_kernel": Filled(5, 6)}
     with (
         mock.patch.multiple(kernels, **mixing, _INTERPRETED=True),
-        mock.patch.object(thin_products, "_has_tensor_cores", lambda _: False),
+        mock.patch.object(frozen_linear, "thin_products", lambda *_: thin_products.IN_PYTORCH),
         mock.patch.object(torch.cuda, "device_of", lambda _: nullcontext()),
     ):
         yield

@@ -55,9 +55,10 @@ class ThinProducts:
         """
         stacked = _stacked(A)
         Ax = F.linear(x, stacked)
-        parts = zip(biases, Ax.chunk(len(A), dim=1), B_T, strict=True)
-        ys = [Ax.mm(B) if bias is None else torch.addmm(bias, Ax, B) for bias, Ax, B in parts]
-        return Ax, stacked, ys
+        if len(A) == 1:
+            return Ax, stacked, [_up(Ax, B_T[0], biases[0])]
+        parts = zip(Ax.chunk(len(A), dim=1), B_T, biases, strict=True)
+        return Ax, stacked, [_up(*each) for each in parts]
 
     def back_through(
         self,
@@ -82,6 +83,8 @@ class ThinProducts:
         self, x: Tensor, g: Sequence[Tensor], Ax: Tensor, gAx: Tensor
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """For each layer: dA (r, in) and dB^T (r, out)."""
+        if len(g) == 1:
+            return [gAx.t().mm(x)], [Ax.t().mm(g[0])]
         parts = Ax.chunk(len(g), dim=1)
         dA = gAx.t().mm(x).chunk(len(g))
         return dA, [part.t().mm(its_g) for part, its_g in zip(parts, g, strict=True)]
@@ -175,7 +178,8 @@ def thin_products(
     x: Tensor, A: Sequence[Tensor], B_T: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> ThinProducts:
     """By which these are computed; takes what `ThinProducts.down_and_up` takes."""
-    if x.dtype.itemsize != 2 or not kernels.enabled or type(x) is not Tensor:
+    on_gpu = x.is_cuda or kernels._INTERPRETED
+    if not on_gpu or x.dtype.itemsize != 2 or not kernels.enabled or type(x) is not Tensor:
         return IN_PYTORCH  # other types may be pieces of a tensor on several devices
     return _chosen(
         (x.shape, x.stride(), x.dtype, x.device),
@@ -226,8 +230,13 @@ def _chosen(
 def _has_tensor_cores(device: torch.device) -> bool:
     """Those of NVIDIA that take bfloat16."""
     if device.type != "cuda":
-        return kernels._INTERPRETED
+        return True  # interpreted
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _up(Ax: Tensor, B_T: Tensor, bias: Tensor | None) -> Tensor:
+    """(rows, out)"""
+    return Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
 
 
 def _stacked(A: Sequence[Tensor]) -> Tensor:
