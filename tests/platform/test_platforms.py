@@ -182,6 +182,7 @@ def test_a_test_that_fails_hides_neither_other_parts_nor_other_ends(monkeypatch,
     monkeypatch.setattr(platforms, "make_environment", lambda *args: Path(sys.executable))
     monkeypatch.setattr(platforms, "say", lambda *args, **options: "Python 3.99")
     monkeypatch.setattr(platforms, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
     bad, good = "tests/test_bad.py -p no:cacheprovider", "tests/test_good.py -p no:cacheprovider"
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     common = {"python": here, "installed": [], "tests_need": [], "shown": [], "without": []}
