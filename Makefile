@@ -100,7 +100,7 @@ colab-check: $(READY)  ## run notebooks beside the versions that Colab has
 	$(BIN)/python tools/platforms.py colab
 
 matrix: $(READY)  ## run tests on the oldest and the newest supported dependencies
-	$(BIN)/python tools/platforms.py matrix
+	OMP_NUM_THREADS=1 $(BIN)/python tools/platforms.py matrix
 
 serve-check: $(READY) $(SERVING)/.ready  ## vLLM on this CPU serves a store, and refuses what it should
 	OMP_NUM_THREADS=1 $(BIN)/python tools/serve_check.py --python $(SERVING)/bin/python

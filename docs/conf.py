@@ -7,6 +7,7 @@ pages, and formulas are MathML, which browsers draw by themselves.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ html_static_path = [
     # One font for formulas everywhere. matplotlib brings it along.
     str(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")),
 ]
+html_favicon = "site/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_show_sphinx = False
@@ -144,8 +146,22 @@ def _signature_of_a_widget(
     return inspect.stringify_signature(signature, unqualified_typehints=True), returns
 
 
+def _defaults_are_code(
+    _app: Any, _what: str, _name: str, _object: Any, _options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Functions by their names, `...` for what a factory makes: Sphinx can't read angle brackets.
+
+    It would show the whole signature as it is, with types as `~module.Name`.
+    """
+    if not signature:
+        return None
+    signature = re.sub(r"<(?:built-in )?function ([\w.]+)(?: at \w+)?>", r"\1", signature)
+    return re.sub(r"= ?<factory>", "=...", signature), returns
+
+
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (_draw_math, None), (_draw_math_block, None))
     for hook in (_indented_is_code, _fields_have_help, _a_first_line_is_no_type):
         app.connect("autodoc-process-docstring", hook, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", _signature_of_a_widget)
+    app.connect("autodoc-process-signature", _defaults_are_code)  # of all others

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from tests.alike import assert_alike
 from vblora_lab import Trace, load_base
 from vblora_lab.app.train import report
 from vblora_lab.cli import main
@@ -187,10 +188,7 @@ def test_two_processes_train_as_one_does(trained, tmp_path, launcher):
     command = [sys.executable, *launcher(), "vblora_lab.cli"]
     done = train(tmp_path / "two", "--seed", "3", "--save-every", "4", launcher=command)
     assert done.returncode == 0, done.stderr[-3000:]
-    two, one = tensors(tmp_path / "two"), tensors(trained[0])
-    assert two.keys() == one.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    assert_alike(tensors(tmp_path / "two"), tensors(trained[0]))
     trace, alone = (Trace.load(out / "run.trace") for out in (tmp_path / "two", trained[0]))
     assert trace.losses == pytest.approx(alone.losses, abs=1e-5)
     assert trace.steps.tolist() == alone.steps.tolist(), "one process alone told its steps"

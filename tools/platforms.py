@@ -216,9 +216,13 @@ def matrix(work: Path, settings: dict) -> list[str]:
     say(command, cwd=repo)
     shutil.rmtree(repo / "vblora_lab")  # the installed package is tested
     versions = {name: version_of(python, name) for name in settings["shown"]}
-    rows = [
-        (part, run_tests(python, part, settings["without"], repo)) for part in settings["tests"]
-    ]
+    rows, failed = [], []
+    for part in settings["tests"]:  # all of them, whatever fails
+        passed, summary = run_tests(python, part, settings["without"], repo)
+        rows.append((part, summary))
+        failed += [] if passed else [part]
+    if failed:
+        sys.exit("\n".join(f"{settings['title']}: pytest {part} failed" for part in failed))
     return [
         f"# {settings['title']}",
         "",
@@ -233,16 +237,18 @@ def matrix(work: Path, settings: dict) -> list[str]:
     ]
 
 
-def run_tests(python: Path, part: str, without: Sequence[str], repo: Path) -> str:
-    """Run pytest with the arguments in `part`; returns its last line, or exits if tests fail."""
-    command = [python, "-m", "pytest", "-q", *part.split()]
+def run_tests(python: Path, part: str, without: Sequence[str], repo: Path) -> tuple[bool, str]:
+    """Run pytest with the arguments in `part`; whether all pass, and its last line.
+
+    What fails is printed, with the end of what pytest has to say about it.
+    """
+    command = [python, "-m", "pytest", "-q", "-rfE", *part.split()]
     if without:
         command += ["-k", f"not ({' or '.join(without)})"]
     done = subprocess.run(command, cwd=repo, text=True, capture_output=True)
     if done.returncode:
-        print(done.stdout[-4000:], done.stderr[-4000:])
-        sys.exit(f"pytest {part} failed")
-    return done.stdout.strip().splitlines()[-1]
+        print(done.stdout[-20_000:], done.stderr[-4000:], flush=True)
+    return done.returncode == 0, (done.stdout.strip().splitlines() or [""])[-1]
 
 
 def main() -> None:
@@ -258,25 +264,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vblora-lab-") as temporary:
         work = args.work or Path(temporary)
         if args.platform == "matrix":
-            common = {k: v for k, v in settings["matrix"].items() if not isinstance(v, dict)}
-            for end in args.ends or ends:
-                how = common | settings["matrix"][end]
-                if find_python(how["python"]) is None:
-                    missing = f"{end}: there is no python{how['python']} on the PATH"
-                    if args.ends:
-                        sys.exit(missing)
-                    print("left out,", missing)
-                    continue
-                write(f"matrix-{end}", matrix(work / end, how))
+            all_of(args.ends or ends, work, settings["matrix"], asked=bool(args.ends))
         else:
             make = {"binder": binder, "colab": colab}[args.platform]
             write(args.platform, make(work, settings[args.platform]))
 
 
+def all_of(ends: Sequence[str], work: Path, settings: dict, *, asked: bool) -> None:
+    """Run each end of the matrix, whatever the others do; exits if one failed.
+
+    asked: the ends were named, so that one whose Python isn't here is no end to leave out.
+    """
+    common = {k: v for k, v in settings.items() if not isinstance(v, dict)}
+    failures = []
+    for end in ends:
+        how = common | settings[end]
+        if find_python(how["python"]) is None:
+            missing = f"{end}: there is no python{how['python']} on the PATH"
+            if asked:
+                sys.exit(missing)
+            print("left out,", missing)
+            continue
+        try:
+            write(f"matrix-{end}", matrix(work / end, how))
+        except SystemExit as failure:
+            failures.append(str(failure))
+    if failures:
+        sys.exit("\n".join(failures))
+
+
 def write(name: str, lines: list[str]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import record_plans
 import record_run
@@ -29,6 +30,7 @@ sys.path.insert(0, str(repository.ROOT / "benchmarks"))
 import pareto_report
 
 STYLE = repository.ROOT / "docs" / "play" / "play.css"
+SITE_ICON = repository.ROOT / "docs" / "site" / "icon.svg"
 SOCIAL = repository.ROOT / "docs" / "images" / "social.png"
 SOCIAL_SIZE = (1200, 630)  # pixels, which those who show links show whole
 BASE = pareto_report.README_BASE
@@ -155,16 +157,14 @@ def _head(page: Page) -> str:
     lines += [f'<meta property="{name}" content="{escape(of)}">' for name, of in graph.items()]
     style = STYLE.read_text(encoding="utf-8")
     return "\n".join(
-        [*lines, f'<link rel="canonical" href="{where}">', ICON, f"<style>\n{style}</style>\n"]
+        [*lines, f'<link rel="canonical" href="{where}">', _icon(), f"<style>\n{style}</style>\n"]
     )
 
 
-# Two bars, in the colours of the widgets: no request for a picture of its own.
-ICON = (
-    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%27http://www.w3.org/2000/svg%27 '
-    "viewBox=%270 0 16 16%27%3E%3Cpath d=%27M3 15V6h4v9z%27 fill=%27%231d6fa5%27/%3E%3Cpath "
-    'd=%27M9 15V1h4v14z%27 fill=%27%23c2570c%27/%3E%3C/svg%3E">'
-)
+def _icon() -> str:
+    """That of the other pages, without a request for it."""
+    drawing = quote(SITE_ICON.read_text(encoding="utf-8").strip(), safe=" =:/")
+    return f'<link rel="icon" href="data:image/svg+xml,{drawing}">'
 
 
 def social_alt() -> str:
@@ -195,6 +195,9 @@ def _outro(page: Page, up: str) -> str:
         for other in PAGES
         if other != page
     )
-    course = "Twelve notebooks with live widgets, the library they teach, and how it was measured."
+    chapters = len(list((repository.ROOT / "notebooks").glob("*.ipynb")))
+    course = (
+        f"{chapters} notebooks with live widgets, the library they teach, and how it was measured."
+    )
     cards += f'<a class="play-card" href="{up}{COURSE}"><b>Course and code</b>{course}</a>'
     return f'<nav class="play-cards" aria-label="More">{cards}</nav>\n'

@@ -51,6 +51,12 @@ def test_a_page_is_one_light_file(html, which):
     assert 10_000 < (html / which.file).stat().st_size <= MOST[which]
 
 
+@pytest.mark.parametrize("which", play.PAGES, ids=lambda page: page.file)
+def test_a_page_says_how_many_notebooks_there_are(html, which):
+    last = max(int(path.name[:2]) for path in (repository.ROOT / "notebooks").glob("*.ipynb"))
+    assert f"</b>{last + 1} notebooks " in (html / which.file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1024, False), (1400, True)])
 @pytest.mark.parametrize("which", play.PAGES, ids=lambda page: page.file)
 def test_a_page_fits_light_and_dark(opened, screenshots, which, width, dark):

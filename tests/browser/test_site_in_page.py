@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from offline import overflows
 
 import vblora_lab as lab
 
@@ -37,6 +38,18 @@ def test_the_reference_has_every_public_name(site):
     assert {"vblora_lab.errors.TargetError", "vblora_lab.admixture.admixture"} <= found
 
 
+def test_signatures_are_read_by_sphinx(site, browser):
+    """It shows those that it can't parse with types as ~module.Name."""
+    page = browser.new_page()
+    found = []
+    for path in sorted((site / "api").glob("*.html")):
+        page.goto(path.as_uri())
+        found += page.locator("dt.sig").all_inner_texts()
+    page.close()
+    assert len(found) > 100
+    assert [text for text in found if "~" in text or "<" in text or "({" in text] == []
+
+
 def test_every_page_opens_by_itself(site, browser):
     """No error in the console, nothing asked of a host, and all chapters in the navigation."""
     context = browser.new_context(offline=True)
@@ -52,6 +65,8 @@ def test_every_page_opens_by_itself(site, browser):
         if "_static" not in path.parts:
             page.goto(path.as_uri())
             assert wrong == [], path.name
+            # A server is asked for one of its own by browsers that are told of none.
+            assert page.locator("link[rel~=icon]").count() == 1, path.name
             if path.name not in ("genindex.html", "search.html", "py-modindex.html"):
                 assert page.locator("article h1").count() == 1, path.name
             links = page.locator("nav.bd-links a").evaluate_all("all => all.map(a => a.href)")
@@ -69,3 +84,14 @@ def test_every_page_opens_by_itself(site, browser):
     page.goto((site / "search.html").as_uri() + "?q=admixture")
     page.locator("#search-results li a", has_text="The top-k admixture").first.wait_for()
     context.close()
+
+
+def test_no_page_is_wider_than_a_phone(site, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    wider = []
+    for path in sorted(site.rglob("*.html")):
+        if "_static" not in path.parts:
+            page.goto(path.as_uri())
+            wider += [path.relative_to(site).as_posix()] if overflows(page) else []
+    page.close()
+    assert wider == []

@@ -4,9 +4,11 @@ The whole is `make binder-check`, `make colab-check` and `make matrix`, which ta
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import platforms
 import pytest
@@ -163,6 +165,33 @@ def test_an_end_whose_python_is_not_here_is_left_out_aloud(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["platforms.py", "matrix", "newest"])
     with pytest.raises(SystemExit, match=r"newest: there is no python3\.11"):
         platforms.main()
+
+
+def test_a_test_that_fails_hides_neither_other_parts_nor_other_ends(monkeypatch, tmp_path, capsys):
+    """Real pytests of this environment; only the installing is left out."""
+    (tmp_path / "repo" / "tests").mkdir(parents=True)
+    (tmp_path / "repo" / "tests" / "test_bad.py").write_text("def test_it(): assert 'bad' == 3")
+    (tmp_path / "repo" / "tests" / "test_good.py").write_text("def test_it(): pass")
+
+    def copy(folder):
+        shutil.copytree(tmp_path / "repo", folder)
+        (folder / "vblora_lab").mkdir()
+        return folder
+
+    monkeypatch.setattr(platforms, "checkout", copy)
+    monkeypatch.setattr(platforms, "make_environment", lambda *args: Path(sys.executable))
+    monkeypatch.setattr(platforms, "say", lambda *args, **options: "Python 3.99")
+    monkeypatch.setattr(platforms, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to import
+    bad, good = "tests/test_bad.py -p no:cacheprovider", "tests/test_good.py -p no:cacheprovider"
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    common = {"python": here, "installed": [], "tests_need": [], "shown": [], "without": []}
+    ends = {"one": {"title": "One", "tests": [bad, good]}, "two": {"title": "Two", "tests": [good]}}
+    with pytest.raises(SystemExit, match=f"^One: pytest {bad} failed$"):
+        platforms.all_of(["one", "two"], tmp_path / "work", common | ends, asked=False)
+    assert "assert 'bad' == 3" in capsys.readouterr().out
+    assert [page.name for page in (tmp_path / "results").iterdir()] == ["matrix-two.md"]
+    assert f"| `{good}` | 1 passed in" in (tmp_path / "results" / "matrix-two.md").read_text()
 
 
 def test_every_notebook_that_a_platform_names_can_be_found(tmp_path):

@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
+from tests.alike import assert_alike
 from vblora_lab import Trace
 
 pytestmark = pytest.mark.skipif(
@@ -74,9 +74,7 @@ def assert_same(out, alone):
     stored, those = (
         load_file(each / "adapter" / "adapter_model.safetensors") for each in (out, alone)
     )
-    assert stored.keys() == those.keys()
-    for name, tensor in those.items():
-        torch.testing.assert_close(stored[name], tensor, rtol=0, atol=1e-6)
+    assert_alike(stored, those)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

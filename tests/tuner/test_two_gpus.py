@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 import vblora_lab.tuner.peft as lab
+from tests.alike import assert_alike
 from tests.cases import CASES, scramble
 from vblora_lab.errors import MergeError
 from vblora_lab.tuner.config import VBLoRAConfig
@@ -58,12 +59,6 @@ def steps(model, tokens, parameters=None):
         if "vblora_" in name
     }
     return {name: p.detach().cpu().clone() for name, p in found.items()}, losses
-
-
-def assert_alike(ours, theirs, relative=1e-4):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert (ours[name] - theirs[name]).norm() <= relative * theirs[name].norm(), name
 
 
 @pytest.mark.parametrize("where", MAPS)

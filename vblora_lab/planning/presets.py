@@ -123,7 +123,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
     }
 )
-"""Presets by name, in the order from simple to complete; read-only."""
+"""Presets by name, in the order from simple to complete; read-only.
+
+:meta hide-value:
+"""
 
 
 def find_preset(name: str) -> Preset:

@@ -42,7 +42,10 @@ _GREYS = np.linspace((1, 1, 1, 1), (0.80, 0.83, 0.86, 1), 85)  # up to STANDS_OU
 AGAINST_CHANCE = ListedColormap(
     np.concatenate([_GREYS, WEIGHTS(np.linspace(0.15, 1, 171))]), "against chance"
 )
-"""White to grey for what chance does, then colour: from a third of the scale on."""
+"""White to grey for what chance does, then colour: from a third of the scale on.
+
+:meta hide-value:
+"""
 
 
 def module_heatmap(selection: Selection, start: Selection | None = None) -> Figure:

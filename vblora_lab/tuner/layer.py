@@ -38,6 +38,7 @@ from vblora_lab.speed.pool import MatrixPool, Running
 from vblora_lab.tuner.banks import VectorBanks
 from vblora_lab.tuner.config import VBLoRAConfig
 from vblora_lab.tuner.of_one import ByAdapter, the_one
+from vblora_lab.tuner.sharded import gathered
 from vblora_lab.tuner.wrapped import WrappedLinear, device_of
 
 NO_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a batch of mixed adapters
@@ -371,7 +372,9 @@ class Linear(VBLoRALayer):
             logits = state_dict.get(f"{prefix}vblora_logits_A.{adapter}")
             # ZeRO-3's state dicts hold empty tensors, whose parts it loads by itself.
             if logits is not None and logits.device.type != "meta" and logits.numel():
-                self.logits_are_complete[adapter] = not bool(logits[0, 0].isinf().any())
+                # Whole first: in PyTorch 2.8, indexing a tensor that FSDP cut loses a dimension.
+                first = gathered({adapter: logits})[adapter][0, 0]
+                self.logits_are_complete[adapter] = not bool(first.isinf().any())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
