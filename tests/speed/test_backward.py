@@ -17,7 +17,8 @@ from tests.tuner.test_whole_model import (
     plain_gradients,
     scrambled,
 )
-from vblora_lab.speed.backward import BackwardPass, KeptMatrices, in_backward
+from vblora_lab.speed.autograd import in_backward
+from vblora_lab.speed.backward import BackwardPass, KeptMatrices
 from vblora_lab.speed.mixing import Matrices
 
 queue_callback = torch.autograd.Variable._execution_engine.queue_callback

@@ -13,15 +13,11 @@ from collections.abc import Mapping
 
 import torch
 
+from vblora_lab.speed.autograd import in_backward
 from vblora_lab.speed.mixing import Matrices
 from vblora_lab.speed.one_input import OneInput
 
 Key = tuple[str, str]  # adapter and name of a layer
-
-
-def in_backward() -> bool:
-    """Whether autograd is at work in this thread, as it is when a checkpointed part runs again."""
-    return torch._C._current_graph_task_id() != -1
 
 
 class KeptMatrices:

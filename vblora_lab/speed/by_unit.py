@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vblora_lab.speed.backward import KeptMatrices, Key, in_backward
+from vblora_lab.speed.autograd import in_backward
+from vblora_lab.speed.backward import KeptMatrices, Key
 from vblora_lab.speed.blocks import Layers, Pass, PooledLayer
 from vblora_lab.speed.mixing import Matrices, autocast_dtype
 from vblora_lab.speed.moving import mix_moving

@@ -22,15 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from vblora_lab.speed.autograd import in_backward
 from vblora_lab.speed.thin_products import IN_PYTORCH, thin_products
 
 Frozen = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,)
 
 
 class Adapted(NamedTuple):
-    """A frozen layer, as it is stored, and its update in the dtype to compute in."""
+    """A frozen layer and its update, in the dtype to compute in but for the weight."""
 
-    weight: Tensor  # (out, in), cast where it is used: autocast would keep what it casts
+    weight: Tensor  # (out, in), as stored: it is cast where it is used, and the copy isn't kept
     bias: Tensor | None  # (out,)
     A: Tensor  # (r, in)
     B_T: Tensor  # (r, out), the transpose of B
@@ -64,7 +65,7 @@ def frozen_weight(layer: nn.Module) -> Frozen | None:
 
 
 def frozen_weight_for(dtype: torch.dtype, layer: nn.Module, casts: bool) -> Frozen | None:
-    """The same, if it is of a dtype or is cast to it; as it is stored.
+    """The same, if it is of a dtype or is cast to it: the bias here, the weight where it is used.
 
     Args:
         dtype: to compute in.
@@ -74,7 +75,10 @@ def frozen_weight_for(dtype: torch.dtype, layer: nn.Module, casts: bool) -> Froz
     frozen = frozen_weight(layer)
     if frozen is None or frozen[0].dtype == dtype:
         return frozen
-    return frozen if casts and frozen[0].dtype != torch.float64 else None
+    weight, bias = frozen
+    if not casts or weight.dtype == torch.float64:
+        return None
+    return weight, None if bias is None else bias.to(dtype)
 
 
 def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
@@ -85,57 +89,79 @@ def frozen_linear(x: Tensor, layer: Adapted) -> Tensor:
     Raises:
         RuntimeError: in the backward pass, if the weight was changed since.
     """
-    return frozen_linears(x, (layer,))[0]
+    weight, bias, A, B_T = layer
+    return _outputs(x, (weight,), (bias,), (A, B_T))[0]
 
 
 def frozen_linears(x: Tensor, layers: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """The same of several layers for one x (..., in). All have the same r."""
     weights, biases, A, B_T = zip(*layers, strict=True)
-    dtype = x.dtype
-    biases = tuple([bias if bias is None else _in(dtype, bias) for bias in biases])
-    ys = cast(tuple[Tensor, ...], _updates(x, weights, biases, *A, *B_T))
-    # Not within the node: gradient checkpointing calls a part again up to the last tensor that a
-    # node keeps, and needs none of the last layer's large product. Out of autograd's sight, since
-    # the node has the gradients of both. The update comes first, because the large product adds to
-    # what is there at no cost.
-    rows = _rows(x.detach())
-    for y, weight in zip(ys, weights, strict=True):
-        y.detach().view(-1, y.shape[-1]).addmm_(rows, _in(dtype, weight).t())
+    return _outputs(x, weights, biases, (*A, *B_T))
+
+
+def _outputs(
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    biases: tuple[Tensor | None, ...],
+    matrices: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    later: list[Tensor] = []
+    ys = cast(tuple[Tensor, ...], _node(x, weights, biases, later, *matrices))
+    if later:
+        rows, *sums = later
+        _add_products(sums, rows, weights)
     return ys
 
 
+def _add_products(ys: Sequence[Tensor], rows: Tensor, weights: Sequence[Tensor]) -> None:
+    """Add x W^T to each update: a large product adds to what is there at no cost."""
+    for y, weight in zip(ys, weights, strict=True):
+        y.addmm_(rows, _in(rows.dtype, weight).t())
+
+
 class _FrozenLinears(torch.autograd.Function):
-    """b + (x A^T) B^T of each layer, with the gradients of x W^T too."""
+    """The node of some layers.
+
+    Called again by gradient checkpointing, it has the gradients of all products but leaves the
+    large ones to its caller, with `later`: x and the outputs as rows, of the same memory.
+    Checkpointing stops at the last tensor that a node keeps, so it stops before those of a part's
+    last layers, as it does in the frozen base.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
+        weights: tuple[Tensor, ...],
+        biases: tuple[Tensor | None, ...],
+        later: list[Tensor],
         *matrices: Tensor,
     ) -> tuple[Tensor, ...]:
-        n, rows = len(weights), _rows(x)
+        n, rows = len(weights), x.reshape(-1, x.shape[-1])  # apart from x, for autograd
         A, B_T = matrices[:n], matrices[n:]
-        ctx.thin = thin = thin_products(rows, A, B_T, biases)
+        thin = thin_products(rows, A, B_T, biases)
         Ax, stacked, ys = thin.down_and_up(rows, A, B_T, biases)
         ctx.save_for_backward(x, Ax, stacked)
         # These live without the node, so they needn't go through checkpointing's hooks, which
         # Python calls for each saved tensor of each pass.
-        ctx.weights, ctx.matrices = weights, matrices
-        ctx.versions = _versions(weights)
+        ctx.held = thin, weights, matrices, _versions(weights)
+        if in_backward():
+            later += [rows, *[y.detach() for y in ys]]
+        else:
+            _add_products(ys, rows, weights)
         return tuple([_shaped(y, x) for y in ys])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n, thin, weights = len(grads), ctx.thin, ctx.weights
+        n = len(grads)
         x, Ax, stacked = ctx.saved_tensors
-        if _versions(weights) != ctx.versions:
+        thin, weights, matrices, versions = ctx.held
+        if _versions(weights) != versions:
             raise RuntimeError(
                 "a frozen weight was changed between the forward pass and its backward pass, as by "
                 "merging an adapter: its gradients would be wrong. Run the forward pass again."
             )
-        A, B_T = ctx.matrices[:n], ctx.matrices[n:]
+        A, B_T = matrices[:n], matrices[n:]
         rows, g = _rows(x), [_rows(grad).contiguous() for grad in grads]
         if torch.is_grad_enabled():  # create_graph=True; what is kept or fused has no graph
             thin, stacked = IN_PYTORCH, torch.cat(A)
@@ -145,7 +171,8 @@ class _FrozenLinears(torch.autograd.Function):
             for its_g, weight in zip(g, weights, strict=True):
                 dx.addmm_(its_g, _in(its_g.dtype, weight))
         dA, dB_T = thin.gradients(rows, g, Ax, gAx)
-        return dx.view(x.shape) if ctx.needs_input_grad[0] else None, None, None, *dA, *dB_T
+        dx = dx.view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, *dA, *dB_T
 
 
 def _versions(weights: Sequence[Tensor]) -> list[int | None]:
@@ -155,7 +182,7 @@ def _versions(weights: Sequence[Tensor]) -> list[int | None]:
 
 # Function.apply in Python looks for torch.func, which nobody uses here (see `kernels.applies`), and
 # takes as long as two launches; this is what it calls then.
-_updates = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
+_node = cast(Any, super(torch.autograd.Function, _FrozenLinears)).apply
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:

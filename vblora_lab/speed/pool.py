@@ -26,7 +26,8 @@ import torch
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.nn.parallel import DistributedDataParallel
 
-from vblora_lab.speed.backward import KeptMatrices, in_backward
+from vblora_lab.speed.autograd import in_backward
+from vblora_lab.speed.backward import KeptMatrices
 from vblora_lab.speed.blocks import Fold, HeldBlock, Pass, PooledLayer
 from vblora_lab.speed.by_unit import PassByUnit
 from vblora_lab.speed.mixing import Matrices, autocast_dtype, mix_all
