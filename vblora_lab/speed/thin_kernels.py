@@ -23,11 +23,11 @@ else:  # nobody asks for the kernels then
 
 MAX_LAYERS = 3  # that a kernel has arguments for
 
-
 if triton is not None:
 
     @triton.jit
     def _of(i: tl.constexpr, first, second, third):  # type: ignore[no-untyped-def]
+        """What belongs to layer i."""
         if i == 0:
             return first
         elif i == 1:
