@@ -146,7 +146,7 @@ class _FrozenLinears(torch.autograd.Function):
         # Python calls for each saved tensor of each pass.
         ctx.held = thin, weights, matrices, _versions(weights)
         if in_backward():
-            later += [rows, *[y.detach() for y in ys]]
+            later += [rows, *[y.data for y in ys]]
         else:
             _add_products(ys, rows, weights)
         return tuple([_shaped(y, x) for y in ys])
