@@ -15,6 +15,11 @@ PEAKS = {
 }
 
 
+def teraflops(floor: dict[str, float]) -> float:
+    """Of all kinds together."""
+    return sum(n for name, n in floor.items() if name.startswith("teraflops"))
+
+
 def floor_milliseconds(floor: dict[str, float], device: str) -> float | None:
     """What a step takes at the device's peak rates; None for a device that isn't in `PEAKS`.
 
@@ -27,8 +32,7 @@ def floor_milliseconds(floor: dict[str, float], device: str) -> float | None:
     if device not in PEAKS:
         return None
     operations, read = PEAKS[device]
-    arithmetic = 1e12 * sum(n for name, n in floor.items() if name.startswith("teraflops"))
-    return 1e3 * max(arithmetic / operations, 1e9 * floor["gigabytes_weights"] / read)
+    return 1e3 * max(1e12 * teraflops(floor) / operations, 1e9 * floor["gigabytes_weights"] / read)
 
 
 def floor_rows(records: list[Record], device: str) -> tuple[list[str], list[list[str]]]:
@@ -44,8 +48,7 @@ def floor_rows(records: list[Record], device: str) -> tuple[list[str], list[list
     lines = []
     for record in records:
         floor, times = record["floor"], record["milliseconds"]
-        operations = sum(n for name, n in floor.items() if name.startswith("teraflops"))
-        line = [record["row"], f"{operations:.1f}", f"{floor['gigabytes_weights']:.1f}"]
+        line = [record["row"], f"{teraflops(floor):.1f}", f"{floor['gigabytes_weights']:.1f}"]
         if (least := floor_milliseconds(floor, device)) is not None:
             taken = [times.get(method) for method in methods]
             line += [f"{least:.1f}", *("" if t is None else f"{t / least:.2f}x" for t in taken)]

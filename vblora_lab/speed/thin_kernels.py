@@ -43,6 +43,42 @@ if triton is not None:
         return matrix + (j % R) * stride
 
     @triton.jit
+    def _down(sums, wide, thin, mine, t, rows, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        """Add the tokens' rows of wide (rows, size), times the rows of thin that are mine."""
+        for start in range(0, size, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            inside = i < size
+            wides = tl.load(
+                wide + t * size + i[None, :], mask=(t < rows) & inside[None, :], other=0.0
+            )
+            thins = tl.load(thin + i[:, None], mask=mine & inside[:, None], other=0.0)
+            sums = tl.dot(wides, thins, sums)
+        return sums
+
+    @triton.jit
+    def _kept(sums, thin, t, rows, SIZE: tl.constexpr, BLOCK_R: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The sums, rounded, which one of the tokens' programs stores in thin (rows, SIZE)."""
+        j = tl.arange(0, BLOCK_R)[None, :]
+        rounded = sums.to(thin.dtype.element_ty)
+        if tl.program_id(1) == 0:
+            tl.store(thin + t * SIZE + j, rounded, mask=(t < rows) & (j < SIZE))
+        return rounded
+
+    @triton.jit
+    def _up(  # type: ignore[no-untyped-def]
+        sums, thin, mine, wide, bias, t, rows, size, BIAS: tl.constexpr, BLOCK: tl.constexpr
+    ):
+        """Store in wide (rows, size) the sums times the rows of thin that are mine, and a bias."""
+        for start in range(tl.program_id(1) * BLOCK, size, BLOCK * tl.num_programs(1)):
+            i = start + tl.arange(0, BLOCK)[None, :]
+            inside = i < size
+            out = tl.dot(sums, tl.load(thin + i, mask=mine & inside, other=0.0))
+            if BIAS:
+                out += tl.load(bias + i, mask=inside, other=0.0).to(tl.float32)
+            there = wide + t * size + i
+            tl.store(there, out.to(wide.dtype.element_ty), mask=(t < rows) & inside)
+
+    @triton.jit
     def down_up(  # type: ignore[no-untyped-def]
         x,
         A_0,
@@ -77,32 +113,14 @@ if triton is not None:
         is_row = j < LAYERS * R
         A = _row_of(j, A_0, A_1, A_2, A_stride, R)[None, :]
         sums = tl.zeros((TOKENS, BLOCK_R), tl.float32)
-        for start in range(0, size_in, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            inside = i < size_in
-            xs = tl.load(x + t * size_in + i[None, :], mask=(t < rows) & inside[None, :], other=0.0)
-            As = tl.load(A + i[:, None], mask=is_row[None, :] & inside[:, None], other=0.0)
-            sums = tl.dot(xs, As, sums)
-        Ax = sums.to(x.dtype.element_ty)
-        if tl.program_id(1) == 0:
-            there = Ax_of_all + t * (LAYERS * R) + j[None, :]
-            tl.store(there, Ax, mask=(t < rows) & is_row[None, :])
+        sums = _down(sums, x, A, is_row[None, :], t, rows, size_in, BLOCK)
+        Ax = _kept(sums, Ax_of_all, t, rows, LAYERS * R, BLOCK_R)
         for layer in tl.static_range(LAYERS):
-            B = _of(layer, B_0, B_1, B_2)
-            y = _of(layer, y_0, y_1, y_2)
-            size_out = _of(layer, out_0, out_1, out_2)
+            B = _of(layer, B_0, B_1, B_2) + (j % R)[:, None] * B_stride
             mine = (j // R == layer)[:, None]
-            B_rows = B + (j % R)[:, None] * B_stride
-            step = BLOCK * tl.num_programs(1)
-            for start in range(tl.program_id(1) * BLOCK, size_out, step):
-                o = start + tl.arange(0, BLOCK)[None, :]
-                Bs = tl.load(B_rows + o, mask=mine & (o < size_out), other=0.0)
-                out = tl.dot(Ax, Bs)
-                if BIAS:
-                    bias = _of(layer, bias_0, bias_1, bias_2)
-                    out += tl.load(bias + o, mask=o < size_out, other=0.0).to(tl.float32)
-                there = y + t * size_out + o
-                tl.store(there, out.to(x.dtype.element_ty), mask=(t < rows) & (o < size_out))
+            y = _of(layer, y_0, y_1, y_2)
+            bias = _of(layer, bias_0, bias_1, bias_2)
+            _up(Ax, B, mine, y, bias, t, rows, _of(layer, out_0, out_1, out_2), BIAS, BLOCK)
 
     @triton.jit
     def back(  # type: ignore[no-untyped-def]
@@ -136,27 +154,12 @@ if triton is not None:
         sums = tl.zeros((TOKENS, BLOCK_R), tl.float32)
         for layer in tl.static_range(LAYERS):
             g = _of(layer, g_0, g_1, g_2)
-            size_out = _of(layer, out_0, out_1, out_2)
+            B = _of(layer, B_0, B_1, B_2) + (j % R)[None, :] * B_stride
             mine = (j // R == layer)[None, :]
-            B_rows = _of(layer, B_0, B_1, B_2) + (j % R)[None, :] * B_stride
-            for start in range(0, size_out, BLOCK):
-                o = start + tl.arange(0, BLOCK)
-                inside = o < size_out
-                gs = tl.load(
-                    g + t * size_out + o[None, :], mask=(t < rows) & inside[None, :], other=0.0
-                )
-                Bs = tl.load(B_rows + o[:, None], mask=mine & inside[:, None], other=0.0)
-                sums = tl.dot(gs, Bs, sums)
-        gAx = sums.to(dx.dtype.element_ty)
-        if tl.program_id(1) == 0:
-            there = gAx_of_all + t * (LAYERS * R) + j[None, :]
-            tl.store(there, gAx, mask=(t < rows) & is_row[None, :])
+            sums = _down(sums, g, B, mine, t, rows, _of(layer, out_0, out_1, out_2), BLOCK)
+        gAx = _kept(sums, gAx_of_all, t, rows, LAYERS * R, BLOCK_R)
         A = _row_of(j, A_0, A_1, A_2, A_stride, R)[:, None]
-        for start in range(tl.program_id(1) * BLOCK, size_in, BLOCK * tl.num_programs(1)):
-            i = start + tl.arange(0, BLOCK)[None, :]
-            As = tl.load(A + i, mask=is_row[:, None] & (i < size_in), other=0.0)
-            out = tl.dot(gAx, As).to(dx.dtype.element_ty)
-            tl.store(dx + t * size_in + i, out, mask=(t < rows) & (i < size_in))
+        _up(gAx, A, is_row[:, None], dx, dx, t, rows, size_in, False, BLOCK)
 
     @triton.jit
     def gradients(  # type: ignore[no-untyped-def]

@@ -26,6 +26,9 @@ from torch import Tensor
 from vblora_lab.speed import kernels, thin_kernels
 from vblora_lab.speed.launch import Launch
 
+Tensors = Sequence[Tensor]  # one for each layer
+Biases = Sequence[Tensor | None]
+
 MAX_ROWS = 64  # of all A's: a program holds so many sums for each of its tokens
 LONGEST = 8192  # numbers in a sum: PyTorch's products share longer ones out over more programs
 TOKENS = 64  # rows of x that a program reads
@@ -35,11 +38,7 @@ class ThinProducts:
     """By PyTorch's products, on any device."""
 
     def down_and_up(
-        self,
-        x: Tensor,
-        A: Sequence[Tensor],
-        B_T: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
+        self, x: Tensor, A: Tensors, B_T: Tensors, biases: Biases
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """What the updates make of an input.
 
@@ -61,11 +60,7 @@ class ThinProducts:
         return Ax, stacked, [_up(*each) for each in parts]
 
     def back_through(
-        self,
-        g: Sequence[Tensor],
-        A: Sequence[Tensor],
-        stacked: Tensor | None,
-        B_T: Sequence[Tensor],
+        self, g: Tensors, A: Tensors, stacked: Tensor | None, B_T: Tensors
     ) -> tuple[Tensor, Tensor]:
         """Of the g (rows, out) of each layer: gAx (rows, layers * r), and gAx A (rows, in)."""
         stacked = _stacked(A) if stacked is None else stacked
@@ -79,9 +74,7 @@ class ThinProducts:
                 torch.mm(its_g, B.t(), out=part)
         return gAx, gAx.mm(stacked)
 
-    def gradients(
-        self, x: Tensor, g: Sequence[Tensor], Ax: Tensor, gAx: Tensor
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def gradients(self, x: Tensor, g: Tensors, Ax: Tensor, gAx: Tensor) -> tuple[Tensors, Tensors]:
         """For each layer: dA (r, in) and dB^T (r, out)."""
         if len(g) == 1:
             return [gAx.t().mm(x)], [Ax.t().mm(g[0])]
@@ -132,11 +125,7 @@ class FusedThinProducts(ThinProducts):
         self._gradients = Launch(thin_kernels.gradients, (blocks,), gradients, num_stages=4)
 
     def down_and_up(
-        self,
-        x: Tensor,
-        A: Sequence[Tensor],
-        B_T: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
+        self, x: Tensor, A: Tensors, B_T: Tensors, biases: Biases
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         if x.shape[1] > LONGEST:
             return super().down_and_up(x, A, B_T, biases)
@@ -149,11 +138,7 @@ class FusedThinProducts(ThinProducts):
         return Ax, None, ys
 
     def back_through(
-        self,
-        g: Sequence[Tensor],
-        A: Sequence[Tensor],
-        stacked: Tensor | None,
-        B_T: Sequence[Tensor],
+        self, g: Tensors, A: Tensors, stacked: Tensor | None, B_T: Tensors
     ) -> tuple[Tensor, Tensor]:
         if sum(self._outs) > LONGEST:
             return super().back_through(g, A, stacked, B_T)
@@ -164,9 +149,7 @@ class FusedThinProducts(ThinProducts):
             self._back(*_three(g), *_three(A), *_three(B_T), gAx, dx)
         return gAx, dx
 
-    def gradients(
-        self, x: Tensor, g: Sequence[Tensor], Ax: Tensor, gAx: Tensor
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def gradients(self, x: Tensor, g: Tensors, Ax: Tensor, gAx: Tensor) -> tuple[Tensors, Tensors]:
         dA = [x.new_empty(self._r, x.shape[1]) for _ in g]
         dB_T = [x.new_empty(self._r, out) for out in self._outs]
         with torch.cuda.device_of(x):
@@ -174,9 +157,7 @@ class FusedThinProducts(ThinProducts):
         return dA, dB_T
 
 
-def thin_products(
-    x: Tensor, A: Sequence[Tensor], B_T: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> ThinProducts:
+def thin_products(x: Tensor, A: Tensors, B_T: Tensors, biases: Biases) -> ThinProducts:
     """By which these are computed; takes what `ThinProducts.down_and_up` takes."""
     on_gpu = x.is_cuda or kernels._INTERPRETED
     if not on_gpu or x.dtype.itemsize != 2 or not kernels.enabled or type(x) is not Tensor:
@@ -239,7 +220,7 @@ def _up(Ax: Tensor, B_T: Tensor, bias: Tensor | None) -> Tensor:
     return Ax.mm(B_T) if bias is None else torch.addmm(bias, Ax, B_T)
 
 
-def _stacked(A: Sequence[Tensor]) -> Tensor:
+def _stacked(A: Tensors) -> Tensor:
     """(layers * r, in)"""
     return A[0] if len(A) == 1 else torch.cat(tuple(A))
 
