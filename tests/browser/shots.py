@@ -103,6 +103,7 @@ def panels(browser, lab: Jupyter) -> Iterator[tuple[str, bytes]]:
 def fit(page, panel, width: int) -> None:
     """Make the window so large that the panel is that wide, and all of it in view."""
     for _ in range(2):  # the second time, what a scroll bar took is known
+        panel.wait_for(timeout=LONG)
         box, window = panel.bounding_box(), page.viewport_size
         page.set_viewport_size(
             {"width": round(window["width"] + width - box["width"]), "height": 7000}

@@ -163,10 +163,10 @@ def test_controls_step_through_recorded_values_alone(opened, models):
     assert box.input_value() == "8"
     slider.fill("700")  # a drag to somewhere between
     assert box.input_value() == "64"
+    page.locator("pre.vblora-code", has_text="num_vectors=64").wait_for()
     assert fact(page, "stored adapter").inner_text() == readable(
         plan(models["two"], config_of()).stored_bytes
     )
-    assert "num_vectors=64" in page.locator("pre.vblora-code").inner_text()
 
 
 def test_another_model_keeps_what_was_chosen(opened, models):

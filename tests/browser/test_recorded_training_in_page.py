@@ -98,6 +98,15 @@ def test_the_map_and_the_texts_go_with_the_step(opened):
     assert page.locator(".vblora-scrubber").is_hidden()  # there is one slider, not two
 
 
+def test_there_is_one_slider_before_the_first_frame_too(browser, file):
+    page = browser.new_page()
+    page.add_init_script("window.requestAnimationFrame = () => 0;")
+    page.goto(file.as_uri())
+    page.locator("canvas").nth(1).wait_for(state="attached")
+    assert slider(page).count() == 1
+    page.close()
+
+
 def test_keys_step_and_space_plays_and_pauses(opened):
     page = opened()
     slider(page).focus()
