@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import html.parser
 import json
 import pickle
@@ -198,8 +199,13 @@ def test_the_head_that_a_task_trains_is_counted(make, task, targets, bias, tmp_p
 
 def allocated(model, tokens, **labels):
     """Bytes on the CPU that a pass takes and doesn't give back, as PyTorch's profiler sees it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss = model(input_ids=tokens, **labels)[0]
+    gc.collect()
+    gc.disable()  # or it may give back what an earlier model took
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            loss = model(input_ids=tokens, **labels)[0]
+    finally:
+        gc.enable()
     assert loss.requires_grad
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
