@@ -547,21 +547,21 @@ def test_a_stored_page_lights_what_is_pinned_now_and_not_what_was_when_it_was_st
     selection = selection_of()
     widget = rows_of(selection)
     says = "document.querySelector('.vblora-readout').textContent"
-    pinned = {1: "pinned: " + sentence(selection, 1)}
+    told = {1: "pinned: " + sentence(selection, 1)}
 
     def drawn(page, row):
         """The picture once the read-out tells that it shows `row`: both change in one frame."""
         page.locator(".vblora-stage canvas").evaluate("canvas => canvas.blur()")
-        page.wait_for_function(f"told => {says} === told", arg=pinned[row])
+        page.wait_for_function(f"words => {says} === words", arg=told[row])
         return picture(page.locator(".vblora-stage canvas"))
 
     expected = {}
     for row in (-1, 1):
         widget.pinned_row = row
         page = stored(widget)
-        pinned.setdefault(row, page.evaluate(says))
+        told.setdefault(row, page.evaluate(says))
         expected[row] = drawn(page, row)
-    assert not pinned[-1].startswith("pinned")
+    assert not told[-1].startswith("pinned")
     widget.pinned_row = 20
     page = stored(widget)
     for row in (1, -1):

@@ -129,7 +129,7 @@ def test_a_person_trains_live_and_stops(page, screenshots):
     # Hovering reads out what the selection says, on both charts.
     heatmap.scroll_into_view_if_needed()
     heatmap.hover(position={"x": 300, "y": 200})
-    panel.locator(".vblora-readout", has_text="of bank vector").wait_for()
+    panel.locator(".vblora-readout").nth(1).filter(has_text="of bank vector").wait_for()
     page.screenshot(path=screenshots / "4-stopped.png")
 
     # Controls, loss and map fit into one window.

@@ -167,6 +167,7 @@ def test_controls_step_through_recorded_values_alone(opened, models):
     assert fact(page, "stored adapter").inner_text() == readable(
         plan(models["two"], config_of()).stored_bytes
     )
+    assert "num_vectors=64" in page.locator("pre.vblora-code").inner_text()
 
 
 def test_another_model_keeps_what_was_chosen(opened, models):

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.speed.interpreted import INTERPRETED
+from tests.speed.test_thin_products import made
 from vblora_lab.speed import kernels, row_kernel, thin_kernels
-from vblora_lab.speed.thin_products import FusedThinProducts
+from vblora_lab.speed.thin_products import LONGEST, FusedThinProducts
 
 triton = pytest.importorskip("triton", reason="Triton isn't installed; it has no build for this")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter replaces the compiler")
@@ -100,16 +101,13 @@ LAYERS = {
 @pytest.mark.parametrize("layers", LAYERS)
 def test_thin_products(launched, layers):
     rows, size, outs, r = LAYERS[layers]
-    n = len(outs)
-    wide = torch.empty(r, n * size + sum(outs), dtype=torch.bfloat16)
-    parts = wide.split([size] * n + list(outs), dim=1)
-    A, B_T = parts[:n], parts[n:]
-    thin = FusedThinProducts(rows, size, outs, r, (wide.stride(0),) * 2, biased=True)
-    x, biases = A[0].new_empty(rows, size), [A[0].new_empty(out) for out in outs]
+    x, A, B_T, biases = made(rows, size, outs, r, torch.bfloat16)
+    strides = A[0].stride(0), B_T[0].stride(0)
+    thin = FusedThinProducts(rows, size, outs, r, strides, biased=True)
     Ax, stacked, ys = thin.down_and_up(x, A, B_T, biases)
     gAx, _ = thin.back_through(ys, A, stacked, B_T)
     thin.gradients(x, ys, Ax, gAx)
-    assert len(launched) == (3 if sum(outs) <= 8192 else 2)
+    assert len(launched) == (3 if sum(outs) <= LONGEST else 2)
 
 
 @pytest.mark.parametrize(("num_vectors", "length", "topk"), [(90, 256, 2), (2048, 48, 3)])
