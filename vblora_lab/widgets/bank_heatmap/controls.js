@@ -69,7 +69,6 @@ class Scrubber {
   constructor(root, model, data) {
     Object.assign(this, { model, data, timer: null });
     this.box = make(root, "div", "vblora-scrubber");
-    this.box.hidden = true; // until it is drawn: a recorded training has a slider of its own
     this.play = button(this.box, "▶ Play", () => (this.timer ? this.stop() : this.start()));
     const middle = make(this.box, "div", "vblora-map-track");
     this.curve = make(middle, "div", "vblora-curve");

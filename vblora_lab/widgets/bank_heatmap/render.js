@@ -13,7 +13,9 @@ function render({ model, el }) {
   const views = new Views(parts.root, model, data);
   const bench = new Bench(parts.root, model, data);
   // What is around the map changes with the data, not with the pointer.
-  const around = oncePerFrame(() => { for (const part of [toolbar, scrubber, views, bench, table]) part.draw(); });
+  const outer = [toolbar, scrubber, views, bench, table];
+  for (const part of outer) part.box.hidden = true; // drawn, each decides whether it is shown
+  const around = oncePerFrame(() => { for (const part of outer) part.draw(); });
   const all = () => { map.redraw(); around(); };
   const onData = () => { data.stale = true; all(); };
   const onRows = () => { map.forget(); onData(); };

@@ -4,7 +4,6 @@ class Table {
   constructor(root, model, data, map) {
     Object.assign(this, { model, data, map, open: false, page: 0 });
     this.box = make(root, "div", "vblora-table");
-    this.box.hidden = true;
     const bar = make(this.box, "div", "vblora-toolbar");
     this.previous = button(bar, "Previous", () => this.turn(-1));
     this.next = button(bar, "Next", () => this.turn(1));
