@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from report_large import large_parts, methods_of
 
 RESULTS = Path(__file__).parent / "results"
-OURS, CAPTURED = "vblora_lab", "vblora_lab, captured"
+OURS, CAPTURED, EAGER = "vblora_lab", "vblora_lab, captured", "vblora_lab, eager"
 FROZEN, LORA, STOCK = "frozen base", "PEFT LoRA", "PEFT VB-LoRA"
 # Okabe and Ito's colours, and a marker each, so that colour isn't needed to tell them apart.
 LOOKS = {
@@ -69,6 +69,11 @@ def gpu_targets(records: list[Record]) -> Iterator[Target]:
             yield at_most(
                 f"{row}: memory above the frozen base", 1.9, gib[OURS] - gib[FROZEN], " GiB"
             )
+    for record in of(records, "compiled"):
+        row, ms = record["row"], record["milliseconds"]
+        yield at_most(f"{row}: compiled step against PEFT LoRA's", 1.15, ms[OURS] / ms[LORA])
+        yield at_most(f"{row}: compiled step against the base's", 1.5, ms[OURS] / ms[FROZEN])
+        yield at_most(f"{row}: compiled step against the same eager", 1.0, ms[OURS] / ms[EAGER])
     for record in of(records, "generation"):
         ms = record["milliseconds"]
         yield at_most(f"{record['row']}: token against the frozen base", 1.1, ms[OURS] / ms[FROZEN])
