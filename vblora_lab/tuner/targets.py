@@ -216,7 +216,10 @@ def _fill_in_targets(
         f"target_modules isn't given, and there is no default for {type(model).__name__} "
         f"(model_type {model_type!r}). {endings_hint(named)}"
     )
-    return [Problem("target_modules", message, ALL_LINEAR if endings(named) else None)]
+    if not endings(named):
+        return [Problem("target_modules", message)]
+    message += f" Name some of them, or say {ALL_LINEAR!r} for all but the output head."
+    return [Problem("target_modules", message, ALL_LINEAR)]
 
 
 def _drop_dead_names(
