@@ -261,7 +261,7 @@ def test_an_adapter_named_like_a_module_would_lose_that_module_on_saving():
 
 def test_an_unknown_architecture_needs_target_modules():
     base = CASES["linear"].base()
-    with pytest.raises(TargetError, match="first, second.*'all-linear'"):
+    with pytest.raises(TargetError, match=r"first, second.*'all-linear'"):
         lab.get_peft_model(base, VBLoRAConfig(**SMALL))
 
 
