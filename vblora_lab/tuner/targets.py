@@ -218,7 +218,7 @@ def _fill_in_targets(
     )
     if not endings(named):
         return [Problem("target_modules", message)]
-    message += f" Name some of them, or say {ALL_LINEAR!r} for all but the output head."
+    message += f" Name some of them, or say {ALL_LINEAR!r}."
     return [Problem("target_modules", message, ALL_LINEAR)]
 
 
